@@ -1,0 +1,59 @@
+"""The one error tree. Every error that Veritrain raises on purpose is a `VeritrainError`.
+
+    VeritrainError
+    ├── UsageError              the caller asked for something that cannot be done
+    │   └── JobError            the job cannot be loaded or is not valid
+    ├── NumericsError           a step cannot be given machine-independent bits
+    │   └── UnsupportedOperatorError   an operator without a rule, refused by name
+    ├── TranscriptError         bytes that another party wrote are malformed: names file and place
+    ├── VerificationError       the bytes are well formed, the claim they make is false
+    └── InconclusiveError       neither true nor false could be shown (missing data, other environment)
+
+`exit_code` is what the command line returns when the error reaches it: 0 accepted, 1 rejected,
+2 bad usage or unreadable input, 3 inconclusive.
+"""
+
+from __future__ import annotations
+
+
+class VeritrainError(Exception):
+    """Base class. The message is for people: what, where, expected and got, what to do next."""
+
+    exit_code = 2
+
+
+class UsageError(VeritrainError):
+    """The caller asked for something that cannot be done as asked."""
+
+
+class JobError(UsageError):
+    """The job file or `Job` object cannot be used."""
+
+
+class NumericsError(VeritrainError):
+    """A step cannot be given bits that are independent of the machine."""
+
+
+class UnsupportedOperatorError(NumericsError):
+    """An operator has no rule under the job's numerics; it is refused by name."""
+
+
+class TranscriptError(VeritrainError):
+    """Bytes that another party wrote are malformed. Says which file and which place in it."""
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(f"{where}: {problem}")
+        self.where = where
+        self.problem = problem
+
+
+class VerificationError(VeritrainError):
+    """Well-formed bytes make a claim that is false."""
+
+    exit_code = 1
+
+
+class InconclusiveError(VeritrainError):
+    """Neither acceptance nor rejection could be justified."""
+
+    exit_code = 3
