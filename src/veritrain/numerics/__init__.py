@@ -1,0 +1,5 @@
+"""What makes a step replayable: profiles, rules, exact kernels, counter-based random numbers."""
+
+from veritrain.numerics.profile import Profile, resolve
+
+__all__ = ["Profile", "resolve"]

@@ -1,0 +1,368 @@
+"""Fused CPU kernels of the integer arithmetic that gives `exact` numerics its order-free sums.
+
+A *slice* is the set of values that share one power-of-two scale: a row, a column, a channel. Tensors
+are seen as four axes (P, A, C, B), C-contiguous; one slice is x[p, :, c, :]. Rows of an (R, K) matrix
+are (1, 1, R, K), its columns (1, R, K, 1), the channels of an image batch (1, N, C, H*W).
+
+Definitions (docs/numerics.md, "Scaled integers"):
+    top(s)   = largest magnitude of the slice
+    E(s)     = exponent with 2**(E-1) <= top < 2**E; subnormals and zero count as E = -125
+    q(x)     = x * 2**(bits - E) rounded half to even: an integer of magnitude at most 2**bits
+A slice that holds an infinity or a NaN has the scale NaN and the integers 0, so all that is computed
+from it is NaN.
+
+Every operation here is an IEEE basic operation on binary32/binary64, without contraction or
+reassociation (fastmath stays off), or an integer operation: the bits do not depend on the machine.
+"""
+
+# pyright: reportUnknownParameterType=false, reportMissingParameterType=false
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from veritrain.numerics.parallel import run
+
+# Adding 1.5 * 2**52 to |x| <= 2**51 rounds x half to even to an integer (round-to-nearest mode); the
+# low bits of the sum then are that integer.
+_MAGIC = 1.5 * 2.0**52
+_MAGIC_BITS = np.float64(_MAGIC).view(np.int64)
+_NOT_FINITE = np.int32(0x7F800000)  # magnitude bits of infinity; NaN is above
+_MAGNITUDE = np.int32(0x7FFFFFFF)
+_GRAIN = 1 << 15  # values that one thread should have at least
+
+jit = numba.njit(nogil=True, cache=True, error_model="numpy")
+
+MAX_BITS = 51  # of a rounded value, by the rounding trick
+EXACT_BITS = 53  # integers up to 2**53 are exact in binary64
+
+
+def contraction_bits(inner: int) -> int:
+    """Bits of each operand of a contraction of inner length `inner` >= 1.
+
+    Sums of `inner` products of two such integers stay within 2**53.
+    """
+    return (EXACT_BITS - _ceil_log2(inner)) // 2
+
+
+def sum_bits(count: int) -> int:
+    """Bits of each summand of a sum of `count` >= 1 values; the sum stays within 2**53."""
+    return min(MAX_BITS, EXACT_BITS - _ceil_log2(count))
+
+
+def _ceil_log2(n: int) -> int:
+    return (n - 1).bit_length()
+
+
+@jit
+def _top_bits(bits_pacb, p, c):
+    """Magnitude bits of the largest value of slice (p, c): integer order is magnitude order."""
+    top = np.int32(0)
+    for a in range(bits_pacb.shape[1]):
+        row = bits_pacb[p, a, c]
+        for b in range(row.shape[0]):
+            top = max(top, np.int32(row[b] & _MAGNITUDE))
+    return top
+
+
+@jit
+def exponent(top):
+    """E of the definition, from magnitude bits."""
+    return max(top >> 23, 1) - 126
+
+
+@jit
+def _quantise_kernel(x_pacb, bits_pacb, bits, q_pacb, scale_pc, start, stop):
+    num_c = x_pacb.shape[2]
+    for s in range(start, stop):
+        p = s // num_c
+        c = s - p * num_c
+        top = _top_bits(bits_pacb, p, c)
+        finite = top < _NOT_FINITE
+        scale_pc[p, c] = math.ldexp(1.0, exponent(top) - bits) if finite else np.nan
+        factor = math.ldexp(1.0, bits - exponent(top)) if finite else 0.0
+        for a in range(x_pacb.shape[1]):
+            source = x_pacb[p, a, c]
+            target = q_pacb[p, a, c]
+            if finite:
+                for b in range(source.shape[0]):
+                    target[b] = (np.float64(source[b]) * factor + _MAGIC) - _MAGIC
+            else:
+                for b in range(source.shape[0]):
+                    target[b] = 0.0
+
+
+@jit
+def _quantise_columns_kernel(x_pac, bits_pac, bits, q_pac, scale_pc, width, start, stop):
+    """The same where B = 1: blocks of `width` neighbouring slices, so that memory is read in order."""
+    num_a, num_c = x_pac.shape[1], x_pac.shape[2]
+    blocks = (num_c + width - 1) // width
+    top = np.empty(width, np.int32)
+    factor = np.empty(width, np.float64)
+    for block in range(start, stop):
+        p = block // blocks
+        low = (block - p * blocks) * width
+        high = min(low + width, num_c)
+        top[:] = 0
+        for a in range(num_a):
+            row = bits_pac[p, a, low:high]
+            for i in range(row.shape[0]):
+                top[i] = max(top[i], np.int32(row[i] & _MAGNITUDE))
+        for i in range(high - low):
+            finite = top[i] < _NOT_FINITE
+            scale_pc[p, low + i] = math.ldexp(1.0, exponent(top[i]) - bits) if finite else np.nan
+            factor[i] = math.ldexp(1.0, bits - exponent(top[i])) if finite else np.nan
+        for a in range(num_a):
+            source = x_pac[p, a, low:high]
+            target = q_pac[p, a, low:high]
+            for i in range(source.shape[0]):
+                value = (np.float64(source[i]) * factor[i] + _MAGIC) - _MAGIC
+                target[i] = value if value == value else 0.0
+
+
+@jit
+def _total_kernel(x_pacb, bits_pacb, bits, total_pc, start, stop):
+    num_c = x_pacb.shape[2]
+    for s in range(start, stop):
+        p = s // num_c
+        c = s - p * num_c
+        top = _top_bits(bits_pacb, p, c)
+        if top >= _NOT_FINITE:
+            total_pc[p, c] = np.nan
+            continue
+        factor = math.ldexp(1.0, bits - exponent(top))
+        total = np.int64(0)
+        for a in range(x_pacb.shape[1]):
+            row = x_pacb[p, a, c]
+            for b in range(row.shape[0]):
+                total += np.float64(np.float64(row[b]) * factor + _MAGIC).view(np.int64) - _MAGIC_BITS
+        scale = math.ldexp(1.0, exponent(top) - bits)
+        total_pc[p, c] = np.float32(np.float64(total) * scale)
+
+
+@jit
+def _total_columns_kernel(x_pac, bits_pac, bits, total_pc, width, start, stop):
+    num_a, num_c = x_pac.shape[1], x_pac.shape[2]
+    blocks = (num_c + width - 1) // width
+    top = np.empty(width, np.int32)
+    factor = np.empty(width, np.float64)
+    total = np.empty(width, np.int64)
+    for block in range(start, stop):
+        p = block // blocks
+        low = (block - p * blocks) * width
+        high = min(low + width, num_c)
+        top[:] = 0
+        total[:] = 0
+        for a in range(num_a):
+            row = bits_pac[p, a, low:high]
+            for i in range(row.shape[0]):
+                top[i] = max(top[i], np.int32(row[i] & _MAGNITUDE))
+        for i in range(high - low):
+            finite = top[i] < _NOT_FINITE
+            factor[i] = math.ldexp(1.0, bits - exponent(top[i])) if finite else 0.0
+        for a in range(num_a):
+            source = x_pac[p, a, low:high]
+            for i in range(source.shape[0]):
+                rounded = np.float64(np.float64(source[i]) * factor[i] + _MAGIC)
+                total[i] += rounded.view(np.int64) - _MAGIC_BITS
+        for i in range(high - low):
+            if top[i] < _NOT_FINITE:
+                scale = math.ldexp(1.0, exponent(top[i]) - bits)
+                total_pc[p, low + i] = np.float32(np.float64(total[i]) * scale)
+            else:
+                total_pc[p, low + i] = np.nan
+
+
+@jit
+def exact_sum(values):
+    """Sum of a 1-D float32 array as integers of `sum_bits(len)`, rounded once to float32."""
+    count = values.shape[0]
+    if count == 0:
+        return np.float32(0.0)
+    pattern = values.view(np.int32)
+    top = np.int32(0)
+    for i in range(count):
+        top = max(top, np.int32(pattern[i] & _MAGNITUDE))
+    if top >= _NOT_FINITE:
+        return np.float32(np.nan)
+    log2 = 0
+    while (1 << log2) < count:
+        log2 += 1
+    shift = min(MAX_BITS, EXACT_BITS - log2) - exponent(top)
+    factor = math.ldexp(1.0, shift)
+    total = np.int64(0)
+    for i in range(count):
+        total += np.float64(np.float64(values[i]) * factor + _MAGIC).view(np.int64) - _MAGIC_BITS
+    return np.float32(np.float64(total) * math.ldexp(1.0, -shift))
+
+
+# A product of zeros may come out of a matrix engine as -0; adding +0 makes every zero +0.
+
+
+@jit
+def _rescale_kernel(c_rn, row_scale_r, column_scale_pn, rows_per_p, out_rn, start, stop):
+    for r in range(start, stop):
+        source = c_rn[r]
+        target = out_rn[r]
+        columns = column_scale_pn[r // rows_per_p]
+        for n in range(source.shape[0]):
+            target[n] = np.float32(source[n] * row_scale_r[r] * columns[n] + 0.0)
+
+
+@jit
+def _rescale_rows_kernel(c_rn, scale_r, out_rn, start, stop):
+    for r in range(start, stop):
+        source = c_rn[r]
+        target = out_rn[r]
+        for n in range(source.shape[0]):
+            target[n] = np.float32(source[n] * scale_r[r] + 0.0)
+
+
+@jit
+def _accumulate_kernel(values_nd, row_n, factor, total_rd, start, stop):
+    """Add rows of integers; a thread owns the columns [start, stop) of every row."""
+    for n in range(values_nd.shape[0]):
+        source = values_nd[n, start:stop]
+        target = total_rd[row_n[n], start:stop]
+        for d in range(source.shape[0]):
+            rounded = np.float64(np.float64(source[d]) * factor + _MAGIC)
+            target[d] += rounded.view(np.int64) - _MAGIC_BITS
+
+
+def _pacb(x: Tensor, shape: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The values of a contiguous fp32 tensor as (P, A, C, B), and the same memory as int32."""
+    values = x.detach().numpy().reshape(shape)
+    return values, values.view(np.int32)
+
+
+_COLUMN_BLOCK = 256  # slices; two such rows of fp32 and their factors stay in the first-level cache
+
+
+def quantise(x: Tensor, shape: tuple[int, int, int, int], bits: int) -> tuple[Tensor, Tensor]:
+    """Round each slice of `x` to scaled integers.
+
+    Args:
+        x: float32, contiguous; seen as `shape` = (P, A, C, B).
+        bits: integer width, at most 51.
+
+    Returns:
+        The integers as float64 in the shape of `x`, and the scale of each slice, float64 (P, C);
+        integer times scale is the rounded value.
+    """
+    num_p, num_a, num_c, num_b = shape
+    values, pattern = _pacb(x, shape)
+    q = torch.empty(x.shape, dtype=torch.float64)
+    scale = torch.empty((num_p, num_c), dtype=torch.float64)
+    target = q.numpy().reshape(shape)
+    if num_b == 1 and num_a > 1:
+        width = min(_COLUMN_BLOCK, num_c)
+        blocks = num_p * -(-num_c // max(width, 1))
+        run(
+            _quantise_columns_kernel, blocks,
+            values[..., 0], pattern[..., 0], bits, target[..., 0], scale.numpy(), width,
+            grain=_grain(num_a * width),
+        )  # fmt: skip
+    else:
+        run(
+            _quantise_kernel, num_p * num_c, values, pattern, bits, target, scale.numpy(),
+            grain=_grain(num_a * num_b),
+        )  # fmt: skip
+    return q, scale
+
+
+def total(x: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    """Sum each slice of `x` as integers of `sum_bits(A * B)`, rounded once to float32: (P, C).
+
+    The sum of an empty slice is +0.
+    """
+    num_p, num_a, num_c, num_b = shape
+    if num_a * num_b == 0:
+        return torch.zeros((num_p, num_c))
+    out = torch.empty((num_p, num_c))
+    values, pattern = _pacb(x, shape)
+    bits = sum_bits(num_a * num_b)
+    if num_b == 1 and num_a > 1:
+        width = min(_COLUMN_BLOCK, num_c)
+        run(
+            _total_columns_kernel, num_p * -(-num_c // max(width, 1)),
+            values[..., 0], pattern[..., 0], bits, out.numpy(), width,
+            grain=_grain(num_a * width),
+        )  # fmt: skip
+    else:
+        run(
+            _total_kernel, num_p * num_c, values, pattern, bits, out.numpy(),
+            grain=_grain(num_a * num_b),
+        )  # fmt: skip
+    return out
+
+
+def rescale(c: Tensor, row_scale: Tensor, column_scale: Tensor) -> Tensor:
+    """Scale integer products back and round once to float32.
+
+    Args:
+        c: float64 (P, M, N), contiguous: integers of magnitude at most 2**53.
+        row_scale: float64 (P, M). column_scale: float64 (P, N). Powers of two or NaN.
+
+    Returns:
+        float32 (P, M, N).
+    """
+    num_p, num_m, num_n = c.shape
+    out = torch.empty(c.shape)
+    run(
+        _rescale_kernel, num_p * num_m,
+        c.numpy().reshape(num_p * num_m, num_n), row_scale.numpy().reshape(-1),
+        column_scale.numpy(), max(num_m, 1), out.numpy().reshape(num_p * num_m, num_n),
+        grain=_grain(num_n),
+    )  # fmt: skip
+    return out
+
+
+def rescale_rows(c: Tensor, scale: Tensor) -> Tensor:
+    """Scale row r of `c`, float64 (R, N) contiguous, by `scale[r]` and round once to float32."""
+    out = torch.empty(c.shape)
+    run(
+        _rescale_rows_kernel, c.shape[0], c.numpy(), scale.numpy(), out.numpy(),
+        grain=_grain(c.shape[1]),
+    )  # fmt: skip
+    return out
+
+
+def accumulate(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """Add `values[n]` to row `rows[n]` of a zero matrix, exactly, in no order.
+
+    All of `values` is one slice of `sum_bits(N)`: no row can receive more than N summands.
+
+    Args:
+        values: float32 (N, D) contiguous. rows: int64 (N,), each in [0, num_rows).
+
+    Returns:
+        float32 (num_rows, D); NaN everywhere if a value is not finite.
+
+    Raises:
+        IndexError: a row outside the range.
+    """
+    num_n, num_d = values.shape
+    if num_n == 0:
+        return torch.zeros((num_rows, num_d))
+    if int(rows.min()) < 0 or int(rows.max()) >= num_rows:
+        raise IndexError(f"row index outside [0, {num_rows})")
+    _, pattern = _pacb(values, (1, 1, 1, num_n * num_d))
+    top = int(_top_bits(pattern, 0, 0)) if num_d else 0
+    if top >= _NOT_FINITE:
+        return torch.full((num_rows, num_d), math.nan)
+    shift = sum_bits(num_n) - int(exponent(top))
+    totals = torch.zeros((num_rows, num_d), dtype=torch.int64)
+    run(
+        _accumulate_kernel, num_d,
+        values.detach().numpy(), rows.numpy(), math.ldexp(1.0, shift), totals.numpy(),
+        grain=max(16, _grain(num_n)),
+    )  # fmt: skip
+    return totals.double().mul_(math.ldexp(1.0, -shift)).float()
+
+
+def _grain(values_per_item: int) -> int:
+    return max(1, _GRAIN // max(values_per_item, 1))

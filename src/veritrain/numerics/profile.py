@@ -1,0 +1,114 @@
+"""Numerics profiles: what defines the bits of a step, and the context that puts it in force.
+
+Inside `Profile.active(seed, purpose, step)` every torch operator follows the profile, and every random
+number (torch, `random`, `numpy.random`) is a function of (seed, purpose, step, call). The caller's own
+generators are as before when the context is left.
+"""
+
+from __future__ import annotations
+
+import random as python_random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from veritrain.errors import UsageError
+from veritrain.numerics.random import Stream
+
+
+class Profile(ABC):
+    """One way to define a step's bits. `name` and `version` are written in a transcript's header."""
+
+    name: str
+    version: int
+
+    @contextmanager
+    def active(self, *, seed: int, purpose: str, step: int) -> Iterator[None]:
+        """Put the profile in force, with random numbers keyed by (seed, purpose, step, call).
+
+        Args:
+            seed: 0 <= seed < 2**256. purpose: what the numbers are for. step: counts from 0.
+        """
+        stream = Stream(seed, purpose, step)
+        with _ambient_generators(stream), self._operators(stream):
+            yield
+
+    @abstractmethod
+    def _operators(self, stream: Stream) -> AbstractContextManager[object]:
+        """How torch operators are computed."""
+
+    @abstractmethod
+    def canonicalise(self, optimizer: Optimizer) -> None:
+        """Bring the optimiser's implementation flags to the profile's one canonical sequence."""
+
+
+class Native(Profile):
+    """The machine's own kernels: no promise beyond the same machine and software."""
+
+    name = "native"
+    version = 1
+
+    @contextmanager
+    def _operators(self, stream: Stream) -> Iterator[None]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream.next_key())
+            yield
+
+    def canonicalise(self, optimizer: Optimizer) -> None:
+        """The user's flags stand."""
+
+
+class Exact(Profile):
+    """Arithmetic without an order: the same bits on every machine."""
+
+    name = "exact"
+    version = 1
+
+    @contextmanager
+    def _operators(self, stream: Stream) -> Iterator[None]:
+        from veritrain.numerics.mode import ExactMode  # loads numba
+
+        # The fused attention kernels hide their operators; the composite form shows them.
+        with sdpa_kernel([SDPBackend.MATH]), ExactMode(stream):
+            yield
+
+    def canonicalise(self, optimizer: Optimizer) -> None:
+        """SGD, Adam and AdamW take the fused update; others their plain loop."""
+        fused = isinstance(optimizer, (SGD, Adam, AdamW))
+        for group in optimizer.param_groups:
+            if "foreach" in group:
+                group["foreach"] = False
+            if "fused" in group:
+                group["fused"] = fused
+
+
+_PROFILES: dict[str, Profile] = {profile.name: profile for profile in (Native(), Exact())}
+
+
+def resolve(name: str) -> Profile:
+    """The profile called `name`.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name not in _PROFILES:
+        raise UsageError(f"numerics {name!r} is unknown; choose one of {sorted(_PROFILES)}")
+    return _PROFILES[name]
+
+
+@contextmanager
+def _ambient_generators(stream: Stream) -> Iterator[None]:
+    """Key Python's and numpy's global generators; give the caller's back afterwards."""
+    python_state, numpy_state = python_random.getstate(), np.random.get_state()  # noqa: NPY002
+    python_random.seed(stream.next_key())
+    np.random.seed(stream.next_key() % 2**32)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        python_random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002

@@ -1,0 +1,19 @@
+"""The rules of `exact` numerics, one module per kind of operator.
+
+Importing this package registers all of them; `lookup` finds the rule of an ATen operator.
+"""
+
+from veritrain.numerics.rules import (  # noqa: F401  (registration)
+    as_is,
+    contraction,
+    losses,
+    normalisation,
+    optimisers,
+    pointwise,
+    pooling,
+    random,
+    sums,
+)
+from veritrain.numerics.rules.table import Kind, Rule, covered, lookup
+
+__all__ = ["Kind", "Rule", "covered", "lookup"]

@@ -1,0 +1,48 @@
+"""Operators whose own kernels already follow the definition on every machine.
+
+MOVEMENT creates, moves, selects or compares values. IEEE is exactly one correctly rounded basic
+operation per value; PyTorch's kernels of these were compared over instruction sets and thread counts
+(tests/numerics/test_machines.py). An operator of two roundings is not here: its kernel may fuse them.
+"""
+
+from __future__ import annotations
+
+from veritrain.numerics.rules.table import Kind, as_is
+
+as_is(
+    Kind.MOVEMENT,
+    """
+    alias as_strided clone contiguous copy copy_ detach detach_ lift lift_fresh lift_fresh_copy
+    _to_copy view _unsafe_view reshape _reshape_alias expand expand_as flatten unflatten
+    permute transpose t numpy_T squeeze unsqueeze squeeze_ unsqueeze_ movedim view_as_real
+    select slice split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unbind narrow
+    diagonal cat stack hstack vstack repeat repeat_interleave roll flip tile unfold
+    index index_select gather take masked_select masked_fill masked_fill_ masked_scatter
+    index_fill index_copy scatter where select_scatter slice_scatter diagonal_scatter
+    constant_pad_nd reflection_pad1d reflection_pad2d replication_pad2d
+    empty empty_like empty_strided new_empty new_empty_strided
+    zeros zeros_like new_zeros ones ones_like new_ones full full_like new_full
+    fill fill_ zero zero_ eye scalar_tensor _local_scalar_dense item
+    tril triu tril_indices triu_indices nonzero one_hot bucketize searchsorted
+    eq ne lt le gt ge logical_and logical_or logical_not logical_xor isnan isinf isfinite
+    bitwise_and bitwise_or bitwise_not bitwise_xor __and__ __or__ __xor__ bitwise_left_shift
+    bitwise_right_shift __lshift__ __rshift__
+    equal is_nonzero is_same_size any all argmax argmin max min amax amin aminmax
+    maximum minimum fmax fmin clamp clamp_min clamp_max sort argsort topk
+    max_pool2d_with_indices max_pool3d_with_indices embedding
+    relu threshold threshold_backward hardtanh hardtanh_backward
+    nan_to_num set_ resize_ pixel_shuffle pixel_unshuffle im2col
+    sym_size sym_stride sym_numel sym_storage_offset _assert_async _assert_scalar
+    _has_compatible_shallow_copy_type slice_backward select_backward
+    upsample_nearest1d upsample_nearest2d upsample_nearest3d
+    record_stream _pin_memory is_pinned
+    """.split(),
+)
+
+as_is(
+    Kind.IEEE,
+    """
+    mul div divide multiply neg abs sign reciprocal floor ceil round trunc frac copysign
+    leaky_relu leaky_relu_backward
+    """.split(),
+)

@@ -1,0 +1,90 @@
+"""Losses: differences and selections in float32, sums exact (docs/numerics.md, "Losses")."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from veritrain.numerics.rules.sums import reduce_sum
+from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
+
+_NONE, _MEAN, _SUM = 0, 1, 2  # PyTorch's reduction codes
+
+
+def _reduce(losses: Tensor, reduction: int) -> Tensor:
+    if reduction == _NONE:
+        return losses
+    summed = reduce_sum(losses, None)
+    return summed / losses.numel() if reduction == _MEAN else summed
+
+
+def _reduced_grad(grad: Tensor, count: int, reduction: int) -> Tensor:
+    return grad / count if reduction == _MEAN else grad
+
+
+@rule(Kind.COMPOSITE, aten.mse_loss.default)
+def _mse_loss(x: Tensor, target: Tensor, reduction: int = _MEAN) -> Tensor:
+    require_float32("mse_loss", x, target)
+    difference = x - target
+    return _reduce(difference * difference, reduction)
+
+
+@rule(Kind.COMPOSITE, aten.mse_loss_backward.default)
+def _mse_loss_backward(grad: Tensor, x: Tensor, target: Tensor, reduction: int) -> Tensor:
+    require_float32("mse_loss_backward", grad, x, target)
+    return _reduced_grad(grad, x.numel(), reduction) * ((x - target) * 2)
+
+
+def _class_weights(
+    x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    """Valid class indices (ignored ones replaced by 0) and the weight of each position."""
+    kept = target != ignore_index
+    safe = torch.where(kept, target, 0)
+    if safe.numel() and (int(safe.min()) < 0 or int(safe.max()) >= x.shape[1]):
+        raise IndexError(f"class index outside [0, {x.shape[1]})")
+    each = torch.ones(safe.shape) if weight is None else weight[safe]
+    return safe, torch.where(kept, each, 0.0)
+
+
+def _batched(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    return (x[None], target[None]) if x.ndim == 1 else (x, target)
+
+
+@rule(Kind.COMPOSITE, aten.nll_loss_forward.default, aten.nll_loss2d_forward.default)
+def _nll_loss_forward(
+    x: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    require_float32("nll_loss", x, weight)
+    scores, classes = _batched(x, target)
+    safe, weights = _class_weights(scores, classes, weight, ignore_index)
+    picked = scores.gather(1, safe.unsqueeze(1)).squeeze(1)
+    # an ignored position has weight 0 and adds 0 even where its score is infinite
+    losses = torch.where(weights == 0, 0.0, -(picked * weights))
+    if reduction == _NONE:
+        return losses.view(target.shape), torch.zeros(())
+    total_weight = reduce_sum(weights, None)
+    summed = reduce_sum(losses, None)
+    return (summed / total_weight if reduction == _MEAN else summed), total_weight
+
+
+@rule(Kind.COMPOSITE, aten.nll_loss_backward.default, aten.nll_loss2d_backward.default)
+def _nll_loss_backward(
+    grad: Tensor,
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: int,
+    ignore_index: int,
+    total_weight: Tensor,
+) -> Tensor:
+    require_float32("nll_loss_backward", grad, x, weight)
+    scores, classes = _batched(x, target)
+    safe, weights = _class_weights(scores, classes, weight, ignore_index)
+    each = grad.view(classes.shape) if reduction == _NONE else grad
+    if reduction == _MEAN:
+        each = each / total_weight
+    filled = torch.zeros(scores.shape).scatter_(
+        1, safe.unsqueeze(1), torch.where(weights == 0, 0.0, -(weights * each)).unsqueeze(1)
+    )
+    return filled.view(x.shape)

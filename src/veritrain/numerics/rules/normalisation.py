@@ -1,0 +1,293 @@
+"""Batch, layer and group norm, softmax and log-softmax (docs/numerics.md, "Normalisation")."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from veritrain.numerics import elementary, norms
+from veritrain.numerics.integers import total
+from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
+
+Shape = tuple[int, int, int, int]
+
+
+def _rstd(variance: Tensor, eps: float) -> Tensor:
+    return torch.reciprocal(elementary.apply("sqrt", variance + eps))
+
+
+def _or_ones(weight: Tensor | None, count: int) -> Tensor:
+    return torch.ones(count) if weight is None else weight
+
+
+def _or_zeros(bias: Tensor | None, count: int) -> Tensor:
+    return torch.zeros(count) if bias is None else bias
+
+
+# Batch norm: one slice per channel of x (N, C, *S).
+
+
+def _channels(x: Tensor) -> Shape:
+    return 1, x.shape[0], x.shape[1], math.prod(x.shape[2:])
+
+
+def _batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise; in training also move the running statistics. Returns (y, mean, rstd)."""
+    require_float32("batch_norm", x, weight, bias, running_mean, running_var)
+    x = x.contiguous()
+    shape = _channels(x)
+    count = shape[1] * shape[3]
+    channels = x.shape[1]
+    if training or running_mean is None or running_var is None:
+        mean_pc, square_pc = norms.moments(x, shape)
+        mean, square = mean_pc[0], square_pc[0]
+        rstd = _rstd(square / count, eps)
+        if running_mean is not None:
+            running_mean.copy_(running_mean * (1 - momentum) + mean * momentum)
+        if running_var is not None:
+            unbiased = square / max(count - 1, 1)
+            running_var.copy_(running_var * (1 - momentum) + unbiased * momentum)
+    else:
+        mean, rstd = running_mean, _rstd(running_var, eps)
+    y = norms.normalise(
+        x, shape, mean[None], rstd[None], _or_ones(weight, channels), _or_zeros(bias, channels)
+    )
+    return y, mean, rstd
+
+
+@rule(Kind.COMPOSITE, aten.native_batch_norm.default, aten._native_batch_norm_legit.default)
+def _native_batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, mean, rstd = _batch_norm(
+        x, weight, bias, running_mean, running_var, training, momentum, eps
+    )
+    return (y, mean, rstd) if training else (y, torch.empty(0), torch.empty(0))
+
+
+@rule(Kind.COMPOSITE, aten._native_batch_norm_legit.no_stats)
+def _native_batch_norm_no_stats(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, training: bool, momentum: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _batch_norm(x, weight, bias, None, None, training, momentum, eps)
+
+
+@rule(Kind.COMPOSITE, aten.native_batch_norm_backward.default)
+def _native_batch_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    save_mean: Tensor | None,
+    save_rstd: Tensor | None,
+    training: bool,
+    eps: float,
+    output_mask: list[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    require_float32("batch_norm_backward", grad, x, weight)
+    grad, x = grad.contiguous(), x.contiguous()
+    shape = _channels(x)
+    per_channel = (1, -1, *[1] * (x.ndim - 2))
+    scale = _or_ones(weight, x.shape[1])
+    if training:
+        if save_mean is None or save_rstd is None:
+            raise ValueError("batch norm in training needs its saved statistics")
+        weighted = grad * scale.view(per_channel)
+        dx, _, _ = norms.normalise_backward(weighted, x, shape, save_mean[None], save_rstd[None])
+        mean, rstd = save_mean, save_rstd
+    else:
+        if running_mean is None or running_var is None:
+            raise ValueError("batch norm in evaluation needs running statistics")
+        mean, rstd = running_mean, _rstd(running_var, eps)
+        dx = grad * (scale * rstd).view(per_channel)
+    dweight = (
+        total(norms.times_xhat(grad, x, shape, mean[None], rstd[None]), shape)[0]
+        if output_mask[1]
+        else None
+    )
+    dbias = total(grad, shape)[0] if output_mask[2] else None
+    return (dx if output_mask[0] else None), dweight, dbias
+
+
+# Layer norm: one slice per row of x (rows, D).
+
+
+@rule(Kind.COMPOSITE, aten.native_layer_norm.default)
+def _native_layer_norm(
+    x: Tensor, normalized_shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    require_float32("layer_norm", x, weight, bias)
+    width = math.prod(normalized_shape)
+    rows = x.contiguous().view(-1, width)
+    mean, square = norms.moments(rows, (1, 1, *rows.shape))
+    rstd = _rstd(square[0] / width, eps)
+    y = norms.normalise_rows(
+        rows, mean[0], rstd, _flat(_or_ones(weight, width)), _flat(_or_zeros(bias, width))
+    )
+    stat_shape = [*x.shape[: x.ndim - len(normalized_shape)], *[1] * len(normalized_shape)]
+    return y.view(x.shape), mean.view(stat_shape), rstd.view(stat_shape)
+
+
+@rule(Kind.COMPOSITE, aten.native_layer_norm_backward.default)
+def _native_layer_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    normalized_shape: list[int],
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    output_mask: list[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    require_float32("layer_norm_backward", grad, x, weight)
+    width = math.prod(normalized_shape)
+    rows, grad_rows = x.contiguous().view(-1, width), grad.contiguous().view(-1, width)
+    shape: Shape = (1, 1, *rows.shape)  # type: ignore[assignment]
+    mean, rstd = mean.reshape(1, -1), rstd.reshape(1, -1)
+    weighted = grad_rows if weight is None else grad_rows * _flat(weight)
+    dx = None
+    if output_mask[0]:
+        dx = norms.normalise_backward(weighted, rows, shape, mean, rstd)[0].view(x.shape)
+    columns: Shape = (1, rows.shape[0], width, 1)
+    dweight = dbias = None
+    if output_mask[1]:
+        products = norms.times_xhat(grad_rows, rows, shape, mean, rstd)
+        dweight = total(products, columns).view(normalized_shape)
+    if output_mask[2]:
+        dbias = total(grad_rows, columns).view(normalized_shape)
+    return dx, dweight, dbias
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.detach().reshape(-1).contiguous()
+
+
+# Group norm: one slice per (sample, group); the weight is per channel.
+
+
+@rule(Kind.COMPOSITE, aten.native_group_norm.default)
+def _native_group_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    num_n: int,
+    num_c: int,
+    area: int,
+    groups: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    require_float32("group_norm", x, weight, bias)
+    x = x.contiguous()
+    width = num_c // groups * area
+    mean, square = norms.moments(x, (1, 1, num_n * groups, width))
+    rstd = _rstd(square / width, eps)
+    y = norms.normalise(
+        x, (1, 1, num_n * num_c, area), _spread(mean, num_c // groups),
+        _spread(rstd, num_c // groups), _or_ones(weight, num_c).repeat(num_n),
+        _or_zeros(bias, num_c).repeat(num_n),
+    )  # fmt: skip
+    return y, mean.view(num_n, groups), rstd.view(num_n, groups)
+
+
+@rule(Kind.COMPOSITE, aten.native_group_norm_backward.default)
+def _native_group_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    num_n: int,
+    num_c: int,
+    area: int,
+    groups: int,
+    output_mask: list[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    require_float32("group_norm_backward", grad, x, weight)
+    grad, x = grad.contiguous(), x.contiguous()
+    per_group: Shape = (1, 1, num_n * groups, num_c // groups * area)
+    mean, rstd = mean.reshape(1, -1), rstd.reshape(1, -1)
+    scaled = grad if weight is None else grad * weight.view(1, -1, *[1] * (x.ndim - 2))
+    dx = norms.normalise_backward(scaled, x, per_group, mean, rstd)[0] if output_mask[0] else None
+    channels: Shape = (1, num_n, num_c, area)
+    dweight = dbias = None
+    if output_mask[1]:
+        products = norms.times_xhat(grad, x, per_group, mean, rstd)
+        dweight = total(products, channels)[0]
+    if output_mask[2]:
+        dbias = total(grad, channels)[0]
+    return dx, dweight, dbias
+
+
+def _spread(statistic: Tensor, channels_per_group: int) -> Tensor:
+    return statistic.repeat_interleave(channels_per_group, dim=1)
+
+
+# Softmax over one axis, brought to the last place.
+
+
+def _rows(x: Tensor, dim: int) -> Tensor:
+    moved = x.movedim(dim, -1) if x.ndim else x.view(1)
+    return moved.contiguous().view(-1, max(moved.shape[-1], 1))
+
+
+def _unrows(rows: Tensor, like: Tensor, dim: int) -> Tensor:
+    if not like.ndim:
+        return rows.view(())
+    return rows.view(like.movedim(dim, -1).shape).movedim(-1, dim).contiguous()
+
+
+@rule(Kind.COMPOSITE, aten._softmax.default)
+def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
+    require_float32("softmax", x)
+    if not x.numel():
+        return torch.empty_like(x)
+    powers = elementary.apply("exp", norms.subtract_row_max(_rows(x, dim)))
+    return _unrows(norms.divide_by_row_sum_(powers), x, dim)
+
+
+@rule(Kind.COMPOSITE, aten._log_softmax.default)
+def _log_softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
+    require_float32("log_softmax", x)
+    if not x.numel():
+        return torch.empty_like(x)
+    shifted = norms.subtract_row_max(_rows(x, dim))
+    sums = total(elementary.apply("exp", shifted), (1, 1, *shifted.shape)).view(-1, 1)
+    return _unrows(shifted - elementary.apply("log", sums), x, dim)
+
+
+@rule(Kind.COMPOSITE, aten._softmax_backward_data.default)
+def _softmax_backward(grad: Tensor, y: Tensor, dim: int, input_dtype: Any) -> Tensor:
+    require_float32("softmax_backward", grad, y)
+    if not y.numel():
+        return torch.empty_like(y)
+    return _unrows(norms.softmax_backward(_rows(grad, dim), _rows(y, dim)), y, dim)
+
+
+@rule(Kind.COMPOSITE, aten._log_softmax_backward_data.default)
+def _log_softmax_backward(grad: Tensor, y: Tensor, dim: int, input_dtype: Any) -> Tensor:
+    require_float32("log_softmax_backward", grad, y)
+    if not y.numel():
+        return torch.empty_like(y)
+    rows, grads = _rows(y, dim), _rows(grad, dim)
+    sums = total(grads, (1, 1, *grads.shape)).view(-1, 1)
+    return _unrows(grads - elementary.apply("exp", rows) * sums, y, dim)

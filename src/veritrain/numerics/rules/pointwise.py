@@ -1,0 +1,175 @@
+"""Elementwise operators of more than one rounding: split into basic operations, or correctly rounded.
+
+A fused multiply-add is one rounding where its parts are two, and only some machines fuse; so what
+PyTorch fuses is written here as separate operations, each rounded to float32, in the order given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from veritrain.errors import UnsupportedOperatorError
+from veritrain.numerics import elementary
+from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
+
+
+@rule(Kind.IEEE, aten.add.Tensor, aten.add.Scalar)
+def _add(x: Any, y: Any, alpha: float = 1) -> Tensor:
+    return torch.add(x, y if alpha == 1 else torch.mul(y, alpha))
+
+
+@rule(Kind.IEEE, aten.sub.Tensor, aten.sub.Scalar)
+def _sub(x: Any, y: Any, alpha: float = 1) -> Tensor:
+    return torch.sub(x, y if alpha == 1 else torch.mul(y, alpha))
+
+
+@rule(Kind.IEEE, aten.add_.Tensor, aten.add_.Scalar)
+def _add_(x: Tensor, y: Any, alpha: float = 1) -> Tensor:
+    return x.add_(y if alpha == 1 else torch.mul(y, alpha))
+
+
+@rule(Kind.IEEE, aten.sub_.Tensor, aten.sub_.Scalar)
+def _sub_(x: Tensor, y: Any, alpha: float = 1) -> Tensor:
+    return x.sub_(y if alpha == 1 else torch.mul(y, alpha))
+
+
+@rule(Kind.IEEE, aten.rsub.Tensor, aten.rsub.Scalar)
+def _rsub(x: Tensor, y: Any, alpha: float = 1) -> Tensor:
+    return torch.rsub(x if alpha == 1 else torch.mul(x, alpha), y)
+
+
+@rule(Kind.COMPOSITE, aten.addcmul.default)
+def _addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
+    product = a * b
+    return x + (product if value == 1 else product * value)
+
+
+@rule(Kind.COMPOSITE, aten.addcdiv.default)
+def _addcdiv(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
+    quotient = a / b
+    return x + (quotient if value == 1 else quotient * value)
+
+
+@rule(Kind.COMPOSITE, aten.lerp.Scalar, aten.lerp.Tensor)
+def _lerp(start: Tensor, end: Tensor, weight: Any) -> Tensor:
+    return start + (end - start) * weight
+
+
+@rule(Kind.COMPOSITE, aten.square.default)
+def _square(x: Tensor) -> Tensor:
+    return x * x
+
+
+_POWERS: dict[float, Callable[[Tensor], Tensor]] = {
+    0.0: torch.ones_like,
+    1.0: torch.clone,
+    2.0: _square,
+    3.0: lambda x: x * x * x,
+    4.0: lambda x: _square(_square(x)),
+    0.5: lambda x: elementary.apply("sqrt", x),
+    -0.5: lambda x: elementary.apply("rsqrt", x),
+    -1.0: torch.reciprocal,
+    -2.0: lambda x: torch.reciprocal(x * x),
+}
+
+
+@rule(Kind.COMPOSITE, aten.pow.Tensor_Scalar)
+def _pow(x: Tensor, exponent: float) -> Tensor:
+    if not x.is_floating_point() and isinstance(exponent, int):
+        return torch.pow(x, exponent)
+    require_float32("pow", x)
+    if float(exponent) not in _POWERS:
+        raise UnsupportedOperatorError(
+            f"pow with exponent {exponent}: exact numerics has {sorted(_POWERS)}"
+        )
+    return _POWERS[float(exponent)](x)
+
+
+def _register_elementary(name: str, operator: Any) -> None:
+    @rule(Kind.ELEMENTARY, operator)
+    def _(x: Tensor) -> Tensor:
+        require_float32(name, x)
+        return elementary.apply(name, x)
+
+
+for _name in (
+    "exp", "log", "log1p", "expm1", "tanh", "erf", "sigmoid", "silu", "sin", "cos", "sqrt", "rsqrt",
+):  # fmt: skip
+    _register_elementary(_name, getattr(aten, _name).default)
+
+
+@rule(Kind.COMPOSITE, aten.tanh_backward.default)
+def _tanh_backward(grad: Tensor, y: Tensor) -> Tensor:
+    return grad * (1 - y * y)
+
+
+@rule(Kind.COMPOSITE, aten.sigmoid_backward.default)
+def _sigmoid_backward(grad: Tensor, y: Tensor) -> Tensor:
+    return grad * ((1 - y) * y)
+
+
+@rule(Kind.ELEMENTARY, aten.silu_backward.default)
+def _silu_backward(grad: Tensor, x: Tensor) -> Tensor:
+    require_float32("silu_backward", grad, x)
+    return grad * elementary.apply("silu_grad", x)
+
+
+@rule(Kind.ELEMENTARY, aten.gelu.default)
+def _gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
+    require_float32("gelu", x)
+    return elementary.apply("gelu" if approximate == "none" else "gelu_tanh", x)
+
+
+@rule(Kind.ELEMENTARY, aten.gelu_backward.default)
+def _gelu_backward(grad: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor:
+    require_float32("gelu_backward", grad, x)
+    name = "gelu_grad" if approximate == "none" else "gelu_tanh_grad"
+    return grad * elementary.apply(name, x)
+
+
+@rule(Kind.COMPOSITE, aten.arange.start_step)
+def _arange(start: float, end: float, step: float = 1, **options: Any) -> Tensor:
+    result = torch.ops.aten.arange.start_step(start, end, step, **options)
+    if not result.is_floating_point():
+        return result
+    if result.dtype not in (torch.float32, torch.float64):
+        raise UnsupportedOperatorError(f"arange of {result.dtype} has no exact rule")
+    count = torch.arange(result.numel(), dtype=torch.float64)
+    return ((count * step) + start).to(result.dtype)
+
+
+@rule(Kind.COMPOSITE, aten.arange.default)
+def _arange_end(end: float, **options: Any) -> Tensor:
+    return _arange(0, end, 1, **options)
+
+
+@rule(Kind.COMPOSITE, aten.arange.start)
+def _arange_start(start: float, end: float, **options: Any) -> Tensor:
+    return _arange(start, end, 1, **options)
+
+
+@rule(Kind.MOVEMENT, aten.cumsum.default)
+def _cumsum(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    if (x if dtype is None else torch.empty(0, dtype=dtype)).is_floating_point():
+        raise UnsupportedOperatorError("cumsum of floating-point values has no exact rule")
+    return torch.cumsum(x, dim, dtype=dtype)
+
+
+def _register_integer_only(operator: Any) -> None:
+    @rule(Kind.MOVEMENT, operator)
+    def _(x: Tensor, y: Any) -> Tensor:
+        operands = [value for value in (x, y) if isinstance(value, Tensor)]
+        if any(value.is_floating_point() for value in operands) or isinstance(y, float):
+            raise UnsupportedOperatorError(f"{operator} of floating-point values has no exact rule")
+        return operator(x, y)
+
+
+for _operator in (
+    aten.floor_divide.default, aten.floor_divide.Scalar, aten.remainder.Scalar,
+    aten.remainder.Tensor, aten.fmod.Scalar, aten.fmod.Tensor,
+):  # fmt: skip
+    _register_integer_only(_operator)

@@ -1,0 +1,125 @@
+"""Pooling: averages are exact window sums; gradients that overlap are added exactly."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from veritrain.errors import UnsupportedOperatorError
+from veritrain.numerics import integers
+from veritrain.numerics.rules.sums import reduce_sum
+from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
+
+
+@rule(Kind.SUM, aten.max_pool2d_with_indices_backward.default)
+def _max_pool2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    ceil_mode: bool,
+    indices: Tensor,
+) -> Tensor:
+    require_float32("max_pool2d_backward", grad)
+    planes = math.prod(x.shape[:-2])
+    area = x.shape[-2] * x.shape[-1]
+    places = indices.reshape(planes, -1)
+    if list(stride or kernel_size) == list(kernel_size) and set(dilation) == {1}:
+        # windows do not overlap: each input receives at most one gradient
+        spread = torch.zeros((planes, area)).scatter_(1, places, grad.reshape(planes, -1))
+        return spread.view(x.shape)
+    flat = (places + torch.arange(planes)[:, None] * area).reshape(-1)
+    added = integers.accumulate(grad.reshape(-1, 1).contiguous(), flat, planes * area)
+    return added.view(x.shape)
+
+
+def _windows(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    """Strided view (planes, H', W', kh, kw) of zero-padded planes."""
+    planes = x.reshape(-1, *x.shape[-2:])
+    if any(padding):
+        planes = torch.nn.functional.pad(planes, (padding[1], padding[1], padding[0], padding[0]))
+    return planes.unfold(1, kernel[0], stride[0]).unfold(2, kernel[1], stride[1])
+
+
+def _check_average(
+    padding: list[int], ceil_mode: bool, count_include_pad: bool, divisor_override: int | None
+) -> None:
+    if ceil_mode or divisor_override is not None or (any(padding) and not count_include_pad):
+        raise UnsupportedOperatorError(
+            "avg_pool2d with ceil_mode, divisor_override or count_include_pad=False has no exact rule"
+        )
+
+
+def _pair(values: list[int]) -> list[int]:
+    return list(values) * 2 if len(values) == 1 else list(values)
+
+
+@rule(Kind.SUM, aten.avg_pool2d.default)
+def _avg_pool2d(
+    x: Tensor,
+    kernel_size: list[int],
+    stride: list[int] | None = None,
+    padding: list[int] | None = None,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    require_float32("avg_pool2d", x)
+    kernel, padding = _pair(kernel_size), _pair(padding or [0])
+    _check_average(padding, ceil_mode, count_include_pad, divisor_override)
+    windows = _windows(x, kernel, _pair(stride or kernel), padding)
+    average = reduce_sum(windows, [3, 4]) / math.prod(kernel)
+    return average.view(*x.shape[:-2], *average.shape[1:])
+
+
+@rule(Kind.SUM, aten.avg_pool2d_backward.default)
+def _avg_pool2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Tensor:
+    require_float32("avg_pool2d_backward", grad)
+    kernel, padding = _pair(kernel_size), _pair(padding)
+    _check_average(padding, ceil_mode, count_include_pad, divisor_override)
+    height, width = x.shape[-2] + 2 * padding[0], x.shape[-1] + 2 * padding[1]
+    planes = math.prod(x.shape[:-2])
+    places = torch.arange(planes * height * width).view(planes, height, width)
+    windows = _windows(places, kernel, _pair(stride or kernel), [0, 0])
+    shares = (grad / math.prod(kernel)).reshape(*windows.shape[:3], 1, 1).expand(windows.shape)
+    added = integers.accumulate(
+        shares.reshape(-1, 1), windows.reshape(-1), planes * height * width
+    ).view(*x.shape[:-2], height, width)
+    return added[
+        ..., padding[0] : height - padding[0], padding[1] : width - padding[1]
+    ].contiguous()
+
+
+def _adaptive_kernel(x: Tensor, output_size: list[int]) -> list[int]:
+    kernel = [size // out for size, out in zip(x.shape[-2:], output_size, strict=True)]
+    if any(k * out != size for k, out, size in zip(kernel, output_size, x.shape[-2:], strict=True)):
+        raise UnsupportedOperatorError(
+            f"adaptive_avg_pool2d from {tuple(x.shape[-2:])} to {tuple(output_size)}: exact numerics "
+            "needs sizes that divide"
+        )
+    return kernel
+
+
+@rule(Kind.SUM, aten._adaptive_avg_pool2d.default)
+def _adaptive_avg_pool2d(x: Tensor, output_size: list[int]) -> Tensor:
+    kernel = _adaptive_kernel(x, output_size)
+    return _avg_pool2d(x, kernel, kernel)
+
+
+@rule(Kind.SUM, aten._adaptive_avg_pool2d_backward.default)
+def _adaptive_avg_pool2d_backward(grad: Tensor, x: Tensor) -> Tensor:
+    kernel = _adaptive_kernel(x, list(grad.shape[-2:]))
+    return _avg_pool2d_backward(grad, x, kernel, kernel, [0, 0], False, True, None)

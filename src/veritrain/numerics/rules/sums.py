@@ -1,0 +1,206 @@
+"""Sums: scaled integers added in any order (docs/numerics.md, "Sum")."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from veritrain.errors import UnsupportedOperatorError
+from veritrain.numerics import elementary, integers
+from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
+
+
+def reduce_sum(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False) -> Tensor:
+    """Exact sum of a float32 tensor over `dims` (all if None or empty), rounded once."""
+    kept_shape, layout, source = _layout(x, dims)
+    result = integers.total(source, layout).view(kept_shape)
+    if keepdim:
+        reduced = _normal_dims(x, dims)
+        return result.view([1 if d in reduced else size for d, size in enumerate(x.shape)])
+    return result
+
+
+def _normal_dims(x: Tensor, dims: Sequence[int] | None) -> set[int]:
+    if not dims:
+        return set(range(x.ndim))
+    return {d % max(x.ndim, 1) for d in dims}
+
+
+def _layout(
+    x: Tensor, dims: Sequence[int] | None
+) -> tuple[list[int], tuple[int, int, int, int], Tensor]:
+    """Kept shape, axes (P, A, C, B) and contiguous tensor with the reduced axes at A and B."""
+    reduced = _normal_dims(x, dims)
+    kept = [d for d in range(x.ndim) if d not in reduced]
+    kept_shape = [x.shape[d] for d in kept]
+    if reduced and kept and x.is_contiguous():
+        runs = _runs(x, reduced)
+        if runs is not None:
+            return kept_shape, runs, x
+    x = x.permute(*kept, *sorted(reduced)).contiguous()
+    count = math.prod(kept_shape)
+    return kept_shape, (1, 1, count, x.numel() // count if count else 0), x
+
+
+def _runs(x: Tensor, reduced: set[int]) -> tuple[int, int, int, int] | None:
+    """(P, A, C, B) if kept and reduced axes alternate at most so: kept, reduced, kept, reduced."""
+    sizes = [1, 1, 1, 1]
+    place = 0
+    for d, size in enumerate(x.shape):
+        if (d in reduced) != (place % 2 == 1):
+            place += 1
+        if place > 3:
+            return None
+        sizes[place] *= size
+    if place < 2:  # (P, A): no kept axis after the reduced one; the slices are rows
+        return 1, 1, sizes[0], sizes[1]
+    return sizes[0], sizes[1], sizes[2], sizes[3]
+
+
+@rule(Kind.SUM, aten.sum.default)
+def _sum(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+    return _sum_dims(x, None, dtype=dtype)
+
+
+@rule(Kind.SUM, aten.sum.dim_IntList)
+def _sum_dims(
+    x: Tensor, dims: list[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    if not x.is_floating_point() and (dtype is None or not dtype.is_floating_point):
+        return torch.ops.aten.sum.dim_IntList(x, dims, keepdim, dtype=dtype)
+    x = x.to(dtype) if dtype is not None else x
+    require_float32("sum", x)
+    return reduce_sum(x, dims, keepdim)
+
+
+@rule(Kind.SUM, aten.mean.default)
+def _mean(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+    return _mean_dims(x, None, dtype=dtype)
+
+
+@rule(Kind.SUM, aten.mean.dim)
+def _mean_dims(
+    x: Tensor, dims: list[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    x = x.to(dtype) if dtype is not None else x
+    require_float32("mean", x)
+    count = math.prod(x.shape[d] for d in _normal_dims(x, dims))
+    return reduce_sum(x, dims, keepdim) / count
+
+
+@rule(Kind.COMPOSITE, aten.var.correction)
+def _var(
+    x: Tensor,
+    dims: list[int] | None = None,
+    *,
+    correction: float | None = None,
+    keepdim: bool = False,
+) -> Tensor:
+    require_float32("var", x)
+    deviation = x - _mean_dims(x, dims, True)
+    count = math.prod(x.shape[d] for d in _normal_dims(x, dims))
+    divisor = max(0.0, count - (1.0 if correction is None else correction))
+    return reduce_sum(deviation * deviation, dims, keepdim) / divisor
+
+
+@rule(Kind.COMPOSITE, aten.linalg_vector_norm.default)
+def _vector_norm(
+    x: Tensor,
+    ord: float = 2,  # noqa: A002 (the operator's own name)
+    dim: list[int] | None = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    x = x.to(dtype) if dtype is not None else x
+    require_float32("linalg_vector_norm", x)
+    dims = sorted(_normal_dims(x, dim))
+    if ord == 2:
+        return elementary.apply("sqrt", reduce_sum(x * x, dims, keepdim))
+    if ord == 1:
+        return reduce_sum(x.abs(), dims, keepdim)
+    if ord == math.inf:
+        return x.abs().amax(dims, keepdim)
+    raise UnsupportedOperatorError(f"linalg_vector_norm of order {ord}: exact has 1, 2 and inf")
+
+
+@rule(Kind.COMPOSITE, aten.norm.ScalarOpt_dim, aten.norm.Scalar)
+def _norm(x: Tensor, p: float | None = 2, dim: list[int] | None = None, keepdim: bool = False) -> Tensor:
+    return _vector_norm(x, 2 if p is None else p, dim, keepdim)
+
+
+# Operators that add into places chosen by an index.
+
+
+def scatter_rows(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """Exact sum of `values` (N, D) by row index (N,): float32 (num_rows, D)."""
+    return integers.accumulate(values.contiguous(), rows.contiguous(), num_rows)
+
+
+@rule(Kind.SUM, aten.embedding_dense_backward.default)
+def _embedding_backward(
+    grad: Tensor, indices: Tensor, num_weights: int, padding_idx: int, scale_grad_by_freq: bool
+) -> Tensor:
+    require_float32("embedding_dense_backward", grad)
+    if scale_grad_by_freq:
+        raise UnsupportedOperatorError("embedding with scale_grad_by_freq has no exact rule")
+    rows = indices.reshape(-1).long()
+    values = grad.reshape(rows.numel(), -1)
+    if padding_idx >= 0:
+        keep = rows != padding_idx
+        rows, values = rows[keep], values[keep]
+    return scatter_rows(values, rows, num_weights)
+
+
+@rule(Kind.SUM, aten.index_add.default)
+def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
+    if not x.is_floating_point():
+        return torch.ops.aten.index_add(x, dim, index, source, alpha=alpha)
+    require_float32("index_add", x, source)
+    source = source if alpha == 1 else source * alpha
+    front = source.movedim(dim, 0) if x.ndim else source.reshape(1)
+    added = scatter_rows(front.reshape(index.numel(), -1), index.reshape(-1), x.movedim(dim, 0).shape[0])
+    return x + added.view(x.movedim(dim, 0).shape).movedim(0, dim)
+
+
+@rule(Kind.SUM, aten.scatter_add.default)
+def _scatter_add(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
+    if not x.is_floating_point():
+        return torch.ops.aten.scatter_add(x, dim, index, source)
+    require_float32("scatter_add", x, source)
+    window = source[tuple(slice(0, size) for size in index.shape)]
+    places = _flat_places(x, dim, index)
+    added = scatter_rows(window.reshape(-1, 1), places.reshape(-1), x.numel())
+    return x + added.view(x.shape)
+
+
+def _flat_places(x: Tensor, dim: int, index: Tensor) -> Tensor:
+    """Position in flattened `x` that each element of `index` names along `dim`."""
+    strides = torch.empty(x.shape, device="meta").stride()
+    places = index * strides[dim]
+    for d in range(x.ndim):
+        if d != dim % x.ndim:
+            shape = [-1 if e == d else 1 for e in range(x.ndim)]
+            places = places + (torch.arange(index.shape[d]) * strides[d]).view(shape)
+    return places
+
+
+@rule(Kind.SUM, aten.index_put.default, aten._unsafe_index_put.default)
+def _index_put(
+    x: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False
+) -> Tensor:
+    if not accumulate or not x.is_floating_point():
+        return torch.ops.aten.index_put(x, indices, values, accumulate)
+    require_float32("index_put", x, values)
+    places = torch.arange(x.numel()).view(x.shape)[_as_index(indices)]
+    values = values.expand(places.shape)
+    added = scatter_rows(values.reshape(-1, 1), places.reshape(-1), x.numel())
+    return x + added.view(x.shape)
+
+
+def _as_index(indices: list[Tensor | None]) -> tuple[Any, ...]:
+    return tuple(slice(None) if index is None else index for index in indices)

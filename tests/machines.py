@@ -1,0 +1,106 @@
+"""The machine matrix: settings that give unlike bits on one computer, each as a fresh process.
+
+A *machine* here is a thread count, PyTorch's own kernels (ATEN_CPU_CAPABILITY), the instruction sets of
+MKL and oneDNN, the target of our compiled kernels (NUMBA_CPU_NAME) and of the C library's mathematics
+(GLIBC_TUNABLES). Under `native` numerics every one of them trains to other weights after one step
+(test_machines.py shows it), so agreement over the matrix is a real test.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """One row of the matrix: `environment` is set before the process starts."""
+
+    name: str
+    threads: int
+    environment: dict[str, str] = field(default_factory=dict)
+    onednn: bool = True
+
+
+_AVX2 = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "NUMBA_CPU_NAME": "haswell",
+    "NUMBA_CPU_FEATURES": "",
+}
+_SSE4 = {
+    "ATEN_CPU_CAPABILITY": "default",
+    "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
+    "NUMBA_CPU_NAME": "nehalem",
+    "NUMBA_CPU_FEATURES": "",
+    "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-FMA,-FMA4,-AVX512F",
+}
+
+MACHINES = (
+    Machine(name="widest-1-thread", threads=1),
+    Machine(name="widest-2-threads", threads=2),
+    Machine(name="avx2-2-threads", threads=2, environment=_AVX2),
+    Machine(name="sse4-1-thread", threads=1, environment=_SSE4),
+    Machine(name="no-onednn-2-threads", threads=2, onednn=False),
+)
+
+_VARIED = (*_SSE4, "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def environment(machine: Machine) -> dict[str, str]:
+    """The whole environment of a process on `machine`."""
+    base = {key: value for key, value in os.environ.items() if key not in _VARIED}
+    paths = [str(ROOT / "src"), str(ROOT), base.get("PYTHONPATH", "")]
+    threads = str(machine.threads)
+    return {
+        **base,
+        **machine.environment,
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+    }
+
+
+def run(machine: Machine, module: str, *args: str, timeout: float = 900) -> str:
+    """Run `python -m module args` on `machine`; return what it printed.
+
+    Raises:
+        AssertionError: it failed; the message holds its error output.
+    """
+    process = start(machine, module, *args)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    assert process.returncode == 0, f"{module} on {machine.name}: {err[-4000:]}"
+    return out
+
+
+def start(machine: Machine, module: str, *args: str) -> subprocess.Popen[str]:
+    """Start `python -m module args` on `machine` in its own process."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _LAUNCHER, str(int(machine.onednn)), module, *args],
+        env=environment(machine),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+_LAUNCHER = """
+import runpy, sys
+onednn, module = sys.argv[1] == "1", sys.argv[2]
+if not onednn:
+    import torch
+    torch.backends.mkldnn.set_flags(False)
+sys.argv = [module, *sys.argv[3:]]
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
