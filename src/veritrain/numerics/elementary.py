@@ -1,0 +1,76 @@
+"""Correctly rounded elementary functions on fp32 tensors.
+
+Contract: `apply(name, x)` rounds the real function of every entry to the nearest fp32 number, ties
+to even. That is a definition, not an algorithm: the result is the same on every machine. Ziv's
+strategy makes it cheap: an fp64 kernel decides nearly all entries by its error bound
+(`elementary_kernels`), multiprecision arithmetic the rest (`elementary_reference`).
+
+The processor must be in its usual floating-point mode: rounding to nearest, subnormals kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from veritrain.errors import UsageError
+from veritrain.numerics import elementary_kernels as kernels
+from veritrain.numerics import elementary_reference as reference
+from veritrain.numerics import parallel
+
+_GRAIN = 8_192  # entries, about 15 microseconds of work
+
+FUNCTIONS: dict[str, Callable[..., int]] = {
+    "exp": kernels.exp_loop,
+    "expm1": kernels.expm1_loop,
+    "tanh": kernels.tanh_loop,
+    "sigmoid": kernels.sigmoid_loop,
+    "silu": kernels.silu_loop,
+    "silu_grad": kernels.silu_grad_loop,
+    "erf": kernels.erf_loop,
+    "gelu": kernels.gelu_loop,
+    "gelu_grad": kernels.gelu_grad_loop,
+    "gelu_tanh": kernels.gelu_tanh_loop,
+    "gelu_tanh_grad": kernels.gelu_tanh_grad_loop,
+    "softplus": kernels.softplus_loop,
+    "log": kernels.log_loop,
+    "log1p": kernels.log1p_loop,
+    "sin": kernels.sin_loop,
+    "cos": kernels.cos_loop,
+    "sin_two_pi": kernels.sin_two_pi_loop,
+    "cos_two_pi": kernels.cos_two_pi_loop,
+    "sqrt": kernels.sqrt_loop,
+    "rsqrt": kernels.rsqrt_loop,
+}
+
+
+def apply(name: str, x: torch.Tensor) -> torch.Tensor:
+    """Apply the function `name` to an fp32 CPU tensor of any shape and strides.
+
+    Returns a new contiguous fp32 tensor of the same shape. NaNs in it are all 0x7fc00000.
+
+    Raises:
+        UsageError: no function of this name, another dtype, or another device.
+    """
+    kernel = FUNCTIONS.get(name)
+    if kernel is None:
+        raise UsageError(f"elementary function: expected one of {sorted(FUNCTIONS)}, got {name!r}")
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        raise UsageError(f"{name}: expected a float32 tensor on cpu, got {x.dtype} on {x.device}")
+    inputs: NDArray[np.float32] = x.detach().contiguous().view(-1).numpy()
+    bits = torch.empty(x.shape, dtype=torch.int32)
+    outputs: NDArray[np.int32] = bits.view(-1).numpy()
+    if any(parallel.run(kernel, inputs.size, inputs, outputs, grain=_GRAIN)):
+        _settle(name, inputs, outputs)
+    return bits.view(torch.float32)
+
+
+def _settle(name: str, inputs: NDArray[np.float32], outputs: NDArray[np.int32]) -> None:
+    """Replace undecided entries; equal inputs are computed once."""
+    undecided = np.flatnonzero(outputs == kernels.UNDECIDED)
+    distinct, where = np.unique(inputs[undecided].view(np.uint32), return_inverse=True)
+    values = [reference.rounded_bits(name, reference.float_of(int(bits))) for bits in distinct]
+    outputs[undecided] = np.array(values, dtype=np.uint32).view(np.int32)[where]

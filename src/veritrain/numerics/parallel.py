@@ -1,0 +1,73 @@
+"""Kernels over ranges, in threads.
+
+Contract: `run` calls `kernel(*args, start, stop)` on pieces that cover `range(n)` once each. A
+kernel releases the GIL and computes entry i the same way in any piece, so that where the pieces are
+cut, and how many threads there are, never shows in a result.
+
+Why not numba's own `parallel=True`: its threading layers abort the process after a fork or when two
+threads enter them at once.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+GRAIN = 16_384  # entries per piece at least: about the work that repays handing it to a thread
+_MAX_THREADS = 1024  # the pool starts a thread only when all that it has are busy
+
+
+class _Pool:
+    """One executor per process, made when it is first needed and again after a fork."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._lock = threading.Lock()
+        self._executor: ThreadPoolExecutor | None = None
+
+    def executor(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(_MAX_THREADS, "veritrain-kernel")
+            return self._executor
+
+
+_pool = _Pool()
+os.register_at_fork(after_in_child=_pool.reset)  # a child inherits neither threads nor a safe lock
+
+
+def run(
+    kernel: Callable[..., Result], n: int, *args: object, grain: int = GRAIN
+) -> tuple[Result, ...]:
+    """Call `kernel(*args, start, stop)` over `range(n)`; return what each piece returned, in order.
+
+    Pieces have at least `grain` entries (but for n < grain) and are at most
+    `torch.get_num_threads()`; the calling thread works on the first one.
+
+    Raises:
+        Exception: whatever a piece raised, after every piece has ended.
+    """
+    pieces = 1 if n <= grain else min(torch.get_num_threads(), n // grain)
+    if pieces <= 1:
+        return (kernel(*args, 0, n),)
+    cuts = [n * piece // pieces for piece in range(pieces + 1)]
+    (_, first_stop), *rest = pairwise(cuts)
+    submit = _pool.executor().submit
+    others: list[Future[Result]] = []
+    try:
+        for start, stop in rest:
+            others.append(submit(kernel, *args, start, stop))
+        first = kernel(*args, 0, first_stop)
+    finally:
+        wait(others)  # also when a piece failed: none may write after the return
+    return (first, *(other.result() for other in others))
