@@ -1,0 +1,85 @@
+"""Strict checks of single fields, used by every record when it is built and when it is read.
+
+Each check returns nothing or the value in its type, and raises `UsageError` that names the field,
+what was expected and what was found. `records` turns that into a `TranscriptError` with the file
+when the bytes came from someone else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from veritrain.encoding import DIGEST_BYTES
+from veritrain.errors import UsageError
+
+_SHOWN_CHARS = 80
+
+
+def shown(value: object) -> str:
+    """A short form of a hostile value that is safe to print: ASCII, no control characters."""
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    if isinstance(value, list | tuple | dict):
+        return f"{type(value).__name__} of {len(value)}"  # pyright: ignore[reportUnknownArgumentType]
+    text = ascii(value[:_SHOWN_CHARS] if isinstance(value, str) else value)
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
+
+
+def wrong(name: str, expected: str, value: object) -> UsageError:
+    """The error of one field."""
+    return UsageError(f"field {name}: expected {expected}, got {shown(value)}")
+
+
+def check_names(record: str, names: Iterable[str], expected: Iterable[str]) -> None:
+    """Check that a record has exactly the expected fields."""
+    present, wanted = set(names), set(expected)
+    if present - wanted:
+        raise UsageError(f"{record}: unknown field {shown(min(present - wanted))}")
+    if wanted - present:
+        raise UsageError(f"{record}: field {min(wanted - present)} is missing")
+
+
+def check_integer(name: str, value: object, low: int, high: int) -> None:
+    """Check for an integer from `low` to `high`, both included; a boolean is not one."""
+    if type(value) is not int or not low <= value <= high:
+        raise wrong(name, f"an integer from {low} to {high}", value)
+
+
+def check_text(name: str, value: object, limit: int) -> None:
+    """Check for 1 to `limit` code points of valid Unicode (no lone surrogates)."""
+    if type(value) is not str or not 0 < len(value) <= limit or not _is_unicode(value):
+        raise wrong(name, f"text of 1 to {limit} characters", value)
+
+
+def check_bytes(name: str, value: object, size: int) -> None:
+    """Check for a byte string of exactly `size` bytes."""
+    if type(value) is not bytes or len(value) != size:
+        raise wrong(name, f"a byte string of {size} bytes", value)
+
+
+def check_digest(name: str, value: object) -> None:
+    """Check for a digest: 32 bytes."""
+    check_bytes(name, value, DIGEST_BYTES)
+
+
+def check_optional_digest(name: str, value: object) -> None:
+    """Check for a digest or None."""
+    if value is not None:
+        check_digest(name, value)
+
+
+def check_finite(name: str, value: object) -> None:
+    """Check for a finite float."""
+    if type(value) is not float or not math.isfinite(value):
+        raise wrong(name, "a finite float", value)
+
+
+def _is_unicode(value: str) -> bool:
+    if value.isascii():
+        return True
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

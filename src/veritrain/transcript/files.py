@@ -1,0 +1,94 @@
+"""The names of a run's files, and what a set of names amounts to.
+
+header
+leaves/S                     S: 12-digit number of the last step that a commit covers
+checkpoints/S.manifest
+checkpoints/S.safetensors
+signatures/S                 written last: the commit exists when this file does
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from veritrain.errors import TranscriptError
+from veritrain.transcript.store import TEMPORARY_PREFIX
+
+HEADER = "header"
+
+_TEMPORARY = re.compile(
+    rf"((leaves|checkpoints|signatures)/)?{re.escape(TEMPORARY_PREFIX)}[a-z0-9]+", re.ASCII
+)
+_NAMED = re.compile(
+    r"(?:leaves/|signatures/|checkpoints/)(?P<step>[0-9]{12})(?:\.manifest|\.safetensors)?",
+    re.ASCII,
+)
+
+
+def segment_path(step: int) -> str:
+    """The leaves since the commit before."""
+    return f"leaves/{step:012d}"
+
+
+def manifest_path(step: int) -> str:
+    """The checkpoint record."""
+    return f"checkpoints/{step:012d}.manifest"
+
+
+def pack_path(step: int) -> str:
+    """The tensors that no earlier pack holds."""
+    return f"checkpoints/{step:012d}.safetensors"
+
+
+def signature_path(step: int) -> str:
+    """The signed head."""
+    return f"signatures/{step:012d}"
+
+
+def commit_paths(step: int) -> tuple[str, str, str, str]:
+    """All files of one commit in the order in which they are written."""
+    return pack_path(step), manifest_path(step), segment_path(step), signature_path(step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What the files of a run amount to."""
+
+    head_steps: tuple[int, ...]  # rising
+    leftovers: tuple[str, ...]  # of a commit that was interrupted; no part of the run
+
+
+def survey(paths: Sequence[str]) -> Survey:
+    """Sort out the file names of a run folder.
+
+    Raises:
+        TranscriptError: a file that does not belong there, or one that is missing.
+    """
+    if HEADER not in paths and any(not _TEMPORARY.fullmatch(path) for path in paths):
+        raise TranscriptError(HEADER, "missing")
+    steps = {path: _step(path) for path in paths if path != HEADER}
+    heads = sorted(
+        step for path, step in steps.items() if path.startswith("signatures/") and step >= 0
+    )
+    last = heads[-1] if heads else -1
+    committed = {path for step in heads for path in commit_paths(step)}
+    for path, step in steps.items():
+        if 0 <= step <= last and path not in committed:
+            raise TranscriptError(path, "no signed head covers this file")
+    missing = committed - steps.keys()
+    if missing:
+        raise TranscriptError(min(missing), "missing")
+    leftovers = (path for path in steps if path not in committed)
+    return Survey(head_steps=tuple(heads), leftovers=tuple(sorted(leftovers)))
+
+
+def _step(path: str) -> int:
+    """The step that a file belongs to, -1 for a temporary file."""
+    if _TEMPORARY.fullmatch(path):
+        return -1
+    match = _NAMED.fullmatch(path)
+    if match is None or path not in commit_paths(int(match["step"])):
+        raise TranscriptError(ascii(path), "unexpected file in a run folder")
+    return int(match["step"])

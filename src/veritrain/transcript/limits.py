@@ -1,0 +1,32 @@
+"""Every bound on what is read from a run, in one place, with its unit.
+
+A run folder is hostile input: each bound is checked before memory is taken or time is spent. The
+writer keeps the same bounds, so that nothing it writes is refused by the reader. A run within these
+bounds costs a reader at most about 100 times `record_bytes` of memory for one record, the worst
+case of decoding nested empty arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds on one run; `LIMITS` holds the values of format version 1."""
+
+    files: int = 1_000_000  # files in one run folder; a commit writes four
+    header_bytes: int = 1 << 20  # file `header`: a job with thousands of source files
+    signature_bytes: int = 4096  # file `signatures/*`; a signed head has about 400 bytes
+    record_bytes: int = 8 << 20  # files `leaves/*` and `checkpoints/*.manifest`
+    leaves_per_segment: int = 32_768  # steps from one commit to the next; about 200 bytes each
+    leaves: int = 4_000_000  # steps of one run
+    tensors: int = 50_000  # tensors of one state
+    tensor_bytes: int = 1 << 42  # one tensor
+    state_bytes: int = 1 << 37  # all tensors of one state, as loaded into memory
+    dimensions: int = 64  # axes of one tensor
+    name_chars: int = 1024  # code points of a tensor's name or of any other short text
+    key_file_bytes: int = 16_384  # a PEM file with one private key
+
+
+LIMITS = Limits()

@@ -1,0 +1,332 @@
+"""Reading a transcript that someone else wrote.
+
+`Transcript.open` parses every record strictly and within `LIMITS`; what it returns is well formed
+and nothing more. Each `verify_*` method then checks one group of claims and raises at the first
+false one. A caller who has run `open`, `verify_signatures`, `verify_chain` and `verify_checkpoint`
+for every step has covered every bit of every file of the run. Whether the steps are those of the
+job is for `verify.replay` to say.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, BinaryIO
+
+from veritrain.encoding import Digest, digest
+from veritrain.errors import TranscriptError, UsageError, VerificationError
+from veritrain.transcript import files
+from veritrain.transcript.fields import shown
+from veritrain.transcript.limits import LIMITS
+from veritrain.transcript.merkle import Frontier
+from veritrain.transcript.packs import pack_layout
+from veritrain.transcript.records import (
+    Checkpoint,
+    Header,
+    Leaf,
+    SignedHead,
+    TensorEntry,
+    check_equal,
+    decode_segment,
+    state_root,
+)
+from veritrain.transcript.signing import verify_signature
+from veritrain.transcript.store import Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transcript:
+    """The records of a run as found. `heads[i]` covers the steps up to `checkpoint_steps[i]`."""
+
+    location: str
+    header: Header
+    heads: tuple[SignedHead, ...]  # none in a run that was interrupted before its first commit
+    leaves: tuple[Leaf, ...]  # leaf i is step i
+    checkpoint_steps: tuple[int, ...]
+    leftovers: tuple[str, ...]  # files of an interrupted commit; covered by nothing
+    segments: tuple[Digest, ...] = field(repr=False)  # digest of each segment file as found
+    _store: Store = field(repr=False)
+    _verified_packs: set[int] = field(repr=False, default_factory=set[int])
+
+    @classmethod
+    def open(cls, url: str | os.PathLike[str]) -> Transcript:
+        """Read all records of the run at a local path or fsspec URL; no tensor is read.
+
+        Raises:
+            TranscriptError: a file that is missing, does not belong there, is too large, or is
+                not a well-formed record; names the file and the place.
+            UsageError: no driver for this kind of URL.
+        """
+        store = Store.open(url)
+        found = files.survey(store.list())
+        header = Header.from_bytes(
+            store.read(files.HEADER, LIMITS.header_bytes), where=files.HEADER
+        )
+        heads = tuple(_read_head(store, step) for step in found.head_steps)
+        leaves: list[Leaf] = []
+        segments: list[Digest] = []
+        for step in found.head_steps:
+            data = store.read(files.segment_path(step), LIMITS.record_bytes)
+            segments.append(digest("segment", data))
+            leaves += _read_segment(data, len(leaves), step)
+            _read_checkpoint(store, step)
+        return cls(
+            location=store.location,
+            header=header,
+            heads=heads,
+            leaves=tuple(leaves),
+            checkpoint_steps=found.head_steps,
+            leftovers=found.leftovers,
+            segments=tuple(segments),
+            _store=store,
+        )
+
+    def verify_signatures(self) -> None:
+        """Check that the header's key signed every head.
+
+        Raises:
+            VerificationError: there is no head, or a signature is not by that key.
+        """
+        self._require_heads()
+        for signed in self.heads:
+            data = signed.head.to_bytes()
+            try:
+                verify_signature(self.header.public_key, "head", data, signed.signature)
+            except VerificationError as error:
+                raise VerificationError(f"step {signed.head.step}: {error}") from None
+
+    def verify_chain(self) -> None:
+        """Check that header, leaves and heads form one chain.
+
+        For each head in turn:
+          1. it belongs to this header's run;
+          2. it follows the head before;
+          3. its segment file is the one it names;
+          4. each leaf of the segment follows the leaf before, the first one the header;
+          5. the Merkle root of all leaves so far is the one it names.
+
+        Raises:
+            VerificationError: names the step, expected and got.
+        """
+        self._require_heads()
+        previous_head: Digest | None = None
+        previous_leaf = self.header.digest
+        frontier = Frontier()
+        for signed, segment in zip(self.heads, self.segments, strict=True):
+            head = signed.head
+            check_equal(f"step {head.step}: run of the head", self.header.digest, head.run)  # 1
+            if head.previous != previous_head:  # 2
+                raise VerificationError(
+                    f"step {head.step}: previous head: expected {_hex(previous_head)}, "
+                    f"got {_hex(head.previous)}"
+                )
+            check_equal(f"step {head.step}: segment", head.segment, segment)  # 3
+            for leaf in self.leaves[frontier.size : head.size]:
+                what = f"step {leaf.step}: previous leaf"
+                check_equal(what, previous_leaf, leaf.previous)  # 4
+                previous_leaf = leaf.digest
+                frontier.append(leaf.to_bytes())
+            check_equal(f"step {head.step}: root of the leaves", head.root, frontier.root())  # 5
+            previous_head = head.digest
+
+    def checkpoint(self, step: int) -> Checkpoint:
+        """The manifest of a checkpoint; it is the one that the head of `step` names.
+
+        Raises:
+            UsageError: there is no checkpoint at this step.
+            TranscriptError, VerificationError: the file is not the one the head names.
+        """
+        if step not in self.checkpoint_steps:
+            raise UsageError(f"step {step} has no checkpoint")
+        head = self.heads[self.checkpoint_steps.index(step)].head
+        checkpoint = _read_checkpoint(self._store, step)
+        check_equal(f"step {step}: checkpoint", head.checkpoint, checkpoint.digest)
+        return checkpoint
+
+    def verify_checkpoint(self, step: int) -> None:
+        """Check that a checkpoint is whole and stores the state of its leaf.
+
+          1. the manifest is the one that the head names;
+          2. the state root of its entries is the one in the leaf;
+          3. its pack is byte for byte what the manifest says;
+          4. so are the earlier packs that it refers to, and they hold what it looks for.
+
+        A pack is read once per opened transcript. Memory: the largest tensor of a pack.
+
+        Raises:
+            UsageError: there is no checkpoint at this step.
+            TranscriptError: a pack is missing, unreadable or of another size.
+            VerificationError: names the step and the tensor, expected and got.
+        """
+        checkpoint = self._sound_checkpoint(step)  # 1, 2
+        self._verify_pack(checkpoint)  # 3
+        for pack, entries in _by_pack(checkpoint).items():  # 4
+            holder = self._holder(checkpoint, pack, entries)
+            self._verify_pack(holder)
+
+    def load_state(self, step: int) -> dict[str, Tensor]:
+        """The state after `step`: new CPU tensors, each verified as it was read.
+
+        Raises:
+            UsageError: there is no checkpoint at this step.
+            TranscriptError: a pack is missing, unreadable or of another size, or the state is
+                larger than this software loads.
+            VerificationError: names the step and the tensor, expected and got.
+        """
+        from veritrain.transcript import tensors  # torch: records are read without it
+
+        checkpoint = self._sound_checkpoint(step)
+        total = sum(entry.num_bytes for entry in checkpoint.tensors)
+        if total > LIMITS.state_bytes:
+            raise TranscriptError(
+                files.manifest_path(step),
+                f"expected a state of at most {LIMITS.state_bytes} bytes, got {total}",
+            )
+        state: dict[str, Tensor] = {}
+        for pack, entries in _by_pack(checkpoint).items():
+            holder = self._holder(checkpoint, pack, entries)
+            with self._open_pack(holder) as (file, spans):
+                for entry in entries:
+                    state[entry.name], into = tensors.empty(entry)
+                    _read_content(file, spans, entry, into, step, pack)
+        return {entry.name: state[entry.name] for entry in checkpoint.tensors}
+
+    def _require_heads(self) -> None:
+        if not self.heads:
+            raise VerificationError(
+                f"{self.location} has no signed head: there is nothing to check"
+            )
+
+    def _sound_checkpoint(self, step: int) -> Checkpoint:
+        checkpoint = self.checkpoint(step)
+        expected, got = self.leaves[step].state, state_root(checkpoint.tensors)
+        check_equal(f"step {step}: state of the checkpoint", expected, got)
+        return checkpoint
+
+    def _holder(
+        self, checkpoint: Checkpoint, pack: int, entries: Iterable[TensorEntry]
+    ) -> Checkpoint:
+        """The checkpoint whose pack holds these entries of `checkpoint`."""
+        if pack == checkpoint.step:
+            return checkpoint
+        entry = next(iter(entries))
+        if pack not in self.checkpoint_steps:
+            raise VerificationError(
+                f"step {checkpoint.step}: tensor {shown(entry.name)}: "
+                f"there is no checkpoint at step {pack}, whose pack should hold it"
+            )
+        holder = self.checkpoint(pack)
+        stored = holder.stored_sizes()
+        for entry in entries:
+            if stored.get(entry.digest) != entry.num_bytes:
+                raise VerificationError(
+                    f"step {checkpoint.step}: tensor {shown(entry.name)}: the pack of step {pack} "
+                    f"should hold {entry.digest.hex()} ({entry.num_bytes} bytes) and does not"
+                )
+        return holder
+
+    def _verify_pack(self, checkpoint: Checkpoint) -> None:
+        step = checkpoint.step
+        if step in self._verified_packs:
+            return
+        stored = [
+            entry
+            for entry, pack in zip(checkpoint.tensors, checkpoint.packs, strict=True)
+            if pack == step
+        ]
+        buffer = memoryview(bytearray(0))
+        with self._open_pack(checkpoint) as (file, spans):
+            distinct = {entry.digest: entry for entry in reversed(stored)}
+            for entry in sorted(distinct.values(), key=lambda entry: entry.name):
+                if len(buffer) < entry.num_bytes:
+                    buffer = memoryview(bytearray(entry.num_bytes))
+                _read_content(file, spans, entry, buffer[: entry.num_bytes], step, step)
+        self._verified_packs.add(step)
+
+    @contextmanager
+    def _open_pack(
+        self, checkpoint: Checkpoint
+    ) -> Generator[tuple[BinaryIO, Mapping[Digest, tuple[int, int]]]]:
+        """A pack whose size and header are those that its manifest allows."""
+        path = files.pack_path(checkpoint.step)
+        layout = pack_layout(checkpoint.stored_sizes())
+        with self._store.open_file(path, layout.total_bytes) as file:
+            header = file.read(len(layout.header))
+            if header != layout.header:
+                place = _first_difference(layout.header, header)
+                raise VerificationError(
+                    f"step {checkpoint.step}: {path}: the header is not the one that the manifest "
+                    f"prescribes, from byte {place} on: expected "
+                    f"{layout.header[place : place + 16]!a}, "
+                    f"got {header[place : place + 16]!a}"
+                )
+            yield file, layout.spans
+
+
+def _read_head(store: Store, step: int) -> SignedHead:
+    path = files.signature_path(step)
+    signed = SignedHead.from_bytes(store.read(path, LIMITS.signature_bytes), where=path)
+    if signed.head.step != step:
+        raise TranscriptError(path, f"size: expected {step + 1}, got {signed.head.size}")
+    return signed
+
+
+def _read_segment(data: bytes, first: int, last: int) -> tuple[Leaf, ...]:
+    path = files.segment_path(last)
+    if last >= LIMITS.leaves:
+        raise TranscriptError(path, f"expected steps below {LIMITS.leaves}")
+    leaves = decode_segment(data, where=path)
+    if len(leaves) != last + 1 - first:
+        raise TranscriptError(path, f"expected {last + 1 - first} leaves, got {len(leaves)}")
+    for step, leaf in enumerate(leaves, first):
+        if leaf.step != step:
+            raise TranscriptError(path, f"expected the leaf of step {step}, got {leaf.step}")
+    return leaves
+
+
+def _read_checkpoint(store: Store, step: int) -> Checkpoint:
+    path = files.manifest_path(step)
+    checkpoint = Checkpoint.from_bytes(store.read(path, LIMITS.record_bytes), where=path)
+    if checkpoint.step != step:
+        raise TranscriptError(path, f"step: expected {step}, got {checkpoint.step}")
+    return checkpoint
+
+
+def _by_pack(checkpoint: Checkpoint) -> dict[int, list[TensorEntry]]:
+    groups: dict[int, list[TensorEntry]] = {}
+    for entry, pack in zip(checkpoint.tensors, checkpoint.packs, strict=True):
+        groups.setdefault(pack, []).append(entry)
+    return groups
+
+
+def _read_content(
+    file: BinaryIO,
+    spans: Mapping[Digest, tuple[int, int]],
+    entry: TensorEntry,
+    into: memoryview,
+    step: int,
+    pack: int,
+) -> None:
+    """Read one content of a pack into `into` and check its digest."""
+    file.seek(spans[entry.digest][0])
+    done = 0
+    while done < len(into) and (count := file.readinto(into[done:])):  # pyright: ignore
+        done += count
+    if done < len(into):
+        raise TranscriptError(files.pack_path(pack), "became shorter while it was read")
+    what = f"step {step}: tensor {shown(entry.name)} in {files.pack_path(pack)}"
+    check_equal(what, entry.digest, digest("tensor", into))
+
+
+def _first_difference(expected: bytes, got: bytes) -> int:
+    pairs = enumerate(zip(expected, got, strict=False))
+    return next((index for index, (left, right) in pairs if left != right), len(got))
+
+
+def _hex(value: Digest | None) -> str:
+    return value.hex() if value else "none"

@@ -1,0 +1,129 @@
+"""Ed25519 keys (RFC 8032): kept as PEM files, used to sign digests in separate domains.
+
+What is signed is a fixed prefix and the domain-separated digest of the data, so that a signature
+can neither be moved to another kind of record nor stem from another protocol that uses the key.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from veritrain.encoding import digest
+from veritrain.errors import UsageError, VerificationError
+from veritrain.transcript.limits import LIMITS
+
+_PREFIX = b"veritrain v1 signature\x00"
+_FINGERPRINT_BYTES = 16
+
+
+class Signer:
+    """A private key. Its text form shows the fingerprint only."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+        self.public_key = key.public_key().public_bytes_raw()  # 32 bytes
+
+    def __repr__(self) -> str:
+        return f"Signer({self.fingerprint})"
+
+    @classmethod
+    def generate(cls) -> Signer:
+        """A new key from the system's randomness."""
+        return cls(Ed25519PrivateKey.generate())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], password: bytes | None = None) -> Signer:
+        """Read a PEM file.
+
+        Raises:
+            UsageError: unreadable or too large, not a PEM with an Ed25519 private key, or the
+                password is missing, wrong or not needed.
+        """
+        data = _read_key_file(Path(path))
+        try:
+            key = serialization.load_pem_private_key(data, password)
+        except TypeError:
+            problem = "needs a password" if password is None else "has no password; leave it out"
+            raise UsageError(f"{path}: the key {problem}") from None
+        except Exception as error:  # the library's errors on bad bytes are of many types
+            hint = "" if password is None else ", or the password is wrong"
+            raise UsageError(f"{path}: not a PEM file with a private key{hint}") from error
+        if not isinstance(key, Ed25519PrivateKey):
+            raise UsageError(f"{path}: expected an Ed25519 private key, got another kind")
+        return cls(key)
+
+    def save(self, path: str | os.PathLike[str], password: bytes | None = None) -> None:
+        """Write a PEM file (PKCS8, readable by its owner only), encrypted if there is a password.
+
+        Raises:
+            UsageError: the file exists already (a key is never overwritten), cannot be written, or
+                the password is empty.
+        """
+        if password == b"":
+            raise UsageError("an empty password protects nothing; give one or leave it out")
+        data = self._key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption()
+            if password is None
+            else serialization.BestAvailableEncryption(password),
+        )
+        try:
+            Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except FileExistsError:
+            raise UsageError(f"{path}: exists already; a key is never overwritten") from None
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+
+    @property
+    def fingerprint(self) -> str:
+        """See `fingerprint`."""
+        return fingerprint(self.public_key)
+
+    def sign(self, domain: str, data: bytes) -> bytes:
+        """The 64-byte signature of `data` in `domain`."""
+        return self._key.sign(_message(domain, data))
+
+
+def fingerprint(public_key: bytes) -> str:
+    """Short name of a public key for people: 32 hexadecimal digits of its digest."""
+    return digest("public key", public_key)[:_FINGERPRINT_BYTES].hex()
+
+
+def verify_signature(public_key: bytes, domain: str, data: bytes, signature: bytes) -> None:
+    """Check a signature that `Signer.sign` made.
+
+    Raises:
+        VerificationError: the key is not valid, or the signature is not its signature of this.
+    """
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, _message(domain, data))
+    except (InvalidSignature, ValueError):
+        raise VerificationError(
+            f"the signature of the {domain} is not by key {fingerprint(public_key)}"
+        ) from None
+
+
+def _message(domain: str, data: bytes) -> bytes:
+    return _PREFIX + digest(f"signature of {domain}", data)
+
+
+def _read_key_file(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(LIMITS.key_file_bytes + 1)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(data) > LIMITS.key_file_bytes:
+        raise UsageError(f"{path}: expected a key of at most {LIMITS.key_file_bytes} bytes")
+    return data

@@ -1,0 +1,264 @@
+"""Writing a transcript: leaves as they come, and commits that make them visible.
+
+A commit writes the pack, the manifest, the segment and last the signed head, each durable before
+the next: at any moment of a crash the run is exactly what its signed heads say. No file holds a
+time or anything else that is not determined by the job, the key and the commit points, so a resumed
+run has the same bytes as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+
+from torch import Tensor
+
+from veritrain.encoding import Digest, digest
+from veritrain.errors import UsageError
+from veritrain.transcript import files, tensors
+from veritrain.transcript.fields import shown
+from veritrain.transcript.limits import LIMITS
+from veritrain.transcript.merkle import Frontier
+from veritrain.transcript.packs import PackLayout, pack_layout
+from veritrain.transcript.reader import Transcript
+from veritrain.transcript.records import (
+    Checkpoint,
+    Head,
+    Header,
+    Leaf,
+    SignedHead,
+    TensorEntry,
+    encode_segment,
+    state_root,
+)
+from veritrain.transcript.signing import Signer
+from veritrain.transcript.store import TEMPORARY_PREFIX, Store
+
+
+class TranscriptWriter:
+    """The one writer of a run; made by `create` or `resume`."""
+
+    def __init__(self, store: Store, header: Header, signer: Signer) -> None:
+        if signer.public_key != header.public_key:
+            raise UsageError(
+                "the key that signs is not the one in the header; load the key the run began with"
+            )
+        self._store = store
+        self._header = header
+        self._signer = signer
+        self._frontier = Frontier()
+        self._pending: list[Leaf] = []
+        self._previous: Digest = header.digest  # what the next leaf follows
+        self._last_head: Head | None = None
+        self._packs: dict[Digest, int] = {}  # content: step of the pack that holds it
+        self._interrupted = False  # a commit of this writer began and did not end
+
+    @classmethod
+    def create(
+        cls, url: str | os.PathLike[str], header: Header, signer: Signer
+    ) -> TranscriptWriter:
+        """Begin a run in a new or empty folder.
+
+        Raises:
+            UsageError: the folder holds files already, cannot be written, or the key is not the
+                header's.
+        """
+        store = Store.open(url)
+        writer = cls(store, header, signer)
+        found = store.list()
+        kept = [path for path in found if not _is_temporary(path)]
+        if kept:
+            raise UsageError(
+                f"{store.location} holds files already ({shown(kept[0])}); resume that run or "
+                "choose another folder"
+            )
+        for path in found:
+            store.delete(path)
+        store.write(files.HEADER, [header.to_bytes()])
+        return writer
+
+    @classmethod
+    def resume(
+        cls, url: str | os.PathLike[str], header: Header, signer: Signer
+    ) -> TranscriptWriter:
+        """Continue a run after its last signed head, or begin it if nothing was written yet.
+
+        Checks every signature, the whole chain and the last checkpoint; then deletes the leftovers
+        of an interrupted commit.
+
+        Raises:
+            UsageError: `header` is not the header of the run, or the key is not the header's.
+            TranscriptError: the folder is not a well-formed run.
+            VerificationError: the run is not what its heads say.
+        """
+        store = Store.open(url)
+        writer = cls(store, header, signer)
+        if all(_is_temporary(path) for path in store.list()):
+            return cls.create(url, header, signer)
+        transcript = Transcript.open(url)
+        _check_same_header(transcript.header, header)
+        if transcript.heads:
+            transcript.verify_signatures()
+            transcript.verify_chain()
+            transcript.verify_checkpoint(transcript.checkpoint_steps[-1])
+        writer._adopt(transcript)
+        for path in transcript.leftovers:
+            store.delete(path)
+        return writer
+
+    @property
+    def last_step(self) -> int:
+        """The last committed step, -1 when there is none yet."""
+        return self._last_head.step if self._last_head else -1
+
+    @property
+    def next_step(self) -> int:
+        """The step that the next `append` records."""
+        return self._frontier.size
+
+    @property
+    def last_head(self) -> Head | None:
+        """The last commitment, None when there is none yet."""
+        return self._last_head
+
+    def append(
+        self,
+        *,
+        state: Digest,
+        batch: Digest | None,
+        loss: float | None,
+        rounding: Digest | None = None,
+    ) -> Leaf:
+        """Record the next step; it becomes part of the run with the next `commit`.
+
+        Raises:
+            UsageError: a value that this step cannot have, or too many steps without a commit.
+        """
+        if len(self._pending) >= LIMITS.leaves_per_segment or self.next_step >= LIMITS.leaves:
+            raise UsageError(
+                f"step {self.next_step}: a run has at most {LIMITS.leaves} steps and a commit at "
+                f"least every {LIMITS.leaves_per_segment}"
+            )
+        leaf = Leaf(
+            step=self.next_step,
+            state=state,
+            batch=batch,
+            loss=loss,
+            rounding=rounding,
+            previous=self._previous,
+        )
+        self._pending.append(leaf)
+        self._frontier.append(leaf.to_bytes())
+        self._previous = leaf.digest
+        return leaf
+
+    def commit(self, state: Mapping[str, Tensor], entries: tuple[TensorEntry, ...]) -> Head:
+        """Store the state of the last step and sign everything up to it.
+
+        `entries` are those of `state`. Returns when all is durable. After an error (a full disk,
+        an interrupt) nothing of this commit counts and it may be tried again.
+
+        Raises:
+            UsageError: no step since the last commit, `state` or `entries` are not what the last
+                leaf recorded, or a file cannot be written.
+        """
+        if not self._pending:
+            raise UsageError(f"step {self.last_step} is committed already")
+        step = self._pending[-1].step
+        _check_state(step, self._pending[-1], state, entries)
+        if self._interrupted:
+            self._delete_commit(step)
+        self._interrupted = True
+        checkpoint = self._checkpoint(step, entries)
+        manifest = checkpoint.to_bytes()
+        segment = encode_segment(self._pending)
+        head = Head(
+            run=self._header.digest,
+            size=step + 1,
+            root=self._frontier.root(),
+            segment=digest("segment", segment),
+            checkpoint=checkpoint.digest,
+            previous=self._last_head.digest if self._last_head else None,
+        )
+        signed = SignedHead(head=head, signature=self._signer.sign("head", head.to_bytes()))
+        layout = pack_layout(checkpoint.stored_sizes())
+        self._store.write(files.pack_path(step), _pack_parts(layout, state, checkpoint))
+        self._store.write(files.manifest_path(step), [manifest])
+        self._store.write(files.segment_path(step), [segment])
+        self._store.write(files.signature_path(step), [signed.to_bytes()])
+        self._interrupted = False
+        self._last_head = head
+        self._pending = []
+        self._packs.update(dict.fromkeys(layout.spans, step))
+        return head
+
+    def _adopt(self, transcript: Transcript) -> None:
+        for leaf in transcript.leaves:
+            self._frontier.append(leaf.to_bytes())
+            self._previous = leaf.digest
+        if transcript.heads:
+            self._last_head = transcript.heads[-1].head
+        for step in transcript.checkpoint_steps:
+            stored = transcript.checkpoint(step).stored_sizes()
+            self._packs.update(dict.fromkeys(stored, step))
+
+    def _checkpoint(self, step: int, entries: tuple[TensorEntry, ...]) -> Checkpoint:
+        ordered = tuple(sorted(entries, key=lambda entry: entry.name))
+        packs = tuple(self._packs.get(entry.digest, step) for entry in ordered)
+        return Checkpoint(step=step, tensors=ordered, packs=packs)
+
+    def _delete_commit(self, step: int) -> None:
+        present = set(self._store.list())
+        for path in reversed(files.commit_paths(step)):  # the head first: it names the others
+            if path in present:
+                self._store.delete(path)
+
+
+def _is_temporary(path: str) -> bool:
+    return path.rpartition("/")[2].startswith(TEMPORARY_PREFIX)
+
+
+def _check_same_header(stored: Header, given: Header) -> None:
+    for field in fields(Header):
+        expected, got = getattr(stored, field.name), getattr(given, field.name)
+        if expected != got:
+            raise UsageError(
+                f"cannot resume: {field.name} is not what the run began with: "
+                f"expected {_brief(expected)}, got {_brief(got)}"
+            )
+
+
+def _brief(value: object) -> str:
+    return value.hex() if isinstance(value, bytes) else shown(value)
+
+
+def _check_state(
+    step: int, leaf: Leaf, state: Mapping[str, Tensor], entries: tuple[TensorEntry, ...]
+) -> None:
+    root = state_root(entries)
+    if root != leaf.state:
+        raise UsageError(
+            f"step {step}: the state to commit is not the recorded one: "
+            f"expected {leaf.state.hex()}, got {root.hex()}"
+        )
+    if set(state) != {entry.name for entry in entries}:
+        raise UsageError(f"step {step}: the entries are not those of the state")
+
+
+def _pack_parts(
+    layout: PackLayout, state: Mapping[str, Tensor], checkpoint: Checkpoint
+) -> Iterator[bytes | memoryview]:
+    """The bytes of the pack; every content is hashed again as it is written, so that a tensor
+    that changed since its entry was made is never committed under the old digest."""
+    names = {entry.digest: entry.name for entry in reversed(checkpoint.tensors)}
+    yield layout.header
+    for expected in layout.spans:
+        data = tensors.content(state[names[expected]])
+        got = digest("tensor", data)
+        if got != expected:
+            raise UsageError(
+                f"step {checkpoint.step}: tensor {shown(names[expected])} changed while it was "
+                f"committed: expected {expected.hex()}, got {got.hex()}"
+            )
+        yield data
