@@ -265,6 +265,15 @@ def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     return _unrows(norms.divide_by_row_sum_(powers), x, dim)
 
 
+@rule(Kind.COMPOSITE, aten._safe_softmax.default)
+def _safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Softmax where a row of nothing but -inf (all masked) gives zeros."""
+    x = x if dtype is None else x.to(dtype)
+    if not x.numel():
+        return torch.empty_like(x)
+    return torch.where(x.amax(dim, keepdim=True) == -math.inf, 0.0, _softmax(x, dim, False))
+
+
 @rule(Kind.COMPOSITE, aten._log_softmax.default)
 def _log_softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     require_float32("log_softmax", x)

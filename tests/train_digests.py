@@ -1,0 +1,34 @@
+"""Run by the matrix tests on each machine: train the zoo, print the state digest after every step.
+
+    python -m tests.train_digests NUMERICS STEPS [NAME ...]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from tests import zoo
+from veritrain.data import Batches, batch_digest
+from veritrain.state import capture
+from veritrain.step import Program, run_step
+from veritrain.transcript.tensors import state_entries, state_root
+
+
+def digests(numerics: str, steps: int, names: list[str]) -> dict[str, list[str]]:
+    result: dict[str, list[str]] = {}
+    for name, job in zoo.jobs(steps, numerics).items():
+        if names and name not in names:
+            continue
+        program, batches = Program.build(job), Batches(job)
+        result[name] = [state_root(state_entries(capture(program))).hex()]
+        for step in range(1, steps + 1):
+            batch = batches[step]
+            loss = run_step(program, step, batch)
+            root = state_root(state_entries(capture(program)))
+            result[name].append(f"{root.hex()} {batch_digest(batch).hex()} {loss!r}")
+    return result
+
+
+if __name__ == "__main__":
+    print(json.dumps(digests(sys.argv[1], int(sys.argv[2]), sys.argv[3:])))
