@@ -1,0 +1,69 @@
+"""Veritrain: PyTorch training that others can check bit for bit.
+
+The names below are the public surface. They load on first use: `import veritrain` itself does not
+load PyTorch, so that a command line answers at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from veritrain.errors import (
+    InconclusiveError,
+    JobError,
+    NumericsError,
+    TranscriptError,
+    UnsupportedOperatorError,
+    UsageError,
+    VerificationError,
+    VeritrainError,
+)
+
+if TYPE_CHECKING:
+    from veritrain.job import Job, load_job
+    from veritrain.training.recorder import Recorder, train
+    from veritrain.transcript.signing import Signer
+    from veritrain.verify.replay import audit
+    from veritrain.verify.report import AuditReport, Verdict
+
+_HOMES = {
+    "AuditReport": "veritrain.verify.report",
+    "Job": "veritrain.job",
+    "Recorder": "veritrain.training.recorder",
+    "Signer": "veritrain.transcript.signing",
+    "Verdict": "veritrain.verify.report",
+    "audit": "veritrain.verify.replay",
+    "load_job": "veritrain.job",
+    "train": "veritrain.training.recorder",
+}
+
+__all__ = [
+    "AuditReport",
+    "InconclusiveError",
+    "Job",
+    "JobError",
+    "NumericsError",
+    "Recorder",
+    "Signer",
+    "TranscriptError",
+    "UnsupportedOperatorError",
+    "UsageError",
+    "Verdict",
+    "VerificationError",
+    "VeritrainError",
+    "audit",
+    "load_job",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'veritrain' has no attribute {name!r}")
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,245 @@
+"""Batches as a function of the seed, and the commitment to the data set.
+
+Which records make up step t, and every random choice of their augmentation, follow from the seed
+alone: epochs are counter-based permutations, and each record is fetched with random numbers keyed
+by (seed, its place in the batch, step). So neither worker processes nor prefetching nor the steps
+run before can change a batch, and it is never up to the trainer.
+
+Digests cover the canonical bytes of a record: see `canonical`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import struct
+from collections.abc import Callable, Generator
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, default_collate
+
+from veritrain.encoding import Digest, Value, digest, digest_value
+from veritrain.errors import JobError, UsageError, VeritrainError
+from veritrain.job import Job, MapDataset
+from veritrain.numerics import random, resolve
+from veritrain.transcript import merkle, tensors
+
+Batch: TypeAlias = tuple[Any, ...]  # one collated micro-batch for each accumulation
+_PREFETCH = 2  # batches that each worker process prepares ahead
+
+
+class Batches:
+    """The batches of a job, by step: `batches[step]` for 1 <= step <= job.steps.
+
+    Raises:
+        JobError: the data set is not map-style, is empty, or is smaller than one batch.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.profile = resolve(job.numerics)
+        self.dataset = self._open()
+        self.count = len(self.dataset)
+        if self.count < job.batch_size:
+            raise JobError(
+                f"dataset: expected at least batch_size = {job.batch_size} records, "
+                f"got {self.count}"
+            )
+        self._epoch = -1
+        self._order: np.ndarray[Any, np.dtype[np.int64]] = np.empty(0, np.int64)
+
+    def indices(self, step: int) -> list[int]:
+        """The records of a step, in order. Each epoch is one permutation of all records; those
+        that do not fill a batch at its end are left out."""
+        size = self.job.batch_size
+        epoch, position = divmod(step - 1, self.count // size)
+        if epoch != self._epoch:
+            self._order = random.permutation(self.job.seed, "order", epoch, self.count)
+            self._epoch = epoch
+        return [int(index) for index in self._order[position * size : (position + 1) * size]]
+
+    def __getitem__(self, step: int) -> Batch:
+        """Fetch and collate the records of a step.
+
+        Raises:
+            JobError: the data set or `collate` raised.
+        """
+        records = [
+            self._fetch(index, f"sample/{position}", step)
+            for position, index in enumerate(self.indices(step))
+        ]
+        size = self.job.batch_size // self.job.accumulate
+        return tuple(
+            self._collate(records[start : start + size], step)
+            for start in range(0, len(records), size)
+        )
+
+    def iterate(self, first: int, last: int, workers: int) -> Generator[Batch]:
+        """Batches of the steps first to last, inclusive, prepared by `workers` processes ahead of
+        time (0: by this process, when asked)."""
+        if workers == 0 or first > last:
+            yield from (self[step] for step in range(first, last + 1))
+            return
+        loader = DataLoader(
+            cast("Any", _Guarded(self)),
+            batch_size=None,
+            sampler=range(first, last + 1),
+            num_workers=workers,
+            collate_fn=_unchanged,
+            prefetch_factor=_PREFETCH,
+            # A job file's own classes cannot be found by name in a process that starts afresh.
+            multiprocessing_context=_fork_where_possible(),
+        )
+        results = iter(loader)
+        for _ in range(first, last + 1):
+            try:
+                result = next(results)
+            except RuntimeError as error:  # a worker was killed
+                raise JobError(f"dataset: worker process: {str(error).strip()}") from error
+            if isinstance(result, VeritrainError):
+                raise result
+            yield result
+
+    def commitment(self) -> Digest:
+        """Merkle root over the digests of all records, fetched with random numbers that do not
+        depend on the job's seed: one data set has one commitment.
+
+        Raises:
+            JobError: a record has no canonical bytes; names the record and the place in it.
+        """
+        return merkle.root([self._record_digest(index) for index in range(self.count)])
+
+    def _record_digest(self, index: int) -> Digest:
+        record = self._call(f"record {index}", lambda: self.dataset[index], 0, "record", index)
+        return digest_value("record", canonical(record, f"record {index}"))
+
+    def _open(self) -> MapDataset:
+        source = self.job.dataset
+        if isinstance(source, type) or not isinstance(source, MapDataset):
+            source = self._call("dataset", source, self.job.seed, "dataset", 0)
+        if isinstance(source, IterableDataset) or not isinstance(source, MapDataset):
+            raise JobError(
+                "dataset: expected a map-style data set (len(dataset) and dataset[i]), "
+                f"got {type(source).__name__}"
+            )
+        return source
+
+    def _fetch(self, index: int, purpose: str, step: int) -> Any:
+        what = f"record {index} (step {step})"
+        return self._call(what, lambda: self.dataset[index], self.job.seed, purpose, step)
+
+    def _collate(self, records: list[Any], step: int) -> Any:
+        custom = self.job.collate
+        if custom is not None:
+            what = f"collate (step {step})"
+            return self._call(what, lambda: custom(records), self.job.seed, "collate", step)
+        try:
+            return default_collate(records)  # only moves bytes: it needs no numerics
+        except (TypeError, RuntimeError) as error:
+            raise JobError(
+                f"step {step}: the records of a batch do not collate ({error}); pass collate=..."
+            ) from error
+
+    def _call(
+        self, what: str, function: Callable[[], Any], seed: int, purpose: str, step: int
+    ) -> Any:
+        """Run code of the user under the job's numerics; name the place where it fails."""
+        try:
+            with self.profile.active(seed=seed, purpose=purpose, step=step):
+                return function()
+        except VeritrainError:
+            raise
+        except Exception as error:
+            raise JobError(f"dataset: {what} raised {type(error).__name__}: {error}") from error
+
+
+def batch_digest(batch: Batch) -> Digest:
+    """Digest of a step's micro-batches.
+
+    Raises:
+        JobError: a batch holds something without canonical bytes; names the place in it.
+    """
+    return digest_value("batch", canonical(batch, "batch"))
+
+
+def canonical(value: object, where: str) -> Value:
+    """The canonical form of a record or batch: nested lists, each starting with its kind.
+
+    dtype and shape are part of it, so that no two different values have the same form. Tensors and
+    arrays are represented by the digest of their little-endian C-order bytes.
+
+    Raises:
+        JobError: a value of a type without canonical form; `where` and the path to it are named.
+    """
+    if value is None or type(value) in (bool, str, bytes):
+        return cast("Value", value)
+    if type(value) is int:
+        size = value.bit_length() // 8 + 1
+        return ["int", value.to_bytes(size, "little", signed=True)]
+    if type(value) is float:
+        return ["float", struct.pack("<d", value)]
+    if isinstance(value, Tensor):
+        try:
+            entry = tensors.entry(where, value.detach())
+        except UsageError as error:
+            raise JobError(str(error)) from error
+        return ["tensor", entry.dtype, list(entry.shape), entry.digest]
+    if isinstance(value, np.ndarray | np.generic):
+        return _canonical_array(np.asarray(value), where)
+    if isinstance(value, dict):
+        return ["dict", *(_canonical_item(key, item, where) for key, item in value.items())]
+    if isinstance(value, tuple):
+        names: list[Value] = list(getattr(value, "_fields", ()))
+        items = [canonical(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return ["namedtuple", names, *items] if names else ["tuple", *items]
+    if isinstance(value, list):
+        return ["list", *(canonical(item, f"{where}[{i}]") for i, item in enumerate(value))]
+    if _is_image(value):
+        image = cast("Any", value)
+        return ["image", image.mode, list(image.size), digest("tensor", image.tobytes())]
+    raise JobError(
+        f"{where}: a value of type {type(value).__module__}.{type(value).__qualname__} has no "
+        "canonical bytes; return tensors, arrays, numbers, text, bytes, images, lists, tuples "
+        "or dicts"
+    )
+
+
+def _canonical_item(key: object, item: object, where: str) -> Value:
+    # The order of a dict is what the data set makes it: it is kept, and thus committed to.
+    return [canonical(key, f"{where} (key)"), canonical(item, f"{where}[{key!r}]")]
+
+
+def _canonical_array(array: np.ndarray[Any, Any], where: str) -> Value:
+    if array.dtype.kind not in "biufcSUMm":
+        raise JobError(f"{where}: an array of dtype {array.dtype} has no canonical bytes")
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    shape: list[Value] = list(array.shape)
+    return ["array", little.dtype.str, shape, digest("tensor", little.tobytes())]
+
+
+def _is_image(value: object) -> bool:
+    """A PIL image, told by what it offers: the library itself is not needed."""
+    return all(hasattr(value, name) for name in ("mode", "size", "tobytes", "getbands"))
+
+
+class _Guarded:
+    """Batches for worker processes: an error travels as a value, so that it stays one clear line
+    and does not become a foreign traceback on its way."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+
+    def __getitem__(self, step: int) -> Batch | VeritrainError:
+        try:
+            return self._batches[step]
+        except VeritrainError as error:
+            return error
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _fork_where_possible() -> str | None:
+    return "fork" if "fork" in multiprocessing.get_all_start_methods() else None

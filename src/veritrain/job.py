@@ -1,0 +1,237 @@
+"""What a client specifies: model, data, loss, optimiser, schedule, steps, seed, numerics.
+
+A `Job` holds ordinary PyTorch. A valid `Job` is all that a trainer and an auditor share; everything
+that a step depends on is either in it or derived from its seed. `sources.py` says how a job is
+committed to.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import linecache
+import math
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import IterableDataset
+
+from veritrain.encoding import Value
+from veritrain.errors import JobError, UsageError
+from veritrain.numerics import resolve
+from veritrain.sources import forget_stale_modules
+
+SEED_BITS = 256
+_MAX_COUNT = 2**53  # steps and sizes: exact in every number type that a job may meet
+
+Source: TypeAlias = "str | PathLike[str]"
+
+
+@runtime_checkable
+class MapDataset(Protocol):
+    """A data set whose record i is always the same record: `len(dataset)` and `dataset[i]`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A training run, specified completely.
+
+    Attributes:
+        model: builds the model. It runs with random numbers keyed by the seed.
+        dataset: a map-style data set, or a function without arguments that returns one.
+        loss: `loss(model, batch)`, a scalar floating-point tensor to minimise.
+        optimizer: `optimizer(model)`; it may make several parameter groups.
+        batch_size: records per step.
+        steps: number of optimiser steps, numbered from 1.
+        seed: 0 <= seed < 2**256. All randomness of the run is keyed by it.
+        numerics: what defines a step's bits, "exact" or "native".
+        scheduler: `scheduler(optimizer)`, stepped once after each optimiser step; None for none.
+        accumulate: micro-batches per step; must divide `batch_size`. Each micro-batch is collated
+            by itself, and the step's loss is the mean of theirs.
+        clip_norm: largest 2-norm of all gradients together; None for no clipping.
+        collate: makes a micro-batch of a list of records; None for PyTorch's `default_collate`.
+        checkpoint_every: steps between two stored states.
+        sources: further files that define the run (configuration, vocabulary). Relative paths
+            start at the job file's folder, or at the working folder for a job made in a script.
+        origin: the job file. `load_job` sets it; leave it out.
+
+    Raises:
+        JobError: a field does not hold what it must; names field, expected and got.
+    """
+
+    model: Callable[[], nn.Module]
+    dataset: MapDataset | Callable[[], MapDataset]
+    loss: Callable[[nn.Module, Any], Tensor]
+    optimizer: Callable[[nn.Module], Optimizer]
+    batch_size: int
+    steps: int
+    seed: int
+    numerics: str = "exact"
+    scheduler: Callable[[Optimizer], LRScheduler] | None = None
+    accumulate: int = 1
+    clip_norm: float | None = None
+    collate: Callable[[list[Any]], Any] | None = None
+    checkpoint_every: int = 100
+    sources: Sequence[Source] = ()
+    origin: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("model", "loss", "optimizer"):
+            _require_callable(name, getattr(self, name))
+        for name in ("scheduler", "collate"):
+            if getattr(self, name) is not None:
+                _require_callable(name, getattr(self, name))
+        for name in ("batch_size", "steps", "accumulate", "checkpoint_every"):
+            _require_integer(name, getattr(self, name), 1, _MAX_COUNT)
+        _require_integer("seed", self.seed, 0, 2**SEED_BITS)
+        if self.batch_size % self.accumulate:
+            raise JobError(
+                f"accumulate: expected a divisor of batch_size {self.batch_size}, "
+                f"got {self.accumulate}"
+            )
+        _require_dataset(self.dataset)
+        _require_norm(self.clip_norm)
+        _require_sources(self.sources)
+        _require_numerics(self.numerics)
+
+    @property
+    def settings(self) -> dict[str, Value]:
+        """The plain settings, as they are committed to. The seed is 32 big-endian bytes."""
+        return {
+            "accumulate": self.accumulate,
+            "batch_size": self.batch_size,
+            "checkpoint_every": self.checkpoint_every,
+            "clip_norm": None if self.clip_norm is None else float(self.clip_norm),
+            "numerics": self.numerics,
+            "seed": self.seed.to_bytes(SEED_BITS // 8, "big"),
+            "steps": self.steps,
+        }
+
+
+def load_job(path: Source) -> Job:
+    """Execute a job file, an ordinary Python file with `def job() -> veritrain.Job`.
+
+    The file runs with its own folder first on the import path, as `python FILE` would run it. It
+    is code: load only job files that you would run.
+
+    Raises:
+        JobError: no such file, no `job` function, it raised (the message shows the line), or it
+            returned something else than a `Job`.
+    """
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise JobError(f"{path}: expected a Python file with `def job()`, got no such file")
+    module = _execute(file)
+    make = getattr(module, "job", None)
+    if not callable(make):
+        raise JobError(f"{file}: expected a function `def job() -> veritrain.Job`, got none")
+    try:
+        job = make()
+    except Exception as error:
+        raise JobError(_describe(file, error)) from error
+    if not isinstance(job, Job):
+        raise JobError(f"{file}: job() must return a veritrain.Job, got {type(job).__name__}")
+    return replace(job, origin=file)
+
+
+_module_numbers = itertools.count()
+
+
+def _execute(file: Path) -> ModuleType:
+    """Run the file as a fresh module. Its bytes are compiled here, past any stale bytecode."""
+    name = f"_veritrain_job_{next(_module_numbers)}_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None:
+        raise JobError(f"{file}: expected a Python file with `def job()`, its name ends otherwise")
+    module = importlib.util.module_from_spec(spec)
+    folder = str(file.parent)
+    if folder in sys.path:
+        sys.path.remove(folder)
+    sys.path.insert(0, folder)  # stays: the job's functions may import when they are called
+    forget_stale_modules(file)
+    sys.modules[name] = module  # dataclasses and pickled batches look their module up by name
+    try:
+        code = compile(file.read_bytes(), str(file), "exec", dont_inherit=True)
+        exec(code, module.__dict__)  # noqa: S102 - executing the caller's own file is the purpose
+    except Exception as error:
+        del sys.modules[name]
+        raise JobError(_describe(file, error)) from error
+    return module
+
+
+def _describe(file: Path, error: Exception) -> str:
+    """`FILE, line N: LINE` with the error, for the last line of the job file that was reached."""
+    what = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError):
+        return f"{error.filename or file}, line {error.lineno}: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [frame for frame in frames if frame.filename == str(file)]
+    if not inside:
+        return f"{file}: raised {what}"
+    linecache.checkcache(str(file))
+    line = linecache.getline(str(file), inside[-1].lineno or 0).strip()
+    return f"{file}, line {inside[-1].lineno}: `{line}` raised {what}"
+
+
+def _require_callable(field: str, value: object) -> None:
+    if not callable(value):
+        raise JobError(f"{field}: expected a function, got {type(value).__name__}")
+
+
+def _require_integer(field: str, value: object, low: int, end: int) -> None:
+    wanted = f"{field}: expected an integer with {low} <= {field} < 2**{end.bit_length() - 1}"
+    if type(value) is not int:
+        raise JobError(f"{wanted}, got {type(value).__name__}")
+    if not low <= value < end:
+        raise JobError(f"{wanted}, got {value}")
+
+
+def _require_dataset(value: object) -> None:
+    if isinstance(value, IterableDataset):
+        raise JobError(
+            f"dataset: expected a map-style data set (len(dataset) and dataset[i]), got "
+            f"the iterable-style {type(value).__name__}; batches are chosen by the seed, so every "
+            "record needs an index"
+        )
+    if not callable(value) and not isinstance(value, MapDataset):
+        raise JobError(
+            "dataset: expected a map-style data set (len(dataset) and dataset[i]) or a function "
+            f"that returns one, got {type(value).__name__}"
+        )
+
+
+def _require_norm(value: object) -> None:
+    if value is None:
+        return
+    if type(value) not in (int, float) or not (0 < float(value) < math.inf):  # type: ignore[arg-type]
+        raise JobError(f"clip_norm: expected a positive finite number or None, got {value!r}")
+
+
+def _require_sources(value: object) -> None:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise JobError(f"sources: expected a list of paths, got {type(value).__name__}")
+    for item in value:
+        if not isinstance(item, str | PathLike):
+            raise JobError(f"sources: expected paths, got an item of type {type(item).__name__}")
+
+
+def _require_numerics(value: object) -> None:
+    if not isinstance(value, str):
+        raise JobError(f"numerics: expected a name, got {type(value).__name__}")
+    try:
+        resolve(value)
+    except UsageError as error:
+        raise JobError(f"numerics: {error}") from error

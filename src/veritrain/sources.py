@@ -1,0 +1,246 @@
+"""What a job's commitment covers: settings, the bytes of its source files, and the environment.
+
+The source files of a job are found from the files' text, not from what happens to be loaded, so
+that trainer and auditor find the same ones: the file (or files) that define the job, every module
+of the same folder that they import anywhere in them, recursively, and the files that the job
+names in `sources`. A module that is imported only under a name made at run time is not seen; name
+it in `sources`. Installed packages are covered by their versions in the environment record.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.metadata
+import inspect
+import os
+import platform
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from veritrain.encoding import Digest, Value, digest
+from veritrain.errors import JobError
+
+if TYPE_CHECKING:
+    from veritrain.job import Job
+    from veritrain.step import Program
+
+_INSTALLED = (
+    Path(__file__).resolve().parent,
+    *(Path(sysconfig.get_path(key)).resolve() for key in ("stdlib", "platstdlib")),
+)
+_WALK_DEPTH = 4  # data set wrappers and their transforms, one inside the other
+
+
+def commitment(job: Job) -> dict[str, Value]:
+    """The value that a transcript's header holds of the job.
+
+    Returns:
+        {"config": the plain settings, "sources": {relative path: BLAKE3 digest of the file}}.
+
+    Raises:
+        JobError: a source file is missing, or nothing says which files define the job.
+    """
+    files = source_files(job)
+    base = _base(job, files)
+    sources: dict[str, Value] = {
+        Path(os.path.relpath(file, base)).as_posix(): _file_digest(file) for file in files
+    }
+    return {"config": job.settings, "sources": sources}
+
+
+def source_files(job: Job) -> list[Path]:
+    """The files that define the job, sorted, absolute."""
+    roots = [job.origin] if job.origin is not None else _defining_files(job)
+    folder = job.origin.parent if job.origin is not None else Path.cwd()
+    found = {(folder / source).resolve() for source in job.sources}
+    for root in roots:
+        imported = local_imports(root)
+        for file in imported:
+            _require_loaded_from(file, _import_root(root))
+        found |= {root, *imported}
+    return sorted(found)
+
+
+def environment(program: Program, dataset: object) -> dict[str, str]:
+    """Versions of what computes the run: Python, the numeric libraries, and the packages that
+    define the classes of the model's modules, the data set, the optimiser and the scheduler."""
+    record = {"python": platform.python_version()}
+    for name in ("torch", "numpy", "numba", "veritrain"):
+        record[name] = importlib.metadata.version(name)
+    parts = [*program.model.modules(), dataset, program.optimizer, program.scheduler]
+    tops = {type(part).__module__.partition(".")[0] for part in parts}
+    unknown = tops - record.keys() - {"builtins", "__main__"} - sys.stdlib_module_names
+    if unknown:
+        owners = importlib.metadata.packages_distributions()
+        for top in unknown:
+            for name in owners.get(top, ()):
+                record[name] = importlib.metadata.version(name)
+    return record
+
+
+def forget_stale_modules(file: Path) -> None:
+    """Drop loaded modules that carry the name of one of the job's own modules, so that the job
+    runs the files beside it and not the ones that an earlier job of this process brought along.
+
+    Raises:
+        JobError: a file beside the job has the name of an installed module.
+    """
+    for path in local_imports(file):
+        name = _module_name(path, _import_root(file))
+        loaded = _loaded_file(name)
+        if loaded is not None and loaded != path.resolve() and _is_installed(loaded):
+            raise JobError(f"{path}: has the name of the installed module {loaded}; rename it")
+        sys.modules.pop(name, None)
+
+
+def local_imports(file: Path) -> set[Path]:
+    """Files of the same folder (or of the package that the file is in) that it imports."""
+    found: set[Path] = set()
+    waiting = [file]
+    while waiting:
+        current = waiting.pop()
+        fresh = set(_direct_imports(current, _import_root(file))) - found - {file}
+        found |= fresh
+        waiting.extend(fresh)
+    return found
+
+
+def _direct_imports(file: Path, root: Path) -> Iterator[Path]:
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return  # running the file reports it, with the line
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield from _resolve(root, alias.name.split("."))
+        elif isinstance(node, ast.ImportFrom):
+            start = root if node.level == 0 else file.parents[node.level - 1]
+            parts = node.module.split(".") if node.module else []
+            for alias in node.names:
+                yield from _resolve(start, [*parts, alias.name])
+
+
+def _resolve(folder: Path, parts: list[str]) -> Iterator[Path]:
+    """Every file that importing the dotted name `parts` from `folder` would execute."""
+    for part in parts:
+        module, package = folder / f"{part}.py", folder / part
+        if (package / "__init__.py").is_file():
+            yield package / "__init__.py"
+        elif module.is_file():
+            yield module
+            return
+        elif not package.is_dir():
+            return
+        folder = package
+
+
+def _import_root(file: Path) -> Path:
+    """The folder that the file's absolute imports start from."""
+    folder = file.parent
+    while (folder / "__init__.py").is_file() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def _module_name(path: Path, root: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _loaded_file(name: str) -> Path | None:
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return Path(file).resolve() if isinstance(file, str) else None
+
+
+def _require_loaded_from(file: Path, root: Path) -> None:
+    """The digest must be of the code that runs: refuse a module loaded from another folder."""
+    loaded = _loaded_file(_module_name(file, root))
+    if loaded is not None and loaded != file.resolve():
+        raise JobError(
+            f"{file}: the module of this name was loaded from {loaded}; "
+            "start a new process, or rename one of them"
+        )
+
+
+def _defining_files(job: Job) -> list[Path]:
+    """Files that define the parts of a job made in a script.
+
+    Raises:
+        JobError: no part of the job comes from a file, and `sources` is empty.
+    """
+    parts: list[object] = [job.model, job.dataset, job.loss, job.optimizer]
+    parts += [part for part in (job.scheduler, job.collate) if part is not None]
+    found: set[Path] = set()
+    for part in _inside(parts, _WALK_DEPTH):
+        file = _file_of(part)
+        if file is None or _is_installed(file):
+            continue
+        if not file.is_file():
+            if not job.sources:
+                raise JobError(
+                    f"sources: {getattr(part, '__qualname__', part)!r} is not defined in a file "
+                    f"(it comes from {file.name}), so nothing could commit to its code; "
+                    "move it to a file, or pass sources=[...]"
+                )
+            continue
+        found.add(file.resolve())
+    if not found and not job.sources:
+        raise JobError("sources: no file defines this job; pass sources=[...] with its code")
+    return sorted(found)
+
+
+def _inside(parts: Iterable[object], depth: int) -> Iterator[object]:
+    """The functions and classes that make up the given objects, wrapped ones included."""
+    for part in parts:
+        if inspect.isfunction(part) or inspect.isclass(part):
+            yield inspect.unwrap(part)
+        elif inspect.ismethod(part):
+            yield from _inside([part.__func__, part.__self__], depth)
+        elif isinstance(part, functools.partial):
+            yield from _inside([part.func, *part.args, *part.keywords.values()], depth)
+        elif isinstance(part, list | tuple):
+            yield from _inside(part[:64], depth - 1) if depth else ()
+        elif not inspect.isbuiltin(part):
+            yield type(part)
+            if depth:
+                yield from _inside(_user_attributes(part), depth - 1)
+
+
+def _user_attributes(part: object) -> list[object]:
+    values: Iterable[Any] = getattr(part, "__dict__", {}).values()
+    return [value for value in values if callable(value) or hasattr(value, "__dict__")]
+
+
+def _file_of(part: object) -> Path | None:
+    """The file that defines a function or class; None for one that is compiled into Python."""
+    try:
+        name = inspect.getfile(part)  # type: ignore[arg-type]
+    except (TypeError, OSError):  # a class: compiled into Python, or typed into a notebook
+        in_main = getattr(part, "__module__", None) == "__main__"
+        return Path("<notebook>") if in_main else None
+    return Path(name)
+
+
+def _is_installed(file: Path) -> bool:
+    resolved = file.resolve()
+    if {"site-packages", "dist-packages"} & set(resolved.parts):
+        return True
+    return any(resolved.is_relative_to(folder) for folder in _INSTALLED)
+
+
+def _base(job: Job, files: list[Path]) -> Path:
+    if job.origin is not None:
+        return job.origin.parent
+    return Path(os.path.commonpath([file.parent for file in files]))
+
+
+def _file_digest(file: Path) -> Digest:
+    try:
+        return digest("source", file.read_bytes())
+    except OSError as error:
+        raise JobError(f"sources: cannot read {file}: {error.strerror}") from error

@@ -1,0 +1,276 @@
+"""The state: named tensors that hold everything that carries over from one step to the next.
+
+    model/<name>                 every parameter and buffer, also non-persistent buffers; tied
+                                 parameters appear under each of their names
+    optimizer/<parameter>/<key>  the optimiser's tensors of one parameter
+    groups/<index>/<key>         hyper-parameters that are tensors (a learning rate, for example)
+    optimizer/hyper              all other hyper-parameters and plain optimiser state
+    scheduler/state              the scheduler's state, where there is a scheduler
+
+The last two are canonical CBOR in a uint8 tensor. Attributes of modules that are neither
+parameters nor buffers are not state: a job must not carry information in them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from veritrain.encoding import Value, decode, encode
+from veritrain.errors import JobError, NumericsError, TranscriptError
+
+if TYPE_CHECKING:
+    from veritrain.step import Program
+
+HYPER = "optimizer/hyper"
+SCHEDULER = "scheduler/state"
+
+
+def capture(program: Program) -> dict[str, Tensor]:
+    """The program's state: references to its tensors (detached, not copied), sorted by name.
+
+    Raises:
+        JobError: something that carries over between steps cannot be written down.
+    """
+    state = {f"model/{name}": tensor.detach() for name, tensor in _model_tensors(program.model)}
+    names = _parameter_names(program.model)
+    groups: list[Value] = []
+    for index, group in enumerate(program.optimizer.param_groups):
+        plain, tensors = _split(group, f"optimizer group {index}", skip="params")
+        groups.append([plain, [_name_of(parameter, names) for parameter in group["params"]]])
+        state |= {f"groups/{index}/{key}": tensor for key, tensor in tensors.items()}
+    carried: dict[str, Value] = {}
+    for parameter, values in program.optimizer.state.items():
+        name = _name_of(parameter, names)
+        plain, tensors = _split(values, f"optimizer state of {name}")
+        if plain:
+            carried[name] = plain
+        state |= {f"optimizer/{name}/{key}": tensor for key, tensor in tensors.items()}
+    state[HYPER] = _to_tensor({"groups": groups, "state": carried})
+    if program.scheduler is not None:
+        state[SCHEDULER] = _to_tensor(_plain(program.scheduler.state_dict(), "scheduler"))
+    return dict(sorted(state.items()))
+
+
+def restore(program: Program, state: Mapping[str, Tensor]) -> None:
+    """Put a stored state into a freshly built program; parameters and buffers keep their identity.
+
+    Raises:
+        TranscriptError: a tensor is missing, unknown, or has the wrong shape or dtype.
+    """
+    unused = set(state)
+    _restore_model(program.model, state, unused)
+    hyper = _from_tensor(state, HYPER, unused)
+    _restore_groups(program, state, unused, hyper)
+    _restore_optimizer(program, state, unused, hyper)
+    if program.scheduler is not None:
+        _restore_scheduler(program, _from_tensor(state, SCHEDULER, unused))
+    if unused:
+        raise TranscriptError(min(unused), "the job's state has no such tensor")
+
+
+def refuse_nan(state: Mapping[str, Tensor], step: int) -> None:
+    """Raise where a tensor holds a NaN: nothing that follows could be checked.
+
+    Raises:
+        NumericsError: names the step and the tensor.
+    """
+    for name, tensor in state.items():
+        # The minimum of a tensor that holds a NaN is NaN: one pass and no temporary.
+        if tensor.is_floating_point() and tensor.numel() and bool(tensor.amin().isnan()):
+            raise NumericsError(f"step {step}: {name} holds a NaN")
+
+
+def _model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _parameter_names(model: nn.Module) -> dict[int, str]:
+    return {id(parameter): name for name, parameter in model.named_parameters()}
+
+
+def _name_of(parameter: Tensor, names: Mapping[int, str]) -> str:
+    name = names.get(id(parameter))
+    if name is None:
+        raise JobError(
+            f"optimizer: holds a tensor of shape {tuple(parameter.shape)} that is not a parameter "
+            "of the model; register it in the model"
+        )
+    return name
+
+
+def _split(
+    values: Mapping[str, Any], what: str, skip: str = ""
+) -> tuple[dict[str, Value], dict[str, Tensor]]:
+    """Part values into plain ones, encoded, and tensors."""
+    plain: dict[str, Value] = {}
+    tensors: dict[str, Tensor] = {}
+    for key, value in values.items():
+        if isinstance(value, Tensor):
+            tensors[key] = value.detach()
+        elif key != skip:
+            plain[key] = _plain(value, f"{what}, {key!r}")
+    return plain, tensors
+
+
+def _restore_model(model: nn.Module, state: Mapping[str, Tensor], unused: set[str]) -> None:
+    filled: dict[int, Tensor] = {}
+    for name, tensor in _model_tensors(model):
+        stored = _take(state, f"model/{name}", unused)
+        _require_alike(f"model/{name}", tensor, stored)
+        first = filled.setdefault(id(tensor), stored)
+        if first is not stored and not _same_bytes(first, stored):
+            raise TranscriptError(f"model/{name}", "differs from the parameter it is tied to")
+        with torch.no_grad():
+            tensor.copy_(stored)
+
+
+def _restore_groups(
+    program: Program, state: Mapping[str, Tensor], unused: set[str], hyper: dict[str, Any]
+) -> None:
+    names = _parameter_names(program.model)
+    stored = hyper.get("groups")
+    groups = program.optimizer.param_groups
+    if not isinstance(stored, list) or len(stored) != len(groups):
+        raise TranscriptError(HYPER, f"expected {len(groups)} parameter groups")
+    for index, (group, entry) in enumerate(zip(groups, stored, strict=True)):
+        members = [names.get(id(parameter)) for parameter in group["params"]]
+        plain, tensors = _split(group, f"group {index}", skip="params")
+        if not isinstance(entry, list) or len(entry) != 2 or entry[1] != members:
+            raise TranscriptError(HYPER, f"group {index} does not hold the job's parameters")
+        values = entry[0]
+        if not isinstance(values, dict) or values.keys() != plain.keys():
+            raise TranscriptError(HYPER, f"group {index}: expected the keys {sorted(plain)}")
+        group.update({key: _unplain(value) for key, value in values.items()})
+        for key, tensor in tensors.items():
+            stored_tensor = _take(state, f"groups/{index}/{key}", unused)
+            _require_alike(f"groups/{index}/{key}", tensor, stored_tensor)
+            group[key].detach().copy_(stored_tensor)
+
+
+def _restore_optimizer(
+    program: Program, state: Mapping[str, Tensor], unused: set[str], hyper: dict[str, Any]
+) -> None:
+    """Optimisers make their tensors in the first step, so names and shapes come from the state;
+    a leaf's digest, not this function, says whether they are right."""
+    parameters = dict(program.model.named_parameters())
+    carried = hyper.get("state")
+    if not isinstance(carried, dict):
+        raise TranscriptError(HYPER, "expected a map of plain optimiser state")
+    program.optimizer.state.clear()
+    for name, values in carried.items():
+        if name not in parameters or not isinstance(values, dict):
+            raise TranscriptError(HYPER, f"unknown parameter {name!r}")
+        own = program.optimizer.state[parameters[name]]
+        own.update({key: _unplain(value) for key, value in values.items()})
+    for full in sorted(unused):
+        name, _, key = full.removeprefix("optimizer/").rpartition("/")
+        if full.startswith("optimizer/") and name in parameters:
+            stored = _take(state, full, unused)
+            program.optimizer.state[parameters[name]][key] = stored.clone()
+
+
+def _restore_scheduler(program: Program, stored: dict[str, Any]) -> None:
+    if program.scheduler is None:
+        return
+    fresh = program.scheduler.state_dict()
+    values = _unplain(stored)
+    if not isinstance(values, dict) or values.keys() != fresh.keys():
+        raise TranscriptError(SCHEDULER, f"expected the keys {sorted(fresh)}")
+    program.scheduler.load_state_dict(values)
+
+
+def _take(state: Mapping[str, Tensor], name: str, unused: set[str]) -> Tensor:
+    if name not in state:
+        raise TranscriptError(name, "is missing from the stored state")
+    unused.discard(name)
+    return state[name]
+
+
+def _require_alike(name: str, expected: Tensor, got: Tensor) -> None:
+    if expected.shape != got.shape:
+        raise TranscriptError(
+            name, f"expected shape {tuple(expected.shape)}, got {tuple(got.shape)}"
+        )
+    if expected.dtype != got.dtype:
+        raise TranscriptError(name, f"expected dtype {expected.dtype}, got {got.dtype}")
+
+
+def _same_bytes(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(
+        a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8)
+    )
+
+
+def _to_tensor(value: Value) -> Tensor:
+    try:
+        return torch.frombuffer(bytearray(encode(value)), dtype=torch.uint8)
+    except ValueError as error:
+        raise JobError(f"hyper-parameters or scheduler state: {error}") from error
+
+
+def _from_tensor(state: Mapping[str, Tensor], name: str, unused: set[str]) -> dict[str, Any]:
+    tensor = _take(state, name, unused)
+    if tensor.dtype != torch.uint8 or tensor.dim() != 1:
+        raise TranscriptError(name, f"expected uint8 bytes, got {tensor.dtype} {tensor.shape}")
+    value = decode(tensor.numpy().tobytes(), where=name)
+    if not isinstance(value, dict):
+        raise TranscriptError(name, "expected a map")
+    return value
+
+
+# Plain values. CBOR has one kind of list and text keys; tags keep what Python tells apart.
+_TUPLE, _MAP, _COUNTER = "tuple", "map", "counter"
+
+
+def _plain(value: object, what: str) -> Value:
+    """Encode a hyper-parameter or a piece of scheduler state.
+
+    Raises:
+        JobError: its type has no canonical form.
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, list):
+        return [_plain(item, what) for item in value]
+    if isinstance(value, tuple):
+        return {_TUPLE: [_plain(item, what) for item in value]}
+    if isinstance(value, dict):
+        pairs: list[Value] = [
+            [_plain(key, what), _plain(item, what)] for key, item in value.items()
+        ]
+        tag = _COUNTER if isinstance(value, Counter) else _MAP
+        return {tag: sorted(pairs, key=lambda pair: encode(pair))}
+    raise JobError(
+        f"{what}: a value of type {type(value).__name__} cannot be part of a committed state; "
+        "use numbers, text, lists, tuples, dicts or tensors"
+    )
+
+
+def _unplain(value: Value) -> Any:
+    if isinstance(value, list):
+        return [_unplain(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    tag, items = next(iter(value.items()), ("", None))
+    if len(value) != 1 or tag not in (_TUPLE, _MAP, _COUNTER) or not isinstance(items, list):
+        raise TranscriptError("state", "a plain value has an unknown tag")
+    decoded = [_unplain(item) for item in items]
+    if tag == _TUPLE:
+        return tuple(decoded)
+    if any(not isinstance(pair, list) or len(pair) != 2 for pair in decoded):
+        raise TranscriptError("state", "a map of a plain value holds something else than pairs")
+    try:
+        pairs: dict[Any, Any] = {key: item for key, item in decoded}  # noqa: C416
+    except TypeError as error:
+        raise TranscriptError("state", "a plain value has an unhashable key") from error
+    return Counter(pairs) if tag == _COUNTER else pairs

@@ -1,0 +1,181 @@
+"""One replayable step: a pure function of (state, batch, seed) to (state, loss).
+
+A `Program` is a job brought to life: model, optimiser and scheduler with their initial values.
+`run_step` advances it by one step. Everything that a step computes follows the job's numerics;
+random numbers are keyed by (seed, purpose, step, call), so that a step does not depend on which
+steps this process ran before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import mpmath
+import mpmath.libmp
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from veritrain.errors import JobError, NumericsError
+from veritrain.job import Job
+from veritrain.numerics import Profile, resolve
+
+if TYPE_CHECKING:
+    from veritrain.data import Batch
+
+# Far more than any double needs to decide how exp, log, sin, cos or pow rounds (about 120 bits).
+_PRECISION_BITS = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """Model, optimiser and scheduler of a job. Frozen means which objects; their tensors change."""
+
+    job: Job
+    profile: Profile
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler | None
+
+    @classmethod
+    def build(cls, job: Job) -> Program:
+        """Build everything anew, with random numbers keyed by (seed, "init").
+
+        Raises:
+            JobError: a part of the job returned something else than it should.
+        """
+        profile = resolve(job.numerics)
+        with profile.active(seed=job.seed, purpose="init", step=0):
+            model = job.model()
+            _require_type("model", model, nn.Module)
+            _require_initialised(model)
+            model.train()
+            optimizer = job.optimizer(model)
+            _require_type("optimizer", optimizer, Optimizer)
+            profile.canonicalise(optimizer)
+            scheduler = _build_scheduler(job, optimizer)
+        return cls(job=job, profile=profile, model=model, optimizer=optimizer, scheduler=scheduler)
+
+
+def run_step(program: Program, step: int, batch: Batch) -> float:
+    """Advance the program from state step - 1 to state `step`.
+
+    Args:
+        program: in state step - 1.
+        step: 1 or more.
+        batch: `accumulate` micro-batches, each collated by itself.
+
+    Returns:
+        The mean of the micro-batches' losses.
+
+    Raises:
+        NumericsError: the loss is not a finite scalar, or an operator has no rule.
+    """
+    job = program.job
+    parameters = [p for group in program.optimizer.param_groups for p in group["params"]]
+    total = 0.0
+    with program.profile.active(seed=job.seed, purpose="step", step=step):
+        program.model.train()
+        program.optimizer.zero_grad(set_to_none=True)
+        for micro in batch:
+            loss = job.loss(program.model, micro)
+            _require_scalar(loss, step)
+            part = loss / job.accumulate if job.accumulate > 1 else loss
+            total += float(part.detach().item())
+            part.backward()
+        _require_finite(total, step)
+        if job.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, job.clip_norm, foreach=False)
+        program.optimizer.step()
+        if program.scheduler is not None:
+            with correctly_rounded_math():
+                program.scheduler.step()
+    return total
+
+
+@contextmanager
+def correctly_rounded_math() -> Generator[None]:
+    """Within it, `math.exp`, `log`, `pow`, `sin` and `cos` round correctly.
+
+    Schedulers compute learning rates in Python floats with `math.cos` and the like. These go to
+    the C library, whose last bit depends on its version and on the processor (it picks kernels
+    with or without fused multiply-add when it loads). The correctly rounded value is the one that
+    every machine can agree on. `math.sqrt` is correctly rounded already (IEEE 754).
+    """
+    originals: dict[str, Callable[..., float]] = {
+        name: getattr(math, name) for name in ("exp", "log", "pow", "sin", "cos")
+    }
+    refining: list[str] = []  # mpmath itself calls `math`: to it, the originals answer
+    try:
+        for name, original in originals.items():
+            setattr(math, name, _rounded(name, original, refining))
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(math, name, original)
+
+
+def _rounded(
+    name: str, original: Callable[..., float], refining: list[str]
+) -> Callable[..., float]:
+    exact: Callable[..., Any] = getattr(mpmath, "power" if name == "pow" else name)
+
+    def compute(*arguments: float) -> float:
+        rough = original(*arguments)  # also raises what it raises, and settles 0, inf and NaN
+        if refining or rough == 0 or not math.isfinite(rough):
+            return rough
+        if name == "log" and len(arguments) == 2:
+            return compute(arguments[0]) / compute(arguments[1])  # as CPython defines log(x, base)
+        refining.append(name)
+        try:
+            with mpmath.workprec(_PRECISION_BITS):
+                value = exact(*(mpmath.mpf(argument) for argument in arguments))
+                return mpmath.libmp.to_float(value._mpf_, rnd="n")
+        finally:
+            refining.pop()
+
+    return compute
+
+
+def _build_scheduler(job: Job, optimizer: Optimizer) -> LRScheduler | None:
+    if job.scheduler is None:
+        return None
+    with correctly_rounded_math():
+        scheduler = job.scheduler(optimizer)
+    _require_type("scheduler", scheduler, LRScheduler)
+    return scheduler
+
+
+def _require_type(field: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise JobError(f"{field}: must return a {kind.__name__}, got {type(value).__name__}")
+
+
+def _require_initialised(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise JobError(f"model: parameter {name} is lazy; give its shape when it is built")
+
+
+def _require_scalar(loss: object, step: int) -> None:
+    if not isinstance(loss, Tensor):
+        raise NumericsError(
+            f"step {step}: loss must return a scalar tensor, got {type(loss).__name__}"
+        )
+    if loss.dim() != 0 or not loss.is_floating_point():
+        raise NumericsError(
+            f"step {step}: loss must return a floating-point tensor of shape (), "
+            f"got {loss.dtype} of shape {tuple(loss.shape)}"
+        )
+    if not loss.requires_grad:
+        raise NumericsError(f"step {step}: the loss does not depend on any parameter")
+
+
+def _require_finite(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise NumericsError(f"step {step}: the loss is {loss}")
