@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 import numba  # pyright: ignore[reportMissingTypeStubs]
 import numpy as np
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -53,7 +54,7 @@ GELU_TANH_GRAD = 2.0**-47  # times 1 + |argument of the exponential|
 
 
 def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    return numba.njit(nogil=True, cache=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+    return numba.njit(nogil=True, cache=True, error_model="numpy", forceinline=True)(function)  # type: ignore[no-any-return]
 
 
 def _bitcast(source: Any, target: Any) -> Any:
@@ -66,6 +67,19 @@ def _bitcast(source: Any, target: Any) -> Any:
     return intrinsic(declare)
 
 
+def _horner_unrolled(_context: Any, coefficients: Any, x: Any) -> Any:
+    """Horner's rule without a loop: LLVM vectorises the loop over entries only then."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        *rest, value = cgutils.unpack_tuple(builder, arguments[0])
+        for coefficient in reversed(rest):
+            value = builder.fadd(builder.fmul(value, arguments[1]), coefficient)
+        return value
+
+    return types.float64(coefficients, x), generate
+
+
+_horner = intrinsic(_horner_unrolled)
 _bits64 = _bitcast(types.float64, types.int64)
 _float64 = _bitcast(types.int64, types.float64)
 _bits32 = _bitcast(types.float32, types.int32)
@@ -165,14 +179,6 @@ _COS_POLY = (
 
 
 # Cores
-
-
-@_jit
-def _horner(coefficients: tuple[float, ...], x: float) -> float:
-    value = coefficients[-1]
-    for j in range(len(coefficients) - 2, -1, -1):
-        value = value * x + coefficients[j]
-    return value
 
 
 @_jit
