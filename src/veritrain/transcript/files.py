@@ -19,7 +19,7 @@ from veritrain.transcript.store import TEMPORARY_PREFIX
 HEADER = "header"
 
 _TEMPORARY = re.compile(
-    rf"((leaves|checkpoints|signatures)/)?{re.escape(TEMPORARY_PREFIX)}[a-z0-9]+", re.ASCII
+    rf"((leaves|checkpoints|signatures)/)?{re.escape(TEMPORARY_PREFIX)}[0-9a-f]+", re.ASCII
 )
 _NAMED = re.compile(
     r"(?:leaves/|signatures/|checkpoints/)(?P<step>[0-9]{12})(?:\.manifest|\.safetensors)?",
@@ -52,6 +52,11 @@ def commit_paths(step: int) -> tuple[str, str, str, str]:
     return pack_path(step), manifest_path(step), segment_path(step), signature_path(step)
 
 
+def is_temporary(path: str) -> bool:
+    """Is it a file that was being written when its writer died?"""
+    return _TEMPORARY.fullmatch(path) is not None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Survey:
     """What the files of a run amount to."""
@@ -66,7 +71,7 @@ def survey(paths: Sequence[str]) -> Survey:
     Raises:
         TranscriptError: a file that does not belong there, or one that is missing.
     """
-    if HEADER not in paths and any(not _TEMPORARY.fullmatch(path) for path in paths):
+    if HEADER not in paths and not all(map(is_temporary, paths)):
         raise TranscriptError(HEADER, "missing")
     steps = {path: _step(path) for path in paths if path != HEADER}
     heads = sorted(
@@ -86,7 +91,7 @@ def survey(paths: Sequence[str]) -> Survey:
 
 def _step(path: str) -> int:
     """The step that a file belongs to, -1 for a temporary file."""
-    if _TEMPORARY.fullmatch(path):
+    if is_temporary(path):
         return -1
     match = _NAMED.fullmatch(path)
     if match is None or path not in commit_paths(int(match["step"])):

@@ -22,8 +22,7 @@ class Limits:
     leaves_per_segment: int = 32_768  # steps from one commit to the next; about 200 bytes each
     leaves: int = 4_000_000  # steps of one run
     tensors: int = 50_000  # tensors of one state
-    tensor_bytes: int = 1 << 42  # one tensor
-    state_bytes: int = 1 << 37  # all tensors of one state, as loaded into memory
+    state_bytes: int = 1 << 37  # all tensors of one state; `load_state` allocates that much
     dimensions: int = 64  # axes of one tensor
     name_chars: int = 1024  # code points of a tensor's name or of any other short text
     key_file_bytes: int = 16_384  # a PEM file with one private key

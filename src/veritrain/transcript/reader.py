@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Transcript:
     """The records of a run as found. `heads[i]` covers the steps up to `checkpoint_steps[i]`."""
 
@@ -174,19 +174,12 @@ class Transcript:
 
         Raises:
             UsageError: there is no checkpoint at this step.
-            TranscriptError: a pack is missing, unreadable or of another size, or the state is
-                larger than this software loads.
+            TranscriptError: a pack is missing, unreadable or of another size.
             VerificationError: names the step and the tensor, expected and got.
         """
         from veritrain.transcript import tensors  # torch: records are read without it
 
         checkpoint = self._sound_checkpoint(step)
-        total = sum(entry.num_bytes for entry in checkpoint.tensors)
-        if total > LIMITS.state_bytes:
-            raise TranscriptError(
-                files.manifest_path(step),
-                f"expected a state of at most {LIMITS.state_bytes} bytes, got {total}",
-            )
         state: dict[str, Tensor] = {}
         for pack, entries in _by_pack(checkpoint).items():
             holder = self._holder(checkpoint, pack, entries)

@@ -66,6 +66,10 @@ class Header(Record):
             check.check_text("environment", name, LIMITS.name_chars)
             check.check_text(f"environment {check.shown(name)}", version, LIMITS.name_chars)
         check.check_bytes("public_key", self.public_key, PUBLIC_KEY_BYTES)
+        try:
+            self.to_bytes()
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"field job: {error}") from error
 
     def to_value(self) -> dict[str, Value]:
         """The fields and the version of the format."""
@@ -79,7 +83,9 @@ class Header(Record):
             raise UsageError(
                 f"format version {version}; this software reads version {FORMAT_VERSION}"
             )
-        return cls(**cls._take(value, "format"))
+        taken = cls._take(value, "format")
+        check.check_integer("format", version, FORMAT_VERSION, FORMAT_VERSION)  # not `true`
+        return cls(**taken)
 
 
 @dataclass(frozen=True, kw_only=True)

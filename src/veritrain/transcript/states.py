@@ -55,11 +55,8 @@ class TensorEntry:
             raise check.wrong("shape", f"at most {LIMITS.dimensions} axes", self.shape)
         for size in self.shape:
             check.check_integer(f"shape of {check.shown(self.name)}", size, 0, 2**63 - 1)
-        if self.num_bytes > LIMITS.tensor_bytes:
-            raise UsageError(
-                f"tensor {check.shown(self.name)}: expected at most {LIMITS.tensor_bytes} bytes, "
-                f"got {self.num_bytes}"
-            )
+        if prod(size or 1 for size in self.shape) >= 2**63:  # strides would overflow, even if empty
+            raise UsageError(f"shape of {check.shown(self.name)}: too large")
         check.check_digest("digest", self.digest)
 
     @property
@@ -154,7 +151,12 @@ class Checkpoint(Record):
         return cls(step=taken["step"], tensors=tensors, packs=tuple(taken["packs"]))
 
     def _check_contents(self) -> None:
-        """One digest means one size and lies in one pack."""
+        """One digest means one size and lies in one pack; the state is of a bounded size."""
+        total = sum(entry.num_bytes for entry in self.tensors)
+        if total > LIMITS.state_bytes:
+            raise UsageError(
+                f"tensors: expected a state of at most {LIMITS.state_bytes} bytes, got {total}"
+            )
         seen: dict[Digest, tuple[int, int]] = {}
         for entry, pack in zip(self.tensors, self.packs, strict=True):
             check.check_integer("packs", pack, 0, self.step)

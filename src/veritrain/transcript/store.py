@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, cast
 from veritrain.errors import TranscriptError, UsageError, VeritrainError
 from veritrain.transcript.limits import LIMITS
 
-TEMPORARY_PREFIX = ".tmp-"
+TEMPORARY_PREFIX = ".tmp-"  # followed by hexadecimal digits
 
 _COPY_BYTES = 1 << 20
 _PATH = re.compile(r"[A-Za-z0-9_.-]{1,255}(/[A-Za-z0-9_.-]{1,255})?", re.ASCII)
@@ -120,7 +120,7 @@ class LocalStore(Store):
         with _translated(path), self._plain_file(path) as (file, size):
             if size > limit:
                 raise _too_large(path, limit)
-            return file.read(limit)
+            return file.read(size)
 
     def write(self, path: str, parts: Iterable[bytes | memoryview]) -> None:
         """See `Store.write`."""

@@ -33,7 +33,7 @@ from veritrain.transcript.records import (
     state_root,
 )
 from veritrain.transcript.signing import Signer
-from veritrain.transcript.store import TEMPORARY_PREFIX, Store
+from veritrain.transcript.store import Store
 
 
 class TranscriptWriter:
@@ -67,7 +67,7 @@ class TranscriptWriter:
         store = Store.open(url)
         writer = cls(store, header, signer)
         found = store.list()
-        kept = [path for path in found if not _is_temporary(path)]
+        kept = [path for path in found if not files.is_temporary(path)]
         if kept:
             raise UsageError(
                 f"{store.location} holds files already ({shown(kept[0])}); resume that run or "
@@ -94,7 +94,7 @@ class TranscriptWriter:
         """
         store = Store.open(url)
         writer = cls(store, header, signer)
-        if all(_is_temporary(path) for path in store.list()):
+        if all(map(files.is_temporary, store.list())):
             return cls.create(url, header, signer)
         transcript = Transcript.open(url)
         _check_same_header(transcript.header, header)
@@ -213,10 +213,6 @@ class TranscriptWriter:
         for path in reversed(files.commit_paths(step)):  # the head first: it names the others
             if path in present:
                 self._store.delete(path)
-
-
-def _is_temporary(path: str) -> bool:
-    return path.rpartition("/")[2].startswith(TEMPORARY_PREFIX)
 
 
 def _check_same_header(stored: Header, given: Header) -> None:
