@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from veritrain.encoding import Value, decode, encode
 from veritrain.errors import JobError, NumericsError, TranscriptError
+from veritrain.transcript.fields import shown
 
 if TYPE_CHECKING:
     from veritrain.step import Program
@@ -70,7 +71,7 @@ def restore(program: Program, state: Mapping[str, Tensor]) -> None:
     if program.scheduler is not None:
         _restore_scheduler(program, _from_tensor(state, SCHEDULER, unused))
     if unused:
-        raise TranscriptError(min(unused), "the job's state has no such tensor")
+        raise TranscriptError(shown(min(unused)), "the job's state has no such tensor")
 
 
 def refuse_nan(state: Mapping[str, Tensor], step: int) -> None:
@@ -165,7 +166,7 @@ def _restore_optimizer(
     program.optimizer.state.clear()
     for name, values in carried.items():
         if name not in parameters or not isinstance(values, dict):
-            raise TranscriptError(HYPER, f"unknown parameter {name!r}")
+            raise TranscriptError(HYPER, f"unknown parameter {shown(name)}")
         own = program.optimizer.state[parameters[name]]
         own.update({key: _unplain(value) for key, value in values.items()})
     for full in sorted(unused):

@@ -1,0 +1,373 @@
+"""The audit: check a transcript against the job, recompute its steps, and give a verdict.
+
+The auditor trusts nothing but its own job file, data and software. Bytes that are not a well-formed
+run raise `TranscriptError`; a well-formed run gets a report. The checks run in this order, and the
+first that does not pass ends the audit:
+
+  1. format        the folder is a well-formed run of a format version that this software reads
+  2. signatures    the header's key (and the key that the auditor trusts) signed every head
+  3. chain         header, leaves and heads form one chain, under the signed Merkle roots
+  4. job           settings, source files and numerics are those of the auditor's job
+  5. data set      the auditor's records and labels are those that the run committed to
+  6. initial state model, optimiser and scheduler start from what the seed prescribes
+  7. checkpoints   every stored state is whole and is the state of its leaf
+  8. replay        recomputed batches, losses and states equal the leaves, one by one
+  9. completeness  the run has all steps of the job, and its folder holds nothing else
+
+What the caller must still do: look at `steps_replayed` where only a part was asked for, and know
+whose key signed (pass `trusted_key`).
+
+Where `native` numerics, or `exact` numerics under other package versions, give another result, that
+is INCONCLUSIVE: honest machines differ there. It is never accepted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from veritrain.data import Batches
+from veritrain.encoding import Value, digest_value
+from veritrain.errors import InconclusiveError, TranscriptError, UsageError, VerificationError
+from veritrain.job import Job
+from veritrain.numerics import random, resolve
+from veritrain.sources import commitment, environment
+from veritrain.state import capture
+from veritrain.step import Program
+from veritrain.transcript import Transcript, state_entries, state_root
+from veritrain.transcript.fields import shown
+from veritrain.transcript.records import PUBLIC_KEY_BYTES
+from veritrain.transcript.signing import fingerprint
+from veritrain.verify.report import AuditReport, CheckResult, Finding, Outcome, conclude
+from veritrain.verify.segments import (
+    Replayer,
+    Segment,
+    SegmentResult,
+    compare_state,
+    differ,
+    plan,
+    replay_in_processes,
+    require_loadable,
+)
+
+NONCE_BYTES = 32
+
+
+def audit(
+    url: str | os.PathLike[str],
+    job: Job,
+    *,
+    steps: tuple[int, int] | None = None,
+    sample: int | None = None,
+    workers: int = 1,
+    trusted_key: bytes | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> AuditReport:
+    """Check the run at `url` against `job`.
+
+    Args:
+        url: local path or fsspec URL of the run.
+        job: the auditor's own job.
+        steps: recompute only these steps, first and last included.
+        sample: recompute only this many intervals between checkpoints, drawn with fresh
+            randomness after the run was read (all of them, where it has no more).
+        workers: processes that recompute; more than one needs a job from `load_job`.
+        trusted_key: the trainer's Ed25519 public key, 32 bytes; None accepts any key, which the
+            report names.
+        on_step: called with the number of each step that was found equal.
+
+    Raises:
+        TranscriptError: the bytes are not a well-formed run.
+        UsageError: arguments that do not fit together or to the run, or a job that cannot be used.
+    """
+    options = _Options(steps=steps, sample=sample, workers=workers, trusted_key=trusted_key)
+    _require_options(options, job)
+    return _Audit(Transcript.open(url), job, options, on_step).run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    steps: tuple[int, int] | None
+    sample: int | None
+    workers: int
+    trusted_key: bytes | None = field(repr=False)
+
+
+class _Audit:
+    """One audit. Each check returns what it saw, or raises `VerificationError` (false) or
+    `InconclusiveError` (cannot be said)."""
+
+    def __init__(
+        self,
+        transcript: Transcript,
+        job: Job,
+        options: _Options,
+        on_step: Callable[[int], None] | None,
+    ) -> None:
+        self._transcript = transcript
+        self._job = job
+        self._options = options
+        self._on_step = on_step if on_step is not None else _ignore
+        # Drawn when the run's heads are read and fixed: the trainer could not know it.
+        self._nonce = os.urandom(NONCE_BYTES) if options.sample is not None else None
+        self._findings: tuple[Finding, ...] = ()
+        self._replayed = 0
+
+    def run(self) -> AuditReport:
+        """Run the checks in order."""
+        checks: list[tuple[str, Callable[[], str]]] = [
+            ("format", self._format),  # 1
+            ("signatures", self._signatures),  # 2
+            ("chain", self._chain),  # 3
+            ("job", self._same_job),  # 4
+            ("data set", self._same_dataset),  # 5
+            ("initial state", self._initial_state),  # 6
+            ("checkpoints", self._checkpoints),  # 7
+            ("replay", self._replay),  # 8
+            ("completeness", self._complete),  # 9
+        ]
+        results: list[CheckResult] = []
+        for number, (name, check) in enumerate(checks, 1):
+            outcome, detail = Outcome.NOT_RUN, "an earlier check did not pass"
+            if all(result.outcome is Outcome.PASSED for result in results):
+                outcome, detail = _outcome(check)
+            results.append(CheckResult(number=number, name=name, outcome=outcome, detail=detail))
+        return self._report(tuple(results))
+
+    def _report(self, checks: tuple[CheckResult, ...]) -> AuditReport:
+        heads = self._transcript.heads
+        return AuditReport(
+            verdict=conclude(checks),
+            checks=checks,
+            findings=self._findings,
+            location=self._transcript.location,
+            root=heads[-1].head.root if heads else None,
+            key=fingerprint(self._transcript.header.public_key),
+            steps_replayed=self._replayed,
+            total_steps=self._last_step,
+            sample_nonce=self._nonce,
+        )
+
+    @property
+    def _last_step(self) -> int:
+        return max(0, len(self._transcript.leaves) - 1)
+
+    def _format(self) -> str:
+        return f"{len(self._transcript.heads)} commitments, {self._last_step} steps"
+
+    def _signatures(self) -> str:
+        if not self._transcript.heads:
+            raise InconclusiveError("the run has no signed head yet: there is nothing to check")
+        self._transcript.verify_signatures()
+        key, trusted = self._transcript.header.public_key, self._options.trusted_key
+        if trusted is not None and trusted != key:
+            raise VerificationError(
+                f"the run is signed by another key: expected {fingerprint(trusted)}, "
+                f"got {fingerprint(key)}"
+            )
+        by = "the trusted key" if trusted is not None else "key"
+        return f"{len(self._transcript.heads)} heads signed by {by} {fingerprint(key)}"
+
+    def _chain(self) -> str:
+        self._transcript.verify_chain()
+        return f"root {self._transcript.heads[-1].head.root.hex()}"
+
+    def _same_job(self) -> str:
+        own, claimed = commitment(self._job), self._transcript.header.job
+        if claimed.keys() != own.keys():
+            raise VerificationError("the header's job has other parts than config and sources")
+        _compare_maps("setting", own["config"], claimed["config"])
+        _compare_maps("source file", own["sources"], claimed["sources"])
+        self._same_numerics()
+        return f"digest {digest_value('job', own).hex()}"
+
+    def _same_numerics(self) -> None:
+        header, profile = self._transcript.header, resolve(self._job.numerics)
+        if header.numerics != profile.name:
+            raise VerificationError(
+                f"numerics: expected {profile.name}, got {shown(header.numerics)}"
+            )
+        if header.numerics_version != profile.version:
+            raise InconclusiveError(
+                f"the run uses version {header.numerics_version} of {profile.name} numerics; "
+                f"this software computes version {profile.version}"
+            )
+
+    def _same_dataset(self) -> str:
+        header, count = self._transcript.header, self._batches.count
+        root = self._batches.commitment()
+        findings: list[Finding] = []
+        if count != header.dataset_count:
+            findings.append(differ(None, "number of records", count, header.dataset_count))
+        if root != header.dataset_root:
+            findings.append(differ(None, "data set", root, header.dataset_root))
+        self._judge(tuple(findings), native=False)
+        return f"{count} records, root {root.hex()}"
+
+    def _initial_state(self) -> str:
+        entries = state_entries(capture(self._program))
+        findings = compare_state(self._transcript, self._transcript.leaves[0], entries)
+        self._judge(findings, native=self._is_native)
+        return f"{len(entries)} tensors, state {state_root(entries).hex()}"
+
+    def _checkpoints(self) -> str:
+        for step in self._transcript.checkpoint_steps:
+            self._transcript.verify_checkpoint(step)
+        return f"{len(self._transcript.checkpoint_steps)} stored states are whole"
+
+    def _replay(self) -> str:
+        segments = self._segments()
+        if not segments:
+            raise InconclusiveError("the run has no step to recompute")
+        for result, segment in self._results(segments):
+            self._replayed += result.steps
+            if result.malformed is not None:
+                raise TranscriptError(*result.malformed)
+            if result.obstacle is not None:
+                raise InconclusiveError(result.obstacle)
+            self._judge(result.findings, native=self._is_native, gap=result.gap)
+            if self._options.workers > 1:
+                for step in range(segment.start + 1, segment.stop + 1):
+                    self._on_step(step)
+        return f"{self._replayed} of {self._last_step} steps recomputed to the same bits"
+
+    def _complete(self) -> str:
+        if self._last_step < self._job.steps:
+            raise InconclusiveError(
+                f"the run is unfinished: expected {self._job.steps} steps, got {self._last_step}"
+            )
+        if self._last_step > self._job.steps:
+            raise VerificationError(
+                f"the run goes on after the job: expected {self._job.steps} steps, "
+                f"got {self._last_step}"
+            )
+        if self._transcript.leftovers:
+            raise VerificationError(
+                f"{shown(self._transcript.leftovers[0])} is not part of the finished run"
+            )
+        return f"all {self._job.steps} steps of the job"
+
+    def _segments(self) -> list[Segment]:
+        if self._last_step == 0:
+            return []
+        split = self._options.workers > 1
+        if self._options.steps is not None:
+            first, last = self._options.steps
+            if last > self._last_step:
+                raise UsageError(f"steps: the run has {self._last_step} steps, got {first}:{last}")
+            return plan(self._transcript, first, last, split=split)
+        if self._nonce is None or self._options.sample is None:
+            return plan(self._transcript, 1, self._last_step, split=split)
+        every = plan(self._transcript, 1, self._last_step, split=True)
+        seed = int.from_bytes(self._nonce, "big")
+        order = random.permutation(seed, "audit sample", 0, len(every))
+        return [every[int(index)] for index in sorted(order[: self._options.sample])]
+
+    def _results(self, segments: list[Segment]) -> Iterator[tuple[SegmentResult, Segment]]:
+        if self._options.workers > 1:
+            results = replay_in_processes(
+                self._job,
+                self._transcript,
+                segments,
+                self._options.workers,
+                measure_gap=self._is_native,
+            )
+            with closing(results):
+                yield from zip(results, segments, strict=True)
+            return
+        replayer = Replayer(self._batches, self._transcript, measure_gap=self._is_native)
+        for segment in segments:
+            yield replayer.replay(segment, self._on_step), segment
+
+    @cached_property
+    def _program(self) -> Program:
+        return Program.build(self._job)
+
+    @cached_property
+    def _batches(self) -> Batches:
+        return Batches(self._job)
+
+    @property
+    def _is_native(self) -> bool:
+        return self._job.numerics == "native"
+
+    def _judge(
+        self, findings: tuple[Finding, ...], *, native: bool, gap: str | None = None
+    ) -> None:
+        """Say what follows from a difference."""
+        if not findings:
+            return
+        self._findings = findings
+        text = "; ".join(str(finding) for finding in findings)
+        if native:
+            raise InconclusiveError(
+                f"{text}; native numerics promises equal bits on one machine only"
+                + (f"; {gap}" if gap else "")
+            )
+        own = environment(self._program, self._batches.dataset)
+        packages = _differences(own, self._transcript.header.environment)
+        if packages:
+            raise InconclusiveError(
+                f"{text}; the run was recorded in another environment ({'; '.join(packages)}): "
+                "audit it in the recorded one"
+            )
+        raise VerificationError(text)
+
+
+def _outcome(check: Callable[[], str]) -> tuple[Outcome, str]:
+    try:
+        return Outcome.PASSED, check()
+    except VerificationError as error:
+        return Outcome.FAILED, str(error)
+    except InconclusiveError as error:
+        return Outcome.INCONCLUSIVE, str(error)
+
+
+def _compare_maps(kind: str, own: Value, claimed: Value) -> None:
+    """Check that two maps of a job are equal.
+
+    Raises:
+        VerificationError: names every entry that differs.
+    """
+    if not isinstance(own, dict) or not isinstance(claimed, dict):
+        raise VerificationError(f"{kind}s: expected a map, got {shown(claimed)}")
+    if own != claimed:
+        raise VerificationError(f"{kind} " + f"; {kind} ".join(_differences(own, claimed)))
+
+
+def _differences(own: Mapping[str, Value], claimed: Mapping[str, Value]) -> list[str]:
+    return [
+        f"{shown(name)}: expected {_text(own.get(name))}, got {_text(claimed.get(name))}"
+        for name in sorted(own.keys() | claimed.keys())
+        if name not in own or name not in claimed or own[name] != claimed[name]
+    ]
+
+
+def _text(value: Value) -> str:
+    return value.hex()[:64] if isinstance(value, bytes) else shown(value)
+
+
+def _ignore(step: int) -> None:
+    """The `on_step` of a caller who gave none."""
+
+
+def _require_options(options: _Options, job: Job) -> None:
+    if options.steps is not None and options.sample is not None:
+        raise UsageError("steps and sample: give one of them")
+    if options.steps is not None:
+        first, last = options.steps
+        if not 1 <= first <= last:
+            raise UsageError(f"steps: expected 1 <= first <= last, got {first}:{last}")
+    if options.sample is not None and options.sample < 1:
+        raise UsageError(f"sample: expected 1 or more intervals, got {options.sample}")
+    if options.workers < 1:
+        raise UsageError(f"workers: expected 1 or more, got {options.workers}")
+    if options.workers > 1:
+        require_loadable(job)
+    if options.trusted_key is not None and len(options.trusted_key) != PUBLIC_KEY_BYTES:
+        raise UsageError(
+            f"trusted_key: expected {PUBLIC_KEY_BYTES} bytes, got {len(options.trusted_key)}"
+        )

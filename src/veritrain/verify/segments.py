@@ -1,0 +1,283 @@
+"""Recomputing steps and comparing them with the leaves, in this process or in several.
+
+A segment starts at a checkpoint, whose state is first put into the auditor's own program and hashed
+again, or at step 0, where the auditor builds the state itself. Each step is then recomputed with
+the batch that the seed prescribes, and batch, loss and state are compared with the leaf. A segment
+ends at its first difference.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from itertools import pairwise
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from veritrain.data import Batches, batch_digest
+from veritrain.encoding import Digest, digest_value
+from veritrain.errors import (
+    InconclusiveError,
+    NumericsError,
+    TranscriptError,
+    UnsupportedOperatorError,
+    UsageError,
+    VeritrainError,
+)
+from veritrain.job import Job, load_job
+from veritrain.sources import commitment
+from veritrain.state import capture, refuse_nan, restore
+from veritrain.step import Program, run_step
+from veritrain.transcript import Leaf, TensorEntry, Transcript, state_entries, state_root
+from veritrain.transcript.fields import shown
+from veritrain.transcript.tensors import diff
+from veritrain.verify.report import Finding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Steps start + 1 to stop, recomputed from the state after `start`.
+
+    `leaves` are those of the steps start to stop: what the transcript claims.
+    """
+
+    start: int
+    stop: int
+    leaves: tuple[Leaf, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentResult:
+    """What recomputing a segment gave. Without findings and obstacle, all its steps are equal."""
+
+    steps: int  # recomputed and found equal
+    findings: tuple[Finding, ...] = ()  # what differs in the first step that does
+    obstacle: str | None = None  # why a step could not be recomputed
+    gap: str | None = None  # size of the difference, where it was measured
+    malformed: tuple[str, str] | None = None  # place and problem, for a TranscriptError
+
+
+def plan(transcript: Transcript, first: int, last: int, *, split: bool) -> list[Segment]:
+    """Segments that cover the steps first to last, from the nearest checkpoint before `first`; in
+    one piece, or split at every checkpoint."""
+    steps = transcript.checkpoint_steps
+    start = max([0, *(step for step in steps if step < first)])
+    inner = [step for step in steps if start < step < last] if split else []
+    edges = [start, *inner, last]
+    return [
+        Segment(start=low, stop=high, leaves=transcript.leaves[low : high + 1])
+        for low, high in pairwise(edges)
+    ]
+
+
+class Replayer:
+    """Recomputes segments of one run with one program."""
+
+    def __init__(self, batches: Batches, transcript: Transcript, *, measure_gap: bool) -> None:
+        self._batches = batches
+        self._transcript = transcript
+        self._measure_gap = measure_gap
+        self._program = Program.build(batches.job)
+
+    def replay(
+        self, segment: Segment, on_step: Callable[[int], None] | None = None
+    ) -> SegmentResult:
+        """Recompute a segment up to its first difference.
+
+        Raises:
+            TranscriptError, VerificationError: the checkpoint that it starts from is not sound.
+        """
+        findings = self._begin(segment)
+        if findings:
+            return SegmentResult(steps=0, findings=findings)
+        for count, leaf in enumerate(segment.leaves[1:]):
+            try:
+                findings = self._advance(leaf)
+            except (UnsupportedOperatorError, UsageError) as error:
+                return SegmentResult(steps=count, obstacle=f"step {leaf.step}: {error}")
+            except NumericsError as error:
+                findings = (differ(leaf.step, "outcome", f"an error ({error})", "a new state"),)
+            except Exception as error:  # the job's code, or a full memory: no claim is shown false
+                why = f"step {leaf.step} could not be recomputed: {type(error).__name__}: {error}"
+                return SegmentResult(steps=count, obstacle=why)
+            if findings:
+                gap = self._gap(leaf.step) if self._measure_gap else None
+                return SegmentResult(steps=count, findings=findings, gap=gap)
+            if on_step is not None:
+                on_step(leaf.step)
+        return SegmentResult(steps=segment.stop - segment.start)
+
+    def _begin(self, segment: Segment) -> tuple[Finding, ...]:
+        if segment.start == 0:
+            self._program = Program.build(self._batches.job)
+        else:
+            restore(self._program, self._transcript.load_state(segment.start))
+        return self._compare_state(segment.leaves[0])
+
+    def _advance(self, leaf: Leaf) -> tuple[Finding, ...]:
+        """Recompute the leaf's step; what differs, in the order of cause and effect."""
+        batch = self._batches[leaf.step]
+        got = batch_digest(batch)
+        loss = run_step(self._program, leaf.step, batch)
+        refuse_nan(capture(self._program), leaf.step)
+        findings: list[Finding] = []
+        if got != leaf.batch:
+            findings.append(differ(leaf.step, "batch", got, leaf.batch))
+        if repr(loss) != repr(leaf.loss):  # tells -0.0 from 0.0, as the leaf's digest does
+            findings.append(differ(leaf.step, "loss", loss, leaf.loss))
+        if leaf.rounding is not None:
+            findings.append(differ(leaf.step, "rounding log", None, leaf.rounding))
+        return (*findings, *self._compare_state(leaf))
+
+    def _compare_state(self, leaf: Leaf) -> tuple[Finding, ...]:
+        return compare_state(self._transcript, leaf, state_entries(capture(self._program)))
+
+    def _gap(self, step: int) -> str | None:
+        """Largest relative difference of a tensor at the next checkpoint, as text."""
+        following = [other for other in self._transcript.checkpoint_steps if other >= step]
+        if not following:
+            return None
+        try:
+            for later in range(step + 1, following[0] + 1):
+                run_step(self._program, later, self._batches[later])
+            return _largest_gap(
+                following[0],
+                capture(self._program),
+                self._transcript.load_state(following[0]),
+            )
+        except Exception as error:  # the measurement informs; the verdict does not rest on it
+            return f"not measured ({type(error).__name__}: {error})"
+
+
+def compare_state(
+    transcript: Transcript, leaf: Leaf, entries: Sequence[TensorEntry]
+) -> tuple[Finding, ...]:
+    """How a recomputed state differs from a leaf's: not at all, by its digest, and, where the
+    transcript stores the state, in which tensor first."""
+    root = state_root(entries)
+    if root == leaf.state:
+        return ()
+    finding = differ(leaf.step, "state", root, leaf.state)
+    if leaf.step not in transcript.checkpoint_steps:
+        return (finding,)
+    first = diff(entries, transcript.checkpoint(leaf.step).tensors)
+    if first is None:
+        return (finding,)
+    what = f"tensor {shown(first.name)}"
+    return finding, differ(leaf.step, what, _entry_text(first.expected), _entry_text(first.got))
+
+
+def differ(step: int | None, what: str, expected: object, got: object) -> Finding:
+    """A finding; digests are written in hexadecimal."""
+    return Finding(step=step, what=what, expected=_text(expected), got=_text(got))
+
+
+def require_loadable(job: Job) -> Path:
+    """The job's file, which other processes can load.
+
+    Raises:
+        UsageError: the job was made in a script.
+    """
+    if job.origin is None:
+        raise UsageError(
+            "workers: expected a job from load_job(), got one made in a script; "
+            "other processes can only load a job file"
+        )
+    return job.origin
+
+
+def replay_in_processes(
+    job: Job,
+    transcript: Transcript,
+    segments: Sequence[Segment],
+    workers: int,
+    *,
+    measure_gap: bool,
+) -> Generator[SegmentResult]:
+    """Results in the order of the segments, computed by `workers` processes.
+
+    Raises:
+        UsageError: the job is not from a file, so other processes cannot load it.
+    """
+    shared = _Shared(
+        job_file=require_loadable(job),
+        job_digest=digest_value("job", commitment(job)),
+        url=transcript.location,
+        measure_gap=measure_gap,
+        threads=max(1, torch.get_num_threads() // workers),
+    )
+    # Spawned, not forked: a fork would inherit locks of this process's kernel threads.
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    try:
+        yield from pool.map(_work, [shared] * len(segments), segments)
+    except BrokenProcessPool as error:
+        raise InconclusiveError(
+            "a replay process ended unexpectedly (killed, or out of memory); use fewer workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shared:
+    """What every replay process needs to know."""
+
+    job_file: Path
+    job_digest: Digest
+    url: str
+    measure_gap: bool
+    threads: int
+
+
+_replayers: dict[_Shared, Replayer] = {}  # of this replay process; one at most
+
+
+def _work(shared: _Shared, segment: Segment) -> SegmentResult:
+    """Runs in a replay process. Errors come back as values: a foreign traceback helps nobody."""
+    try:
+        if shared not in _replayers:
+            torch.set_num_threads(shared.threads)
+            job = load_job(shared.job_file)
+            if digest_value("job", commitment(job)) != shared.job_digest:
+                raise UsageError(f"{shared.job_file} changed during the audit")
+            transcript = Transcript.open(shared.url)
+            _replayers[shared] = Replayer(Batches(job), transcript, measure_gap=shared.measure_gap)
+        return _replayers[shared].replay(segment)
+    except TranscriptError as error:
+        return SegmentResult(steps=0, malformed=(error.where, error.problem))
+    except (VeritrainError, OSError, RuntimeError) as error:
+        what = f"steps {segment.start + 1} to {segment.stop} could not be recomputed"
+        return SegmentResult(steps=0, obstacle=f"{what}: {error} (process {os.getpid()})")
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.hex()
+    return value if isinstance(value, str) else repr(value)
+
+
+def _entry_text(entry: TensorEntry | None) -> str:
+    if entry is None:
+        return "none"
+    return f"{entry.dtype} {list(entry.shape)} {entry.digest.hex()}"
+
+
+def _largest_gap(step: int, own: Mapping[str, Tensor], claimed: Mapping[str, Tensor]) -> str:
+    worst, where = 0.0, ""
+    for name, mine in own.items():
+        theirs = claimed.get(name)
+        if theirs is None or theirs.shape != mine.shape:
+            return f"step {step}: {name} is missing or of another shape"
+        if not mine.is_floating_point() or mine.numel() == 0:
+            continue
+        distance = float((mine.double() - theirs.double()).abs().max())
+        scale = float(theirs.double().abs().max()) or 1.0
+        if not distance / scale <= worst:  # NaN is the largest gap of all
+            worst, where = distance / scale, name
+    return f"largest relative gap {worst:.3g} at step {step}, in {where or 'no tensor'}"
