@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numba  # pyright: ignore[reportMissingTypeStubs]
 import numpy as np
@@ -24,6 +24,7 @@ from veritrain.errors import UsageError
 from veritrain.numerics import elementary, parallel
 
 Shape: TypeAlias = Sequence[int]
+Word = TypeVar("Word", np.uint32, np.float32)
 
 SEED_BYTES = 32
 _UNIFORM_BITS = 24  # an fp32 number has 24 bits: every value k 2^-24 below 1 is one
@@ -31,7 +32,7 @@ _GRAIN = 4_096  # blocks per piece
 
 
 def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    return numba.njit(nogil=True, cache=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+    return numba.njit(nogil=True, cache=True, error_model="numpy", forceinline=True)(function)  # type: ignore[no-any-return]
 
 
 class Stream:
@@ -63,16 +64,13 @@ def words(key: int, count: int) -> NDArray[np.uint32]:
     """The first `count` words of a key's stream."""
     if not 0 <= key < 1 << 64:
         raise UsageError(f"random key: expected 0 <= key < 2**64, got {key}")
-    blocks = -(-count // 4)
-    out = np.empty(4 * blocks, dtype=np.uint32)
-    low, high = np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32)
-    parallel.run(_philox_blocks, blocks, low, high, out, grain=_GRAIN)
-    return out[:count]
+    return _fill(_fill_words, key, count, np.uint32)
 
 
 def uniform24(key: int, shape: Shape) -> torch.Tensor:
     """Uniform on the multiples of 2^-24 in [0, 1), fp32: the top 24 bits of word i."""
-    return _scaled(_top_bits(key, shape), 0).reshape(tuple(shape))
+    flat = torch.from_numpy(_fill(_fill_uniform, key, math.prod(shape), np.float32))
+    return flat.reshape(tuple(shape))
 
 
 def bernoulli(key: int, p: float, shape: Shape, dtype: torch.dtype = torch.bool) -> torch.Tensor:
@@ -83,10 +81,9 @@ def bernoulli(key: int, p: float, shape: Shape, dtype: torch.dtype = torch.bool)
     """
     if not 0.0 <= p <= 1.0:
         raise UsageError(f"probability: expected 0 <= p <= 1, got {p}")
-    # k 2^-24 < p exactly where the integer k < ceil(p 2^24); the product only moves the exponent
-    bound = math.ceil(p * 2.0**_UNIFORM_BITS)
-    hits = torch.from_numpy(_top_bits(key, shape) < bound)
-    return hits.reshape(tuple(shape)).to(dtype)
+    # for an integer k: k 2^-24 < p just where k < ceil(p 2^24); fp32 holds both sides exactly
+    bound = math.ceil(p * 2.0**_UNIFORM_BITS) * 2.0**-_UNIFORM_BITS
+    return uniform24(key, shape).lt(bound).to(dtype)
 
 
 def normal(key: int, shape: Shape) -> torch.Tensor:
@@ -97,11 +94,11 @@ def normal(key: int, shape: Shape) -> torch.Tensor:
     sqrt(-2 log u). Each function and each product is rounded to fp32 once.
     """
     count = math.prod(shape)
-    pairs = -(-count // 2)
-    bits = _top_bits(key, (2 * pairs,)).reshape(pairs, 2)
-    radius = elementary.apply("sqrt", elementary.apply("log", _scaled(bits[:, 0], 1)) * -2.0)
-    angle = _scaled(bits[:, 1], 0)
-    out = torch.empty(pairs, 2)
+    pairs = uniform24(key, (-(-count // 2), 2))
+    radius = elementary.apply("log", pairs[:, 0] + 2.0**-24).mul_(-2.0)
+    radius = elementary.apply("sqrt", radius)
+    angle = pairs[:, 1].contiguous()
+    out = torch.empty(pairs.shape)
     torch.mul(radius, elementary.apply("cos_two_pi", angle), out=out[:, 0])
     torch.mul(radius, elementary.apply("sin_two_pi", angle), out=out[:, 1])
     return out.view(-1)[:count].clone().reshape(tuple(shape))
@@ -131,13 +128,15 @@ def permutation(seed: int, purpose: str, step: int, n: int) -> NDArray[np.int64]
     return np.argsort(drawn, kind="stable").astype(np.int64, copy=False)
 
 
-def _top_bits(key: int, shape: Shape) -> NDArray[np.uint32]:
-    return words(key, math.prod(shape)) >> np.uint32(32 - _UNIFORM_BITS)
-
-
-def _scaled(bits: NDArray[np.uint32], offset: int) -> torch.Tensor:
-    """(bits + offset) 2^-24; at most 2^24 before the product, so that both steps are exact."""
-    return torch.from_numpy((bits + np.uint32(offset)).astype(np.float32) * np.float32(2.0**-24))
+def _fill(kernel: Callable[..., None], key: int, count: int, dtype: type[Word]) -> NDArray[Word]:
+    """Entries 0 to count - 1 of what `kernel` writes in whole blocks."""
+    if not 0 <= key < 1 << 64:
+        raise UsageError(f"random key: expected 0 <= key < 2**64, got {key}")
+    blocks = -(-count // 4)
+    out = np.empty(4 * blocks, dtype=dtype)
+    low, high = np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32)
+    parallel.run(kernel, blocks, out, low, high, grain=_GRAIN)
+    return out if out.size == count else out[:count].copy()  # no storage beyond the entries
 
 
 def _words64(key: int, count: int) -> NDArray[np.uint64]:
@@ -146,23 +145,51 @@ def _words64(key: int, count: int) -> NDArray[np.uint64]:
 
 
 @_jit
-def _philox_blocks(
-    key_low: int, key_high: int, out: NDArray[np.uint32], start: int, stop: int
+def _philox(key_low: int, key_high: int, block: int) -> Any:
+    """Philox4x32-10 of a counter below 2^64; words of 32 bits in registers of 64."""
+    mask, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    a, b = np.uint64(block) & mask, np.uint64(block) >> half
+    c = d = np.uint64(0)  # no array has 2^64 blocks
+    k, m = np.uint64(key_low), np.uint64(key_high)
+    for _ in range(10):
+        p = a * np.uint64(0xD2511F53)
+        q = c * np.uint64(0xCD9E8D57)
+        a, b, c, d = (q >> half) ^ b ^ k, q & mask, (p >> half) ^ d ^ m, p & mask
+        k = (k + np.uint64(0x9E3779B9)) & mask
+        m = (m + np.uint64(0xBB67AE85)) & mask
+    return a, b, c, d
+
+
+# The fills write whole blocks. Slices first: LLVM does not vectorise an index that may be negative.
+
+
+@_jit
+def _fill_words(
+    out: NDArray[np.uint32], key_low: int, key_high: int, start: int, stop: int
 ) -> None:
-    """Write Philox4x32-10 of the counters start to stop - 1, four words each."""
-    mask = np.uint64(0xFFFFFFFF)
-    half = np.uint64(32)
-    for block in range(start, stop):
-        a, b = np.uint64(block) & mask, np.uint64(block) >> half
-        c = d = np.uint64(0)  # no array has 2^64 blocks
-        k, m = np.uint64(key_low), np.uint64(key_high)
-        for _ in range(10):
-            p = a * np.uint64(0xD2511F53)
-            q = c * np.uint64(0xCD9E8D57)
-            a, b, c, d = (q >> half) ^ b ^ k, q & mask, (p >> half) ^ d ^ m, p & mask
-            k = (k + np.uint64(0x9E3779B9)) & mask
-            m = (m + np.uint64(0xBB67AE85)) & mask
+    out = out[4 * start : 4 * stop]
+    for block in range(stop - start):
+        a, b, c, d = _philox(key_low, key_high, start + block)
         out[4 * block] = a
         out[4 * block + 1] = b
         out[4 * block + 2] = c
         out[4 * block + 3] = d
+
+
+@_jit
+def _unit(word: int) -> Any:
+    """The top 24 bits as a fraction; both the conversion and the product are exact."""
+    return np.float32(np.int32(word >> np.uint64(32 - _UNIFORM_BITS))) * np.float32(2.0**-24)
+
+
+@_jit
+def _fill_uniform(
+    out: NDArray[np.float32], key_low: int, key_high: int, start: int, stop: int
+) -> None:
+    out = out[4 * start : 4 * stop]
+    for block in range(stop - start):
+        a, b, c, d = _philox(key_low, key_high, start + block)
+        out[4 * block] = _unit(a)
+        out[4 * block + 1] = _unit(b)
+        out[4 * block + 2] = _unit(c)
+        out[4 * block + 3] = _unit(d)
