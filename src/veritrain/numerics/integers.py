@@ -29,8 +29,8 @@ from veritrain.numerics.parallel import run
 
 # Adding 1.5 * 2**52 to |x| <= 2**51 rounds x half to even to an integer (round-to-nearest mode); the
 # low bits of the sum then are that integer.
-_MAGIC = 1.5 * 2.0**52
-_MAGIC_BITS = np.float64(_MAGIC).view(np.int64)
+ROUNDING = 1.5 * 2.0**52
+ROUNDING_BITS = np.float64(ROUNDING).view(np.int64)
 _NOT_FINITE = np.int32(0x7F800000)  # magnitude bits of infinity; NaN is above
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _GRAIN = 1 << 15  # values that one thread should have at least
@@ -76,6 +76,18 @@ def exponent(top):
 
 
 @jit
+def _scales_kernel(bits_pacb, bits, factor_pc, scale_pc, start, stop):
+    num_c = bits_pacb.shape[2]
+    for s in range(start, stop):
+        p = s // num_c
+        c = s - p * num_c
+        top = _top_bits(bits_pacb, p, c)
+        finite = top < _NOT_FINITE
+        scale_pc[p, c] = math.ldexp(1.0, exponent(top) - bits) if finite else np.nan
+        factor_pc[p, c] = math.ldexp(1.0, bits - exponent(top)) if finite else 0.0
+
+
+@jit
 def _quantise_kernel(x_pacb, bits_pacb, bits, q_pacb, scale_pc, start, stop):
     num_c = x_pacb.shape[2]
     for s in range(start, stop):
@@ -90,7 +102,7 @@ def _quantise_kernel(x_pacb, bits_pacb, bits, q_pacb, scale_pc, start, stop):
             target = q_pacb[p, a, c]
             if finite:
                 for b in range(source.shape[0]):
-                    target[b] = (np.float64(source[b]) * factor + _MAGIC) - _MAGIC
+                    target[b] = (np.float64(source[b]) * factor + ROUNDING) - ROUNDING
             else:
                 for b in range(source.shape[0]):
                     target[b] = 0.0
@@ -120,7 +132,7 @@ def _quantise_columns_kernel(x_pac, bits_pac, bits, q_pac, scale_pc, width, star
             source = x_pac[p, a, low:high]
             target = q_pac[p, a, low:high]
             for i in range(source.shape[0]):
-                value = (np.float64(source[i]) * factor[i] + _MAGIC) - _MAGIC
+                value = (np.float64(source[i]) * factor[i] + ROUNDING) - ROUNDING
                 target[i] = value if value == value else 0.0
 
 
@@ -139,7 +151,10 @@ def _total_kernel(x_pacb, bits_pacb, bits, total_pc, start, stop):
         for a in range(x_pacb.shape[1]):
             row = x_pacb[p, a, c]
             for b in range(row.shape[0]):
-                total += np.float64(np.float64(row[b]) * factor + _MAGIC).view(np.int64) - _MAGIC_BITS
+                total += (
+                    np.float64(np.float64(row[b]) * factor + ROUNDING).view(np.int64)
+                    - ROUNDING_BITS
+                )
         scale = math.ldexp(1.0, exponent(top) - bits)
         total_pc[p, c] = np.float32(np.float64(total) * scale)
 
@@ -167,8 +182,8 @@ def _total_columns_kernel(x_pac, bits_pac, bits, total_pc, width, start, stop):
         for a in range(num_a):
             source = x_pac[p, a, low:high]
             for i in range(source.shape[0]):
-                rounded = np.float64(np.float64(source[i]) * factor[i] + _MAGIC)
-                total[i] += rounded.view(np.int64) - _MAGIC_BITS
+                rounded = np.float64(np.float64(source[i]) * factor[i] + ROUNDING)
+                total[i] += rounded.view(np.int64) - ROUNDING_BITS
         for i in range(high - low):
             if top[i] < _NOT_FINITE:
                 scale = math.ldexp(1.0, exponent(top[i]) - bits)
@@ -196,7 +211,9 @@ def exact_sum(values):
     factor = math.ldexp(1.0, shift)
     total = np.int64(0)
     for i in range(count):
-        total += np.float64(np.float64(values[i]) * factor + _MAGIC).view(np.int64) - _MAGIC_BITS
+        total += (
+            np.float64(np.float64(values[i]) * factor + ROUNDING).view(np.int64) - ROUNDING_BITS
+        )
     return np.float32(np.float64(total) * math.ldexp(1.0, -shift))
 
 
@@ -229,8 +246,8 @@ def _accumulate_kernel(values_nd, row_n, factor, total_rd, start, stop):
         source = values_nd[n, start:stop]
         target = total_rd[row_n[n], start:stop]
         for d in range(source.shape[0]):
-            rounded = np.float64(np.float64(source[d]) * factor + _MAGIC)
-            target[d] += rounded.view(np.int64) - _MAGIC_BITS
+            rounded = np.float64(np.float64(source[d]) * factor + ROUNDING)
+            target[d] += rounded.view(np.int64) - ROUNDING_BITS
 
 
 def _pacb(x: Tensor, shape: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -366,3 +383,19 @@ def accumulate(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
 
 def _grain(values_per_item: int) -> int:
     return max(1, _GRAIN // max(values_per_item, 1))
+
+
+def slice_scales(x: Tensor, shape: tuple[int, int, int, int], bits: int) -> tuple[Tensor, Tensor]:
+    """Factor to integers and scale back of each slice, float64 (P, C), without rounding anything.
+
+    A slice that is not finite has the factor 0 and the scale NaN.
+    """
+    num_p, num_a, num_c, num_b = shape
+    _, pattern = _pacb(x, shape)
+    factor = torch.empty((num_p, num_c), dtype=torch.float64)
+    scale = torch.empty((num_p, num_c), dtype=torch.float64)
+    run(
+        _scales_kernel, num_p * num_c, pattern, bits, factor.numpy(), scale.numpy(),
+        grain=_grain(num_a * num_b),
+    )  # fmt: skip
+    return factor, scale

@@ -4,7 +4,9 @@ Definitions (docs/numerics.md, "Normalisation"); every operation is one float32 
 order written, every sum is exact (`integers.exact_sum`), n = float32(number of values of the slice):
     mean = sum(x) / n      d = x - mean      var = sum(d * d) / n      rstd = 1 / sqrt(var + eps)
     xhat = (x - mean) * rstd                 y = xhat * w + b
-    backward, with g = dy * w:  dx = rstd * ((g - sum(g) / n) - xhat * (sum(g * xhat) / n))
+    backward: dx = f * ((g - sum(g) / n) - xhat * (sum(g * xhat) / n))
+              with f = rstd, g = dy * w where the weight varies within a slice (layer, group norm)
+              and  f = rstd * w, g = dy where it does not (batch norm)
 A slice is what shares one mean; the axes (P, A, C, B) are those of `integers`.
 """
 
@@ -77,8 +79,10 @@ def _normalise_rows_kernel(x_rd, mean_r, rstd_r, weight_d, bias_d, out_rd, start
 
 
 @jit
-def _backward_kernel(g_pacb, x_pacb, mean_pc, rstd_pc, sum_pc, dot_pc, dx_pacb, start, stop):
-    """dx for a gradient `g` that already holds the weight; also sum(g) and sum(g * xhat)."""
+def _backward_kernel(
+    g_pacb, x_pacb, mean_pc, rstd_pc, factor_pc, sum_pc, dot_pc, dx_pacb, start, stop
+):
+    """dx, sum(g) and sum(g * xhat) of each slice."""
     num_a, num_c, num_b = x_pacb.shape[1], x_pacb.shape[2], x_pacb.shape[3]
     count = num_a * num_b
     scratch = np.empty(count, np.float32)
@@ -88,6 +92,7 @@ def _backward_kernel(g_pacb, x_pacb, mean_pc, rstd_pc, sum_pc, dot_pc, dx_pacb, 
         c = s - p * num_c
         mean = mean_pc[p, c]
         rstd = rstd_pc[p, c]
+        factor = factor_pc[p, c]
         _gather(x_pacb, p, c, scratch)
         _gather(g_pacb, p, c, grad)
         for i in range(count):
@@ -101,7 +106,7 @@ def _backward_kernel(g_pacb, x_pacb, mean_pc, rstd_pc, sum_pc, dot_pc, dx_pacb, 
             x = x_pacb[p, a, c]
             dx = dx_pacb[p, a, c]
             for b in range(num_b):
-                dx[b] = rstd * ((g[b] - mean_grad) - ((x[b] - mean) * rstd) * mean_dot)
+                dx[b] = factor * ((g[b] - mean_grad) - ((x[b] - mean) * rstd) * mean_dot)
 
 
 @jit
@@ -199,15 +204,15 @@ def normalise_rows(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: 
 
 
 def normalise_backward(
-    grad: Tensor, x: Tensor, shape: Shape, mean: Tensor, rstd: Tensor
+    grad: Tensor, x: Tensor, shape: Shape, mean: Tensor, rstd: Tensor, factor: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, sum(g), sum(g * xhat)) for g = `grad`, the sums float32 (P, C)."""
+    """(dx, sum(g), sum(g * xhat)) for g = `grad`; mean, rstd, factor and the sums are (P, C)."""
     num_p, num_a, num_c, num_b = shape
     dx = torch.empty(x.shape)
     total, dot = torch.empty((num_p, num_c)), torch.empty((num_p, num_c))
     run(
         _backward_kernel, num_p * num_c, _view(grad, shape), _view(x, shape), mean.numpy(),
-        rstd.numpy(), total.numpy(), dot.numpy(), _view(dx, shape),
+        rstd.numpy(), factor.numpy(), total.numpy(), dot.numpy(), _view(dx, shape),
         grain=_grain(num_a * num_b),
     )  # fmt: skip
     return dx, total, dot

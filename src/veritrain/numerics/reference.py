@@ -153,15 +153,19 @@ def normalise(values: Array, weight: Array, bias: Array, eps: float) -> Array:
     return ((values - mean) * rstd) * weight + bias
 
 
-def normalise_backward(grad: Array, values: Array, eps: float) -> Array:
-    """dx of one slice, for a gradient that already holds the weight."""
+def normalise_backward(
+    grad: Array, values: Array, eps: float, weight: np.float32 | None = None
+) -> Array:
+    """dx of one slice. `weight` is the slice's one weight (batch norm); where the weight varies
+    within a slice, `grad` already holds it."""
     mean, square = moments(values)
     rstd = reciprocal_deviation(square, values.size, eps)
     xhat = (values - mean) * rstd
     count = _F32(values.size)
     mean_grad = exact_sum(grad) / count
     mean_dot = exact_sum(grad * xhat) / count
-    return rstd * ((grad - mean_grad) - xhat * mean_dot)
+    factor = rstd if weight is None else rstd * weight
+    return factor * ((grad - mean_grad) - xhat * mean_dot)
 
 
 def adam_step(

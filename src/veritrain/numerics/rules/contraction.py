@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from veritrain.numerics import unfold
 from veritrain.numerics.integers import (
     contraction_bits,
     quantise,
     rescale,
     rescale_rows,
+    slice_scales,
     total,
 )
 from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
@@ -105,7 +107,7 @@ def _addmv(base: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float 
 # Convolutions. Shapes: image x (N, C, *S), weight w (O, C/G, *k), result y (N, O, *T); for a transposed
 # convolution w is (C, O/G, *k). The integers go through PyTorch's own float64 convolution: on the CPU
 # it unfolds and multiplies, it never uses a Winograd or Fourier algorithm, whose intermediate values
-# would not be integers.
+# would not be integers. Two-dimensional convolutions without groups take the faster path of `unfold`.
 
 
 @rule(Kind.CONTRACTION, aten.convolution.default)
@@ -138,15 +140,55 @@ def _apply_weight(image: Tensor, w: Tensor, geometry: Any, *, over_inputs: bool)
     taps = math.prod(w.shape[2:])
     bits = contraction_bits(max((inner if over_inputs else outer) * taps, 1))
     image = image.contiguous()
-    image_q, image_scale = quantise(image, (1, 1, num_n * groups, image[0].numel() // groups), bits)
+    image_shape = (1, 1, num_n * groups, math.prod(image.shape[1:]) // groups)
     if over_inputs:
         w_shape = (1, 1, groups * outer, inner * taps)
     else:
         w_shape = (groups, outer, inner, taps)
     w_q, w_scale = quantise(w.contiguous(), w_shape, bits)
+    if _is_plain(image, groups):
+        return _unfolded(image, slice_scales(image, image_shape, bits), w_q, w_scale, geometry)
+    image_q, image_scale = quantise(image, image_shape, bits)
     y = torch.ops.aten.convolution(image_q, w_q, None, *geometry).contiguous()
     scale = image_scale.view(num_n, groups, 1) * w_scale.view(1, groups, -1)
     return rescale_rows(y.view(scale.numel(), -1), scale.view(-1)).view(y.shape)
+
+
+def _is_plain(image: Tensor, groups: int) -> bool:
+    return image.ndim == 4 and groups == 1 and image.numel() > 0
+
+
+def _window(w: Tensor, geometry: Any) -> unfold.Window:
+    stride, padding, dilation, *_ = geometry
+    kernel, stride, padding, dilation = (
+        (int(pair[0]), int(pair[1])) for pair in (w.shape[2:], stride, padding, dilation)
+    )
+    return unfold.Window(kernel=kernel, stride=stride, padding=padding, dilation=dilation)
+
+
+def _unfolded(
+    image: Tensor, image_scales: tuple[Tensor, Tensor], w_q: Tensor, w_scale: Tensor, geometry: Any
+) -> Tensor:
+    """The fast path of `_apply_weight`: the same integers, unfolded and multiplied."""
+    _, _, _, transposed, output_padding, _ = geometry
+    window = _window(w_q, geometry)
+    factor, scale = (part.view(-1, 1) for part in image_scales)
+    factor = factor.expand(-1, image.shape[1]).contiguous()
+    scale = (scale * w_scale.view(1, -1)).contiguous()
+    size = [
+        (n - 1) * s - 2 * p + d * (k - 1) + 1 + extra
+        if transposed
+        else (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d, extra in zip(
+            image.shape[2:], window.kernel, window.stride, window.padding, window.dilation,
+            output_padding, strict=True,
+        )
+    ]  # fmt: skip
+    flat = w_q.view(w_q.shape[0], -1)
+    if not transposed:
+        return unfold.forward(image, factor, flat, scale, window, (size[0], size[1]))
+    shape = torch.Size((image.shape[0], w_q.shape[1], *size))
+    return unfold.input_gradient(image, factor, flat, scale, window, shape)
 
 
 @rule(Kind.CONTRACTION, aten.convolution_backward.default)
@@ -194,6 +236,10 @@ def _weight_gradient(grad: Tensor, x: Tensor, w: Tensor, geometry: Any) -> Tenso
     num_n = x.shape[0]
     positions = math.prod((x if transposed else grad).shape[2:])
     bits = contraction_bits(max(num_n * positions, 1))
+    if _is_plain(x, groups):
+        # a transposed convolution unfolds its gradient where a forward one unfolds its image
+        rows, image = (x, grad) if transposed else (grad, x)
+        return _unfolded_weight_gradient(rows, image, w, bits, geometry)
     grad_q, grad_scale = quantise(grad, _channels(grad), bits)
     x_q, x_scale = quantise(x, _channels(x), bits)
     integers = torch.ops.aten.convolution_backward(
@@ -204,6 +250,19 @@ def _weight_gradient(grad: Tensor, x: Tensor, w: Tensor, geometry: Any) -> Tenso
     scale = outer.view(groups, -1, 1) * inner.view(groups, 1, -1)
     flat = integers.view(scale.numel(), -1)
     return rescale_rows(flat, scale.reshape(-1)).view(w.shape)
+
+
+def _unfolded_weight_gradient(
+    rows: Tensor, image: Tensor, w: Tensor, bits: int, geometry: Any
+) -> Tensor:
+    row_factor, row_scale = slice_scales(rows, _channels(rows), bits)
+    factor, scale = slice_scales(image, _channels(image), bits)
+    integers = unfold.weight_gradient(
+        rows, row_factor.expand(rows.shape[0], -1).contiguous(),
+        image, factor.expand(image.shape[0], -1).contiguous(), _window(w, geometry),
+    )  # fmt: skip
+    each = (row_scale.view(-1, 1) * scale.view(1, -1)).reshape(-1)
+    return rescale_rows(integers.view(each.numel(), -1), each).view(w.shape)
 
 
 def _channels(x: Tensor) -> tuple[int, int, int, int]:

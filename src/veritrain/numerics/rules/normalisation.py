@@ -78,15 +78,18 @@ def _native_batch_norm(
     momentum: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y, mean, rstd = _batch_norm(
-        x, weight, bias, running_mean, running_var, training, momentum, eps
-    )
+    y, mean, rstd = _batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps)
     return (y, mean, rstd) if training else (y, torch.empty(0), torch.empty(0))
 
 
 @rule(Kind.COMPOSITE, aten._native_batch_norm_legit.no_stats)
 def _native_batch_norm_no_stats(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, training: bool, momentum: float, eps: float
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _batch_norm(x, weight, bias, None, None, training, momentum, eps)
 
@@ -107,26 +110,27 @@ def _native_batch_norm_backward(
     require_float32("batch_norm_backward", grad, x, weight)
     grad, x = grad.contiguous(), x.contiguous()
     shape = _channels(x)
-    per_channel = (1, -1, *[1] * (x.ndim - 2))
-    scale = _or_ones(weight, x.shape[1])
+    scale = _or_ones(weight, x.shape[1]).detach()
     if training:
         if save_mean is None or save_rstd is None:
             raise ValueError("batch norm in training needs its saved statistics")
-        weighted = grad * scale.view(per_channel)
-        dx, _, _ = norms.normalise_backward(weighted, x, shape, save_mean[None], save_rstd[None])
-        mean, rstd = save_mean, save_rstd
+        factor = (save_rstd * scale)[None]
+        dx, total_grad, dot = norms.normalise_backward(
+            grad, x, shape, save_mean[None], save_rstd[None], factor
+        )
+        dweight, dbias = dot[0], total_grad[0]
     else:
         if running_mean is None or running_var is None:
             raise ValueError("batch norm in evaluation needs running statistics")
-        mean, rstd = running_mean, _rstd(running_var, eps)
-        dx = grad * (scale * rstd).view(per_channel)
-    dweight = (
-        total(norms.times_xhat(grad, x, shape, mean[None], rstd[None]), shape)[0]
-        if output_mask[1]
-        else None
+        rstd = _rstd(running_var, eps)
+        dx = grad * (rstd * scale).view(1, -1, *[1] * (x.ndim - 2))
+        products = norms.times_xhat(grad, x, shape, running_mean[None], rstd[None])
+        dweight, dbias = total(products, shape)[0], total(grad, shape)[0]
+    return (
+        dx if output_mask[0] else None,
+        dweight if output_mask[1] else None,
+        dbias if output_mask[2] else None,
     )
-    dbias = total(grad, shape)[0] if output_mask[2] else None
-    return (dx if output_mask[0] else None), dweight, dbias
 
 
 # Layer norm: one slice per row of x (rows, D).
@@ -167,7 +171,7 @@ def _native_layer_norm_backward(
     weighted = grad_rows if weight is None else grad_rows * _flat(weight)
     dx = None
     if output_mask[0]:
-        dx = norms.normalise_backward(weighted, rows, shape, mean, rstd)[0].view(x.shape)
+        dx = norms.normalise_backward(weighted, rows, shape, mean, rstd, rstd)[0].view(x.shape)
     columns: Shape = (1, rows.shape[0], width, 1)
     dweight = dbias = None
     if output_mask[1]:
@@ -227,7 +231,9 @@ def _native_group_norm_backward(
     per_group: Shape = (1, 1, num_n * groups, num_c // groups * area)
     mean, rstd = mean.reshape(1, -1), rstd.reshape(1, -1)
     scaled = grad if weight is None else grad * weight.view(1, -1, *[1] * (x.ndim - 2))
-    dx = norms.normalise_backward(scaled, x, per_group, mean, rstd)[0] if output_mask[0] else None
+    dx = None
+    if output_mask[0]:
+        dx = norms.normalise_backward(scaled, x, per_group, mean, rstd, rstd)[0]
     channels: Shape = (1, num_n, num_c, area)
     dweight = dbias = None
     if output_mask[1]:

@@ -80,7 +80,13 @@ def _normal_(
 
 @rule(Kind.RANDOM, aten.normal.float_float, takes_stream=True)
 def _normal_float(
-    stream: Stream, mean: float, std: float, size: list[int], *, generator: Any = None, **options: Any
+    stream: Stream,
+    mean: float,
+    std: float,
+    size: list[int],
+    *,
+    generator: Any = None,
+    **options: Any,
 ) -> Tensor:
     return _normal_(stream, torch.empty(size, **_creation(options)), mean, std, generator=generator)
 

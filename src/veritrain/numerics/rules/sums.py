@@ -129,7 +129,9 @@ def _vector_norm(
 
 
 @rule(Kind.COMPOSITE, aten.norm.ScalarOpt_dim, aten.norm.Scalar)
-def _norm(x: Tensor, p: float | None = 2, dim: list[int] | None = None, keepdim: bool = False) -> Tensor:
+def _norm(
+    x: Tensor, p: float | None = 2, dim: list[int] | None = None, keepdim: bool = False
+) -> Tensor:
     return _vector_norm(x, 2 if p is None else p, dim, keepdim)
 
 
@@ -163,7 +165,9 @@ def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: flo
     require_float32("index_add", x, source)
     source = source if alpha == 1 else source * alpha
     front = source.movedim(dim, 0) if x.ndim else source.reshape(1)
-    added = scatter_rows(front.reshape(index.numel(), -1), index.reshape(-1), x.movedim(dim, 0).shape[0])
+    added = scatter_rows(
+        front.reshape(index.numel(), -1), index.reshape(-1), x.movedim(dim, 0).shape[0]
+    )
     return x + added.view(x.movedim(dim, 0).shape).movedim(0, dim)
 
 
