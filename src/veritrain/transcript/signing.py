@@ -74,7 +74,7 @@ class Signer:
             else serialization.BestAvailableEncryption(password),
         )
         try:
-            Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_folder(Path(path).parent)
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
@@ -116,6 +116,11 @@ def verify_signature(public_key: bytes, domain: str, data: bytes, signature: byt
 
 def _message(domain: str, data: bytes) -> bytes:
     return _PREFIX + digest(f"signature of {domain}", data)
+
+
+def _make_folder(folder: Path) -> None:
+    if not folder.exists():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def _read_key_file(path: Path) -> bytes:

@@ -78,8 +78,10 @@ def content(tensor: Tensor) -> memoryview:
     """
     if sys.byteorder != "little":
         raise UsageError("states can be hashed on little-endian machines only")
-    plain = tensor.detach().resolve_neg().cpu()
-    return plain.reshape(-1).view(torch.uint8).numpy().data
+    plain = tensor.detach().resolve_neg().cpu().contiguous()
+    # A contiguous tensor of at most one element may still have any stride, which `view` refuses.
+    row = plain.as_strided((plain.numel(),), (1,))
+    return row.view(torch.uint8).numpy().data
 
 
 def empty(entry: TensorEntry) -> tuple[Tensor, memoryview]:

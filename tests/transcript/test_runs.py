@@ -1,0 +1,352 @@
+"""Writing and reading whole runs: round trips, deduplication, resuming after any crash."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from run_builder import (
+    COMMITS,
+    OTHER_SIGNER,
+    SIGNER,
+    Files,
+    continue_run,
+    make_header,
+    make_run,
+    read_files,
+    state_at,
+    verify_all,
+    write_files,
+)
+from safetensors import safe_open
+from safetensors.torch import load, save
+
+from veritrain.errors import TranscriptError, UsageError, VerificationError
+from veritrain.transcript import files
+from veritrain.transcript import writer as writer_module
+from veritrain.transcript.limits import Limits
+from veritrain.transcript.packs import pack_layout
+from veritrain.transcript.reader import Transcript
+from veritrain.transcript.records import TensorEntry
+from veritrain.transcript.store import Store
+from veritrain.transcript.tensors import content, state_entries, state_root
+from veritrain.transcript.writer import TranscriptWriter
+
+LAST = COMMITS[-1]
+
+
+def assert_same_state(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert tensor.dtype == right[name].dtype
+        assert tensor.shape == right[name].shape
+        assert bytes(content(tensor)) == bytes(content(right[name]))
+
+
+def test_a_run_reads_back_as_it_was_written(tmp_path: Path, honest_run: Files) -> None:
+    transcript = verify_all(write_files(tmp_path, honest_run))
+    assert transcript.header == make_header()
+    assert transcript.checkpoint_steps == COMMITS
+    assert [signed.head.step for signed in transcript.heads] == list(COMMITS)
+    assert [leaf.step for leaf in transcript.leaves] == list(range(LAST + 1))
+    assert transcript.leaves[2].loss == 0.5
+    assert transcript.leftovers == ()
+    assert transcript.location == str(tmp_path)
+    for step in COMMITS:
+        assert_same_state(transcript.load_state(step), state_at(step))
+
+
+def test_the_files_are_those_of_the_format(honest_run: Files) -> None:
+    expected = {"header"} | {path for step in COMMITS for path in files.commit_paths(step)}
+    assert set(honest_run) == expected
+
+
+def test_a_run_works_at_a_remote_store_too() -> None:
+    url = "memory://runs/remote"
+    writer = TranscriptWriter.create(url, make_header(), SIGNER)
+    continue_run(writer, 2)
+    continue_run(TranscriptWriter.resume(url, make_header(), SIGNER), LAST)
+    transcript = verify_all(url)
+    assert_same_state(transcript.load_state(LAST), state_at(LAST))
+    system = fsspec.filesystem("memory")
+    honest = make_run()
+    assert {path: system.cat_file(f"/runs/remote/{path}") for path in honest} == honest
+    system.rm("/runs/remote", recursive=True)
+
+
+def test_loaded_tensors_share_no_memory(tmp_path: Path, honest_run: Files) -> None:
+    state = Transcript.open(write_files(tmp_path, honest_run)).load_state(0)
+    state["model/weight"].add_(1)
+    state["optimizer/zeros"].add_(1)
+    assert torch.equal(state["model/tied"], state_at(0)["model/tied"])
+    assert torch.equal(state["optimizer/zeros as a column"], torch.zeros(2, 1))
+
+
+def test_equal_contents_are_stored_once(honest_run: Files) -> None:
+    first = load(honest_run[files.pack_path(0)])
+    entries = state_entries(state_at(0))
+    assert set(first) == {entry.digest.hex() for entry in entries}
+    assert len(first) < len(entries)  # tied weights, zeros of two shapes
+    changed = {entry.digest for entry in state_entries(state_at(2))} - {e.digest for e in entries}
+    assert set(load(honest_run[files.pack_path(2)])) == {digest.hex() for digest in changed}
+
+
+def test_an_unchanged_state_makes_an_empty_pack(tmp_path: Path) -> None:
+    writer = TranscriptWriter.create(tmp_path, make_header(), SIGNER)
+    state = state_at(0)
+    entries = state_entries(state)
+    writer.append(state=state_root(entries), batch=None, loss=None)
+    writer.commit(state, entries)
+    writer.append(state=state_root(entries), batch=bytes(32), loss=1.0)
+    writer.commit(state, entries)
+    assert load((tmp_path / files.pack_path(1)).read_bytes()) == {}
+    assert_same_state(verify_all(tmp_path).load_state(1), state)
+
+
+@given(st.lists(st.binary(max_size=40), max_size=6, unique=True))
+@settings(max_examples=40, deadline=None)
+def test_a_pack_is_what_the_safetensors_library_writes(contents: list[bytes]) -> None:
+    entries = {
+        entry.digest: data
+        for data in contents
+        for entry in state_entries({"x": torch.tensor(list(data), dtype=torch.uint8)})
+    }
+    layout = pack_layout({digest: len(data) for digest, data in entries.items()})
+    pack = layout.header + b"".join(entries[digest] for digest in layout.spans)
+    assert len(pack) == layout.total_bytes
+    tensors = {
+        digest.hex(): torch.tensor(list(data), dtype=torch.uint8)
+        for digest, data in entries.items()
+    }
+    assert pack == save(tensors)
+    for digest, (start, size) in layout.spans.items():
+        assert pack[start : start + size] == entries[digest]
+
+
+def test_a_pack_has_no_metadata(tmp_path: Path, honest_run: Files) -> None:
+    path = write_files(tmp_path, honest_run) / files.pack_path(0)
+    with safe_open(path, "pt") as pack:
+        assert pack.metadata() is None
+
+
+def test_writer_reports_where_it_stands(tmp_path: Path) -> None:
+    writer = TranscriptWriter.create(tmp_path, make_header(), SIGNER)
+    assert (writer.last_step, writer.next_step, writer.last_head) == (-1, 0, None)
+    continue_run(writer, 1)
+    assert (writer.last_step, writer.next_step) == (0, 2)
+    continue_run(writer, 2)
+    assert (writer.last_step, writer.next_step) == (2, 3)
+    assert writer.last_head == Transcript.open(tmp_path).heads[-1].head
+
+
+def test_create_refuses_a_folder_with_files(tmp_path: Path, honest_run: Files) -> None:
+    write_files(tmp_path / "run", honest_run)
+    write_files(tmp_path / "other", {"notes.txt": b""})
+    for folder in ("run", "other"):
+        with pytest.raises(UsageError, match="holds files already"):
+            TranscriptWriter.create(tmp_path / folder, make_header(), SIGNER)
+    assert read_files(tmp_path / "run") == honest_run
+    TranscriptWriter.create(
+        write_files(tmp_path / "torn", {".tmp-0f": b"half"}), make_header(), SIGNER
+    )
+    assert list(read_files(tmp_path / "torn")) == ["header"]
+
+
+def test_the_key_must_be_the_header_s(tmp_path: Path, honest_run: Files) -> None:
+    write_files(tmp_path / "run", honest_run)
+    for begin in (TranscriptWriter.create, TranscriptWriter.resume):
+        with pytest.raises(UsageError, match="key"):
+            begin(tmp_path / "run", make_header(), OTHER_SIGNER)
+    with pytest.raises(UsageError, match="cannot resume: public_key"):
+        TranscriptWriter.resume(tmp_path / "run", make_header(OTHER_SIGNER), OTHER_SIGNER)
+
+
+def test_resume_names_what_differs_in_the_header(tmp_path: Path, honest_run: Files) -> None:
+    write_files(tmp_path, honest_run)
+    for field, value in [("numerics", "native"), ("dataset_root", bytes(32)), ("job", {})]:
+        with pytest.raises(UsageError, match=f"cannot resume: {field} "):
+            TranscriptWriter.resume(tmp_path, replace(make_header(), **{field: value}), SIGNER)
+    assert read_files(tmp_path) == honest_run
+
+
+@pytest.mark.parametrize("path", [f"leaves/{0:012d}", f"checkpoints/{LAST:012d}.safetensors"])
+def test_resume_refuses_a_run_that_was_changed(
+    tmp_path: Path, honest_run: Files, path: str
+) -> None:
+    run = dict(honest_run)
+    run[path] = run[path][:-1] + bytes([run[path][-1] ^ 1])
+    write_files(tmp_path, run)
+    with pytest.raises((TranscriptError, VerificationError)):
+        TranscriptWriter.resume(tmp_path, make_header(), SIGNER)
+    assert read_files(tmp_path) == run
+
+
+def write_order() -> list[str]:
+    return ["header", *(path for step in COMMITS for path in files.commit_paths(step))]
+
+
+@pytest.mark.parametrize("torn", [True, False], ids=["a file half written", "between two files"])
+@pytest.mark.parametrize("count", range(len(COMMITS) * 4 + 2))
+def test_resume_after_a_crash_at_any_write_gives_the_same_bytes(
+    tmp_path: Path, honest_run: Files, count: int, *, torn: bool
+) -> None:
+    order = write_order()
+    write_files(tmp_path, {path: honest_run[path] for path in order[:count]})
+    if torn and count < len(order):
+        folder = (tmp_path / order[count]).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        data = honest_run[order[count]]
+        (folder / ".tmp-0123456789abcdef").write_bytes(data[: len(data) // 2])
+    if count > 0:
+        commits = (count - 1) // 4
+        transcript = Transcript.open(tmp_path)
+        assert transcript.checkpoint_steps == COMMITS[:commits]
+        torn_files = 1 if torn and count < len(order) else 0
+        assert len(transcript.leftovers) == (count - 1) % 4 + torn_files
+    writer = TranscriptWriter.resume(tmp_path, make_header(), SIGNER)
+    continue_run(writer, LAST)
+    assert read_files(tmp_path) == honest_run
+
+
+@pytest.mark.parametrize("attempt", range(8))
+def test_resume_after_a_kill_at_a_random_moment_gives_the_same_bytes(
+    tmp_path: Path, attempt: int
+) -> None:
+    commits = tuple(range(60))
+    child = os.fork()
+    if child == 0:
+        try:
+            continue_run(TranscriptWriter.create(tmp_path, make_header(), SIGNER), 59, commits)
+        finally:
+            os._exit(0)
+    time.sleep(0.01 + 0.03 * attempt)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    writer = TranscriptWriter.resume(tmp_path, make_header(), SIGNER)
+    last = max(writer.last_step, 5)
+    continue_run(writer, last, commits)
+    assert verify_all(tmp_path).checkpoint_steps == tuple(range(last + 1))
+    assert read_files(tmp_path) == make_run(last, commits=commits)
+
+
+def test_a_run_without_a_head_proves_nothing(tmp_path: Path) -> None:
+    TranscriptWriter.create(tmp_path, make_header(), SIGNER)
+    transcript = Transcript.open(tmp_path)
+    assert (transcript.heads, transcript.leaves, transcript.checkpoint_steps) == ((), (), ())
+    for verify in (transcript.verify_signatures, transcript.verify_chain):
+        with pytest.raises(VerificationError, match="no signed head"):
+            verify()
+    for method in (transcript.checkpoint, transcript.verify_checkpoint, transcript.load_state):
+        with pytest.raises(UsageError, match="step 0 has no checkpoint"):
+            method(0)
+
+
+def test_commit_refuses_what_the_leaf_did_not_record(tmp_path: Path) -> None:
+    writer = TranscriptWriter.create(tmp_path, make_header(), SIGNER)
+    state = state_at(0)
+    entries = state_entries(state)
+    with pytest.raises(UsageError, match="committed already"):
+        writer.commit(state, entries)
+    writer.append(state=state_root(entries), batch=None, loss=None)
+    with pytest.raises(UsageError, match="step 0: the state to commit is not the recorded one"):
+        writer.commit(state_at(1), state_entries(state_at(1)))
+    with pytest.raises(UsageError, match="step 0: the entries are not those of the state"):
+        writer.commit({"other": torch.ones(1)}, entries)
+    with pytest.raises(UsageError, match="field batch"):
+        writer.append(state=state_root(entries), batch=None, loss=1.0)
+    assert list(read_files(tmp_path)) == ["header"]
+    writer.commit(state, entries)
+    with pytest.raises(UsageError, match="step 0 is committed already"):
+        writer.commit(state, entries)
+    verify_all(tmp_path)
+
+
+def test_a_tensor_that_changes_during_a_commit_is_never_committed(tmp_path: Path) -> None:
+    writer = TranscriptWriter.create(tmp_path, make_header(), SIGNER)
+    state = state_at(0)
+    entries = state_entries(state)
+    writer.append(state=state_root(entries), batch=None, loss=None)
+    state["model/frozen"].add_(1)
+    with pytest.raises(UsageError, match="tensor 'model/frozen' changed while it was committed"):
+        writer.commit(state, entries)
+    assert list(read_files(tmp_path)) == ["header"]
+    state["model/frozen"].sub_(1)
+    writer.commit(state, entries)
+    verify_all(tmp_path)
+
+
+class FailingStore(Store):
+    """A local store whose disk is full from the n-th write on, after the write or before it."""
+
+    def __init__(self, inner: Store, writes: int, *, after: bool) -> None:
+        self.inner, self.writes, self.after = inner, writes, after
+        self.location = inner.location
+
+    def write(self, path, parts):
+        self.writes -= 1
+        if self.writes < 0 and not self.after:
+            raise UsageError("disk full")
+        self.inner.write(path, parts)
+        if self.writes < 0:
+            raise KeyboardInterrupt
+
+    def list(self):
+        return self.inner.list()
+
+    def read(self, path, limit):
+        return self.inner.read(path, limit)
+
+    def open_file(self, path, size):
+        return self.inner.open_file(path, size)
+
+    def delete(self, path):
+        self.inner.delete(path)
+
+
+@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize("writes", range(4))
+def test_a_commit_that_failed_can_be_tried_again(
+    tmp_path: Path, honest_run: Files, writes: int, *, after: bool
+) -> None:
+    TranscriptWriter.create(tmp_path, make_header(), SIGNER)
+    store = FailingStore(Store.open(tmp_path), writes, after=after)
+    writer = TranscriptWriter(store, make_header(), SIGNER)
+    state = state_at(0)
+    entries = state_entries(state)
+    writer.append(state=state_root(entries), batch=None, loss=None)
+    with pytest.raises((UsageError, KeyboardInterrupt)):
+        writer.commit(state, entries)
+    store.writes = 1000
+    writer.commit(state, entries)
+    continue_run(writer, LAST)
+    assert read_files(tmp_path) == honest_run
+
+
+def test_the_writer_keeps_the_limits_of_the_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "LIMITS", Limits(leaves_per_segment=2))
+    writer = TranscriptWriter.create(tmp_path, make_header(), SIGNER)
+    continue_run(writer, 1, commits=())
+    with pytest.raises(UsageError, match="a commit at least every 2"):
+        writer.append(state=bytes(32), batch=bytes(32), loss=0.0)
+
+
+def test_a_manifest_too_large_to_be_read_is_not_written(tmp_path: Path) -> None:
+    writer = TranscriptWriter.create(tmp_path, make_header(), SIGNER)
+    names = [f"{index:05d}" + "x" * 1000 for index in range(9000)]
+    entries = tuple(
+        TensorEntry(name=name, dtype="bool", shape=(0,), digest=bytes(32)) for name in names
+    )
+    writer.append(state=state_root(entries), batch=None, loss=None)
+    with pytest.raises(UsageError, match="checkpoint record: expected at most"):
+        writer.commit(dict.fromkeys(names, torch.empty(0)), entries)
+    assert list(read_files(tmp_path)) == ["header"]

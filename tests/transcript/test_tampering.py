@@ -1,0 +1,143 @@
+"""Whoever changes a run folder without the key is found out, whatever bit or file it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from run_builder import COMMITS, Files, make_run, verify_all, write_files
+
+from veritrain.errors import TranscriptError, VerificationError
+from veritrain.transcript import files
+from veritrain.transcript.reader import Transcript
+
+RUN = make_run()
+PATHS = sorted(RUN)
+OTHER_RUN = make_run(commits=(0, 1, 3))
+
+paths = st.sampled_from(PATHS)
+places = st.floats(0, 1, exclude_max=True)
+
+
+def refused(run: Files) -> TranscriptError | VerificationError:
+    with TemporaryDirectory() as folder:
+        write_files(folder, run)
+        with pytest.raises((TranscriptError, VerificationError)) as caught:
+            verify_all(folder)
+    assert str(caught.value).isprintable()
+    return caught.value
+
+
+def flipped(path: str, place: int, bit: int) -> Files:
+    data = bytearray(RUN[path])
+    data[place] ^= 1 << bit
+    return {**RUN, path: bytes(data)}
+
+
+def test_the_run_is_accepted_as_it_is(tmp_path: Path) -> None:
+    verify_all(write_files(tmp_path, RUN))
+
+
+@given(paths, places, st.integers(0, 7))
+@settings(max_examples=300, deadline=None)
+def test_any_flipped_bit_is_found(path: str, place: float, bit: int) -> None:
+    refused(flipped(path, int(place * len(RUN[path])), bit))
+
+
+@pytest.mark.parametrize("path", [p for p in PATHS if p.endswith((f"{0:012d}", "header"))])
+def test_every_byte_of_the_first_records_counts(path: str) -> None:
+    for place in range(len(RUN[path])):
+        refused(flipped(path, place, place % 8))
+
+
+@given(paths, places)
+@settings(max_examples=60, deadline=None)
+def test_truncation_is_found(path: str, place: float) -> None:
+    refused({**RUN, path: RUN[path][: int(place * len(RUN[path]))]})
+
+
+@given(paths, places, st.binary(min_size=1, max_size=20))
+@settings(max_examples=60, deadline=None)
+def test_insertion_is_found(path: str, place: float, extra: bytes) -> None:
+    cut = int(place * (len(RUN[path]) + 1))
+    refused({**RUN, path: RUN[path][:cut] + extra + RUN[path][cut:]})
+
+
+@given(paths, paths)
+@settings(max_examples=60, deadline=None)
+def test_swapped_and_copied_files_are_found(first: str, second: str) -> None:
+    if RUN[first] != RUN[second]:
+        refused({**RUN, first: RUN[second], second: RUN[first]})
+        refused({**RUN, first: RUN[second]})
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_missing_file_is_found(path: str) -> None:
+    error = refused({name: data for name, data in RUN.items() if name != path})
+    assert path in str(error) or path.startswith("signatures/")  # then its files are too many
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "{0}.bak",
+        "{0} ",
+        "x{0}",
+        "leaves/000000000001",
+        "leaves/000000000009",
+        "leaves/0",
+        "leaves/00000000000٣",
+        "signatures/000000000003.manifest",
+        "checkpoints/000000000002",
+        "checkpoints/000000000009.safetensors",
+        "rounding/000000000000",
+        "Header",
+        ".tmp-",
+        ".tmp-0",
+        "elsewhere/.tmp-0",
+    ],
+)
+def test_a_renamed_or_an_additional_file_is_found(path: str, name: str) -> None:
+    new = name.format(path)
+    rest = {old: data for old, data in RUN.items() if old != path}
+    refused({**rest, new: RUN[path]})
+    refused({**RUN, new: RUN[path]})
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if path in OTHER_RUN])
+def test_a_file_of_another_run_of_the_same_job_is_found(path: str) -> None:
+    if OTHER_RUN[path] != RUN[path]:
+        refused({**RUN, path: OTHER_RUN[path]})
+
+
+def test_a_changed_weight_is_named_with_step_and_digests(tmp_path: Path) -> None:
+    path = files.pack_path(0)
+    run = flipped(path, len(RUN[path]) - 1, 0)
+    transcript = Transcript.open(write_files(tmp_path, run))
+    transcript.verify_signatures()
+    transcript.verify_chain()
+    message = (
+        r"^step 0: tensor '[a-z/ ]+' in checkpoints/.*: expected [0-9a-f]{64}, got [0-9a-f]{64}$"
+    )
+    for method in (transcript.verify_checkpoint, transcript.load_state):
+        with pytest.raises(VerificationError, match=message):
+            method(0)
+
+
+def test_a_tensor_in_an_older_pack_is_checked_for_every_checkpoint_that_needs_it(
+    tmp_path: Path,
+) -> None:
+    path = files.pack_path(0)
+    pack = bytearray(RUN[path])
+    place = pack.index(b"\x00\x00\x00\x3f" * 4)  # model/frozen, four times 0.5
+    pack[place] ^= 1
+    transcript = Transcript.open(write_files(tmp_path, {**RUN, path: bytes(pack)}))
+    for step in COMMITS:
+        with pytest.raises(VerificationError, match="tensor 'model/frozen'"):
+            transcript.load_state(step)
+        with pytest.raises(VerificationError, match="tensor 'model/frozen'"):
+            transcript.verify_checkpoint(step)
