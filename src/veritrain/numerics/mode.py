@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from veritrain.errors import UnsupportedOperatorError
 from veritrain.numerics.random import Stream
-from veritrain.numerics.rules import Rule, lookup
+from veritrain.numerics.rules import Rule, lookup, short_name
 
 _cached_lookup: Callable[[OpOverload], Rule] = cache(lookup)
 
@@ -28,9 +28,7 @@ class ExactMode(TorchDispatchMode):
         UnsupportedOperatorError: an operator without a rule, a dtype, layout or device without one.
     """
 
-    def __init__(self, stream: Stream) -> None:
-        super().__init__()
-        self._stream = stream
+    stream: Stream  # where random operators take their keys; set before the first of them
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -46,16 +44,16 @@ class ExactMode(TorchDispatchMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         _refuse_foreign(func, args, kwargs)
-        if func.namespace == "aten" and func._schema.name.startswith("aten::_foreach_"):
+        if func.namespace == "aten" and short_name(func).startswith("_foreach_"):
             return self._foreach(func, args, kwargs)
         rule = _cached_lookup(func)
         if rule.takes_stream:
-            return rule.function(self._stream, *args, **kwargs)
+            return rule.function(self.stream, *args, **kwargs)
         return rule.function(*args, **kwargs)
 
     def _foreach(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """`_foreach_f(xs, ...)` is f(x, ...) for each x; lists run along with it."""
-        name = func._schema.name.removeprefix("aten::_foreach_")
+        name = short_name(func).removeprefix("_foreach_")
         single = getattr(torch.ops.aten, "linalg_vector_norm" if name == "norm" else name)
         count = len(args[0])
         results: list[Any] = []

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import random as python_random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +21,28 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from veritrain.errors import UsageError
 from veritrain.numerics.random import Stream
 
+if TYPE_CHECKING:
+    from veritrain.numerics.mode import ExactMode
+
+
+class Scope(ABC):
+    """A profile in force. `rekey` starts a new stream of random numbers without leaving it."""
+
+    def rekey(self, *, seed: int, purpose: str, step: int) -> None:
+        """Key all random numbers from here on by (seed, purpose, step, call).
+
+        Args:
+            seed: 0 <= seed < 2**256. purpose: what the numbers are for. step: counts from 0.
+        """
+        stream = Stream(seed, purpose, step)
+        python_random.seed(stream.next_key())
+        np.random.seed(stream.next_key() % 2**32)
+        self._take(stream)
+
+    @abstractmethod
+    def _take(self, stream: Stream) -> None:
+        """Draw the random numbers of torch operators from `stream`."""
+
 
 class Profile(ABC):
     """One way to define a step's bits. `name` and `version` are written in a transcript's header."""
@@ -28,23 +51,24 @@ class Profile(ABC):
     version: int
 
     @contextmanager
-    def active(self, *, seed: int, purpose: str, step: int) -> Iterator[None]:
-        """Put the profile in force, with random numbers keyed by (seed, purpose, step, call).
-
-        Args:
-            seed: 0 <= seed < 2**256. purpose: what the numbers are for. step: counts from 0.
-        """
-        stream = Stream(seed, purpose, step)
-        with _ambient_generators(stream), self._operators(stream):
-            yield
+    def active(self, *, seed: int, purpose: str, step: int) -> Generator[Scope]:
+        """Put the profile in force, with random numbers keyed by (seed, purpose, step, call)."""
+        with _callers_generators_kept(), self._enter() as scope:
+            scope.rekey(seed=seed, purpose=purpose, step=step)
+            yield scope
 
     @abstractmethod
-    def _operators(self, stream: Stream) -> AbstractContextManager[object]:
-        """How torch operators are computed."""
+    def _enter(self) -> AbstractContextManager[Scope]:
+        """Compute torch operators as the profile says."""
 
     @abstractmethod
     def canonicalise(self, optimizer: Optimizer) -> None:
         """Bring the optimiser's implementation flags to the profile's one canonical sequence."""
+
+
+class _NativeScope(Scope):
+    def _take(self, stream: Stream) -> None:
+        torch.manual_seed(stream.next_key())
 
 
 class Native(Profile):
@@ -54,13 +78,20 @@ class Native(Profile):
     version = 1
 
     @contextmanager
-    def _operators(self, stream: Stream) -> Iterator[None]:
+    def _enter(self) -> Generator[Scope]:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream.next_key())
-            yield
+            yield _NativeScope()
 
     def canonicalise(self, optimizer: Optimizer) -> None:
         """The user's flags stand."""
+
+
+class _ExactScope(Scope):
+    def __init__(self, mode: ExactMode) -> None:
+        self._mode = mode
+
+    def _take(self, stream: Stream) -> None:
+        self._mode.stream = stream
 
 
 class Exact(Profile):
@@ -70,12 +101,13 @@ class Exact(Profile):
     version = 1
 
     @contextmanager
-    def _operators(self, stream: Stream) -> Iterator[None]:
+    def _enter(self) -> Generator[Scope]:
         from veritrain.numerics.mode import ExactMode  # loads numba
 
+        mode = ExactMode()
         # The fused attention kernels hide their operators; the composite form shows them.
-        with sdpa_kernel([SDPBackend.MATH]), ExactMode(stream):
-            yield
+        with sdpa_kernel([SDPBackend.MATH]), mode:
+            yield _ExactScope(mode)
 
     def canonicalise(self, optimizer: Optimizer) -> None:
         """SGD, Adam and AdamW take the fused update; others their plain loop."""
@@ -102,13 +134,11 @@ def resolve(name: str) -> Profile:
 
 
 @contextmanager
-def _ambient_generators(stream: Stream) -> Iterator[None]:
-    """Key Python's and numpy's global generators; give the caller's back afterwards."""
-    python_state, numpy_state = python_random.getstate(), np.random.get_state()  # noqa: NPY002
-    python_random.seed(stream.next_key())
-    np.random.seed(stream.next_key() % 2**32)  # noqa: NPY002
+def _callers_generators_kept() -> Generator[None]:
+    """Give the caller's Python and numpy generators back afterwards, as they were."""
+    python_state, numpy_state = python_random.getstate(), np.random.get_state()
     try:
         yield
     finally:
         python_random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
+        np.random.set_state(numpy_state)

@@ -8,11 +8,12 @@ Shapes are numpy arrays of float32 unless said otherwise.
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]  # of float32
 
 _F32 = np.float32
 
@@ -105,7 +106,7 @@ def _dot(row: Array, column: Array, bits: int) -> np.float32:
 
 def convolution(x: Array, w: Array, stride: int, padding: int, groups: int) -> Array:
     """2-D convolution: x (N, C, H, W), w (O, C/G, kh, kw); scales per (sample, group) and per output."""
-    num_n, num_c, height, width = x.shape
+    num_n, _, height, width = x.shape
     num_o, per_group, kh, kw = w.shape
     bits = contraction_bits(per_group * kh * kw)
     out_h = (height + 2 * padding - kh) // stride + 1

@@ -3,7 +3,7 @@
 Importing this package registers all of them; `lookup` finds the rule of an ATen operator.
 """
 
-from veritrain.numerics.rules import (  # noqa: F401  (registration)
+from veritrain.numerics.rules import (
     as_is,
     contraction,
     losses,
@@ -14,6 +14,18 @@ from veritrain.numerics.rules import (  # noqa: F401  (registration)
     random,
     sums,
 )
-from veritrain.numerics.rules.table import Kind, Rule, covered, lookup
+from veritrain.numerics.rules.table import Kind, Rule, covered, lookup, short_name
 
-__all__ = ["Kind", "Rule", "covered", "lookup"]
+ROOMS = (
+    as_is,
+    contraction,
+    losses,
+    normalisation,
+    optimisers,
+    pointwise,
+    pooling,
+    random,
+    sums,
+)
+
+__all__ = ["ROOMS", "Kind", "Rule", "covered", "lookup", "short_name"]

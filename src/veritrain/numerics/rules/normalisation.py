@@ -136,6 +136,10 @@ def _native_batch_norm_backward(
 # Layer norm: one slice per row of x (rows, D).
 
 
+def _row_slices(rows: Tensor) -> Shape:
+    return 1, 1, rows.shape[0], rows.shape[1]
+
+
 @rule(Kind.COMPOSITE, aten.native_layer_norm.default)
 def _native_layer_norm(
     x: Tensor, normalized_shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
@@ -143,7 +147,7 @@ def _native_layer_norm(
     require_float32("layer_norm", x, weight, bias)
     width = math.prod(normalized_shape)
     rows = x.contiguous().view(-1, width)
-    mean, square = norms.moments(rows, (1, 1, *rows.shape))
+    mean, square = norms.moments(rows, _row_slices(rows))
     rstd = _rstd(square[0] / width, eps)
     y = norms.normalise_rows(
         rows, mean[0], rstd, _flat(_or_ones(weight, width)), _flat(_or_zeros(bias, width))
@@ -166,7 +170,7 @@ def _native_layer_norm_backward(
     require_float32("layer_norm_backward", grad, x, weight)
     width = math.prod(normalized_shape)
     rows, grad_rows = x.contiguous().view(-1, width), grad.contiguous().view(-1, width)
-    shape: Shape = (1, 1, *rows.shape)  # type: ignore[assignment]
+    shape = _row_slices(rows)
     mean, rstd = mean.reshape(1, -1), rstd.reshape(1, -1)
     weighted = grad_rows if weight is None else grad_rows * _flat(weight)
     dx = None
@@ -286,7 +290,7 @@ def _log_softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     if not x.numel():
         return torch.empty_like(x)
     shifted = norms.subtract_row_max(_rows(x, dim))
-    sums = total(elementary.apply("exp", shifted), (1, 1, *shifted.shape)).view(-1, 1)
+    sums = total(elementary.apply("exp", shifted), _row_slices(shifted)).view(-1, 1)
     return _unrows(shifted - elementary.apply("log", sums), x, dim)
 
 
@@ -304,5 +308,5 @@ def _log_softmax_backward(grad: Tensor, y: Tensor, dim: int, input_dtype: Any) -
     if not y.numel():
         return torch.empty_like(y)
     rows, grads = _rows(y, dim), _rows(grad, dim)
-    sums = total(grads, (1, 1, *grads.shape)).view(-1, 1)
+    sums = total(grads, _row_slices(grads)).view(-1, 1)
     return _unrows(grads - elementary.apply("exp", rows) * sums, y, dim)

@@ -110,7 +110,7 @@ def _var(
 @rule(Kind.COMPOSITE, aten.linalg_vector_norm.default)
 def _vector_norm(
     x: Tensor,
-    ord: float = 2,  # noqa: A002 (the operator's own name)
+    ord: float = 2,
     dim: list[int] | None = None,
     keepdim: bool = False,
     *,

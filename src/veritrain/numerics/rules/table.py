@@ -75,7 +75,7 @@ def lookup(operator: OpOverload) -> Rule:
     found = _RULES.get(operator)
     if found is not None:
         return found
-    name = operator._schema.name.removeprefix("aten::")
+    name = short_name(operator)
     if operator.namespace == "profiler":  # marks a region, computes nothing
         return Rule(Kind.MOVEMENT, operator)
     if operator.namespace in ("aten", "prim") and name in _AS_IS:
@@ -88,6 +88,11 @@ def lookup(operator: OpOverload) -> Rule:
     )
 
 
+def short_name(operator: OpOverload) -> str:
+    """The operator's name without namespace and overload: "add_" for aten::add_.Tensor."""
+    return operator.name().partition("::")[2].partition(".")[0]
+
+
 def covered() -> dict[str, Kind]:
     """Every covered operator by name: what the specification must describe."""
     names = {str(operator): rule.kind for operator, rule in _RULES.items()}
@@ -96,7 +101,7 @@ def covered() -> dict[str, Kind]:
 
 def _in_place(operator: OpOverload, name: str) -> Rule:
     packet = getattr(aten, name, None)
-    overload = operator._overloadname
+    overload = operator.name().partition(".")[2] or "default"
     if packet is None or overload not in packet.overloads():
         raise UnsupportedOperatorError(f"operator {operator} has no rule under exact numerics")
     functional = lookup(getattr(packet, overload))
