@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator
 from typing import Any, TypeAlias, cast
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
@@ -88,6 +89,7 @@ class Batches:
             num_workers=workers,
             collate_fn=_unchanged,
             prefetch_factor=_PREFETCH,
+            generator=torch.Generator(),  # else it draws from the caller's
             # A job file's own classes cannot be found by name in a process that starts afresh.
             multiprocessing_context=_fork_where_possible(),
         )
@@ -112,7 +114,7 @@ class Batches:
 
     def _record_digest(self, index: int) -> Digest:
         record = self._call(f"record {index}", lambda: self.dataset[index], 0, "record", index)
-        return digest_value("record", canonical(record, f"record {index}"))
+        return _digest("record", record, f"record {index}")
 
     def _open(self) -> MapDataset:
         source = self.job.dataset
@@ -160,7 +162,14 @@ def batch_digest(batch: Batch) -> Digest:
     Raises:
         JobError: a batch holds something without canonical bytes; names the place in it.
     """
-    return digest_value("batch", canonical(batch, "batch"))
+    return _digest("batch", batch, "batch")
+
+
+def _digest(domain: str, value: object, where: str) -> Digest:
+    try:
+        return digest_value(domain, canonical(value, where))
+    except (ValueError, RecursionError) as error:  # nested too deep, or inside itself
+        raise JobError(f"{where}: {error}") from error
 
 
 def canonical(value: object, where: str) -> Value:
@@ -181,9 +190,9 @@ def canonical(value: object, where: str) -> Value:
         return ["float", struct.pack("<d", value)]
     if isinstance(value, Tensor):
         try:
-            entry = tensors.entry(where, value.detach())
+            entry = tensors.entry("value", value.detach())
         except UsageError as error:
-            raise JobError(str(error)) from error
+            raise JobError(f"{where}: {error}") from error
         return ["tensor", entry.dtype, list(entry.shape), entry.digest]
     if isinstance(value, np.ndarray | np.generic):
         return _canonical_array(np.asarray(value), where)

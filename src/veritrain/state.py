@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from veritrain.encoding import Value, decode, encode
-from veritrain.errors import JobError, NumericsError, TranscriptError
+from veritrain.encoding import DIGEST_BYTES, Value, decode, encode
+from veritrain.errors import JobError, NumericsError, TranscriptError, UsageError
+from veritrain.transcript import TensorEntry, tensors
 from veritrain.transcript.fields import shown
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def _restore_groups(
         values = entry[0]
         if not isinstance(values, dict) or values.keys() != plain.keys():
             raise TranscriptError(HYPER, f"group {index}: expected the keys {sorted(plain)}")
-        group.update({key: _unplain(value) for key, value in values.items()})
+        group.update({key: _unplain(value, HYPER) for key, value in values.items()})
         for key, tensor in tensors.items():
             stored_tensor = _take(state, f"groups/{index}/{key}", unused)
             _require_alike(f"groups/{index}/{key}", tensor, stored_tensor)
@@ -168,7 +169,7 @@ def _restore_optimizer(
         if name not in parameters or not isinstance(values, dict):
             raise TranscriptError(HYPER, f"unknown parameter {shown(name)}")
         own = program.optimizer.state[parameters[name]]
-        own.update({key: _unplain(value) for key, value in values.items()})
+        own.update({key: _unplain(value, HYPER) for key, value in values.items()})
     for full in sorted(unused):
         name, _, key = full.removeprefix("optimizer/").rpartition("/")
         if full.startswith("optimizer/") and name in parameters:
@@ -180,10 +181,13 @@ def _restore_scheduler(program: Program, stored: dict[str, Any]) -> None:
     if program.scheduler is None:
         return
     fresh = program.scheduler.state_dict()
-    values = _unplain(stored)
+    values = _unplain(stored, SCHEDULER)
     if not isinstance(values, dict) or values.keys() != fresh.keys():
         raise TranscriptError(SCHEDULER, f"expected the keys {sorted(fresh)}")
-    program.scheduler.load_state_dict(values)
+    try:
+        program.scheduler.load_state_dict(values)
+    except Exception as error:  # the values are someone else's, the scheduler may be anyone's
+        raise TranscriptError(SCHEDULER, "does not fit the job's scheduler") from error
 
 
 def _take(state: Mapping[str, Tensor], name: str, unused: set[str]) -> Tensor:
@@ -226,7 +230,7 @@ def _from_tensor(state: Mapping[str, Tensor], name: str, unused: set[str]) -> di
 
 
 # Plain values. CBOR has one kind of list and text keys; tags keep what Python tells apart.
-_TUPLE, _MAP, _COUNTER = "tuple", "map", "counter"
+_TUPLE, _MAP, _COUNTER, _TENSOR = "tuple", "map", "counter", "tensor"
 
 
 def _plain(value: object, what: str) -> Value:
@@ -250,28 +254,60 @@ def _plain(value: object, what: str) -> Value:
             [_plain(key, what), _plain(item, what)] for key, item in value.items()
         ]
         tag = _COUNTER if isinstance(value, Counter) else _MAP
-        return {tag: sorted(pairs, key=lambda pair: encode(pair))}
+        return {tag: sorted(pairs, key=encode)}
+    if isinstance(value, Tensor):
+        entry = tensors.entry(what, value)
+        return {_TENSOR: [entry.dtype, list(entry.shape), bytes(tensors.content(value))]}
     raise JobError(
         f"{what}: a value of type {type(value).__name__} cannot be part of a committed state; "
         "use numbers, text, lists, tuples, dicts or tensors"
     )
 
 
-def _unplain(value: Value) -> Any:
+def _unplain(value: Value, where: str) -> Any:
+    """Decode what `_plain` wrote; someone else may have written these bytes."""
     if isinstance(value, list):
-        return [_unplain(item) for item in value]
+        return [_unplain(item, where) for item in value]
     if not isinstance(value, dict):
         return value
     tag, items = next(iter(value.items()), ("", None))
-    if len(value) != 1 or tag not in (_TUPLE, _MAP, _COUNTER) or not isinstance(items, list):
-        raise TranscriptError("state", "a plain value has an unknown tag")
-    decoded = [_unplain(item) for item in items]
+    if len(value) != 1 or not isinstance(items, list):
+        raise TranscriptError(where, "a plain value is not one tag with a list")
+    if tag == _TENSOR:
+        return _plain_tensor(items, where)
+    decoded = [_unplain(item, where) for item in items]
     if tag == _TUPLE:
         return tuple(decoded)
+    if tag not in (_MAP, _COUNTER):
+        raise TranscriptError(where, f"a plain value has the unknown tag {shown(tag)}")
     if any(not isinstance(pair, list) or len(pair) != 2 for pair in decoded):
-        raise TranscriptError("state", "a map of a plain value holds something else than pairs")
+        raise TranscriptError(where, "a map of a plain value holds something else than pairs")
     try:
-        pairs: dict[Any, Any] = {key: item for key, item in decoded}  # noqa: C416
+        pairs: dict[Any, Any] = dict(decoded)
     except TypeError as error:
-        raise TranscriptError("state", "a plain value has an unhashable key") from error
+        raise TranscriptError(where, "a plain value has an unhashable key") from error
     return Counter(pairs) if tag == _COUNTER else pairs
+
+
+def _plain_tensor(items: list[Value], where: str) -> Tensor:
+    if len(items) != 3:
+        raise TranscriptError(where, f"a plain tensor has {len(items)} parts, expected 3")
+    dtype, shape, content = items
+    if not (isinstance(dtype, str) and isinstance(shape, list) and isinstance(content, bytes)):
+        raise TranscriptError(where, "a plain tensor is not dtype, shape and bytes")
+    try:
+        entry = TensorEntry(
+            name="value",
+            dtype=dtype,
+            shape=tuple(cast("list[int]", shape)),
+            digest=bytes(DIGEST_BYTES),
+        )
+    except UsageError as error:
+        raise TranscriptError(where, f"a plain tensor: {error}") from error
+    if entry.num_bytes != len(content):  # before anything is allocated
+        raise TranscriptError(
+            where, f"a plain tensor: expected {entry.num_bytes} bytes, got {len(content)}"
+        )
+    tensor, into = tensors.empty(entry)
+    into[:] = content
+    return tensor

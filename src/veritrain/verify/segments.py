@@ -93,7 +93,13 @@ class Replayer:
         Raises:
             TranscriptError, VerificationError: the checkpoint that it starts from is not sound.
         """
-        findings = self._begin(segment)
+        try:
+            findings = self._begin(segment)
+        except VeritrainError:
+            raise
+        except Exception as error:  # stored values that the job's optimiser cannot live with
+            why = f"step {segment.start} could not be restored: {type(error).__name__}: {error}"
+            return SegmentResult(steps=0, obstacle=why)
         if findings:
             return SegmentResult(steps=0, findings=findings)
         for count, leaf in enumerate(segment.leaves[1:]):
