@@ -35,9 +35,8 @@ Outputs: TypeAlias = NDArray[np.int32]
 NAN = 0x7FC00000  # the one NaN that a result can be
 UNDECIDED = 0x7FC00001  # never a result: another NaN
 
-# Relative error bounds: interpolation error plus rounding errors, with a margin of two or more where
-# that is cheap. fp32 numbers are 2^-24 apart at least, so that 2^-47 leaves about one entry in four
-# million undecided.
+# Relative error bounds: interpolation error plus rounding errors, with room to spare. A bound of
+# 2^-47 leaves about one entry in five million undecided.
 EXP = 2.0**-48
 EXPM1 = 2.0**-47
 TANH = 2.0**-47

@@ -127,6 +127,8 @@ def _nearest(value: Real) -> int:
     negative, mantissa, exponent, length = value._mpf_
     sign = _SIGN if negative else 0
     mantissa = int(mantissa)
+    if mantissa == 0:
+        return 0
     if exponent + length > 128:
         return sign | _INFINITY
     quantum = max(exponent + length - 24, -149)

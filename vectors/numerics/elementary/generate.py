@@ -1,0 +1,42 @@
+"""Write cases.json: inputs and expected bits of every elementary function."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from veritrain.numerics import elementary, elementary_kernels, elementary_reference
+
+SPECIAL = (0x0, 0x1, 0x7FFFFF, 0x800000, 0x3F800000, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0x7FC00001)
+SPREADS = (0.01, 1.0, 4.0, 30.0)
+TRIED = 1_000_000  # values per spread in which hard ones are looked for
+KEPT = 12
+
+
+def main() -> None:
+    """Compute all cases."""
+    random = np.random.default_rng(20)
+    cases: dict[str, list[list[str]]] = {}
+    for name, kernel in sorted(elementary.FUNCTIONS.items()):
+        inputs = [bits | sign for bits in SPECIAL for sign in (0, 0x80000000)]
+        inputs += random.integers(0, 2**32, KEPT).tolist()
+        for spread in SPREADS:
+            x = random.normal(0, spread, TRIED).astype(np.float32)
+            out = np.empty(TRIED, np.int32)
+            kernel(x, out, 0, TRIED)
+            hard = np.flatnonzero(out == elementary_kernels.UNDECIDED)[:KEPT]
+            inputs += x[:KEPT].view(np.uint32).tolist() + x[hard].view(np.uint32).tolist()
+        cases[name] = [[f"{bits:08x}", f"{rounded(name, bits):08x}"] for bits in inputs]
+    lines = (f'"{name}": {json.dumps(pairs)}' for name, pairs in cases.items())
+    Path(__file__).with_name("cases.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def rounded(name: str, bits: int) -> int:
+    """Expected bits by the reference alone."""
+    return elementary_reference.rounded_bits(name, elementary_reference.float_of(bits))
+
+
+if __name__ == "__main__":
+    main()
