@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,6 +13,7 @@ from run_builder import COMMITS, Files, make_run, verify_all, write_files
 
 from veritrain.errors import TranscriptError, VerificationError
 from veritrain.transcript import files
+from veritrain.transcript.limits import LIMITS
 from veritrain.transcript.reader import Transcript
 
 RUN = make_run()
@@ -64,6 +66,23 @@ def test_truncation_is_found(path: str, place: float) -> None:
 def test_insertion_is_found(path: str, place: float, extra: bytes) -> None:
     cut = int(place * (len(RUN[path]) + 1))
     refused({**RUN, path: RUN[path][:cut] + extra + RUN[path][cut:]})
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path, path: str) -> None:
+    write_files(tmp_path, RUN)
+    os.truncate(tmp_path / path, 1 << 40)  # bytes; sparse, it would not fit into memory
+    with pytest.raises(TranscriptError, match=rf"^{path}: expected (at most )?\d+ bytes, got more"):
+        verify_all(tmp_path)
+
+
+def test_a_segment_of_nested_nothing_is_refused_within_bounds(tmp_path: Path) -> None:
+    path = files.segment_path(0)
+    items = LIMITS.record_bytes - 5
+    hostile = b"\x9a" + items.to_bytes(4, "big") + b"\x80" * items
+    write_files(tmp_path, {**RUN, path: hostile})
+    with pytest.raises(TranscriptError, match=rf"^{path}: expected an array of 1 to"):
+        Transcript.open(tmp_path)
 
 
 @given(paths, paths)

@@ -18,10 +18,10 @@ class Limits:
     files: int = 1_000_000  # files in one run folder; a commit writes four
     header_bytes: int = 1 << 20  # file `header`: a job with thousands of source files
     signature_bytes: int = 4096  # file `signatures/*`; a signed head has about 400 bytes
-    record_bytes: int = 8 << 20  # files `leaves/*` and `checkpoints/*.manifest`
-    leaves_per_segment: int = 32_768  # steps from one commit to the next; about 200 bytes each
+    record_bytes: int = 4 << 20  # files `leaves/*` and `checkpoints/*.manifest`
+    leaves_per_segment: int = 16_384  # steps from one commit to the next; at most 205 bytes each
     leaves: int = 4_000_000  # steps of one run
-    tensors: int = 50_000  # tensors of one state
+    tensors: int = 25_000  # tensors of one state
     state_bytes: int = 1 << 37  # all tensors of one state; `load_state` allocates that much
     dimensions: int = 64  # axes of one tensor
     name_chars: int = 1024  # code points of a tensor's name or of any other short text

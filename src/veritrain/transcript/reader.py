@@ -153,8 +153,8 @@ class Transcript:
 
           1. the manifest is the one that the head names;
           2. the state root of its entries is the one in the leaf;
-          3. its pack is byte for byte what the manifest says;
-          4. so are the earlier packs that it refers to, and they hold what it looks for.
+          3. every pack that it refers to exists and holds what it looks for there;
+          4. these packs and its own are byte for byte what their manifests say.
 
         A pack is read once per opened transcript. Memory: the largest tensor of a pack.
 
@@ -164,9 +164,9 @@ class Transcript:
             VerificationError: names the step and the tensor, expected and got.
         """
         checkpoint = self._sound_checkpoint(step)  # 1, 2
-        self._verify_pack(checkpoint)  # 3
-        for pack, entries in _by_pack(checkpoint).items():  # 4
-            holder = self._holder(checkpoint, pack, entries)
+        by_pack = _by_pack(checkpoint).items()
+        holders = [self._holder(checkpoint, pack, entries) for pack, entries in by_pack]  # 3
+        for holder in (checkpoint, *holders):  # 4
             self._verify_pack(holder)
 
     def load_state(self, step: int) -> dict[str, Tensor]:

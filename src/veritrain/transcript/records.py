@@ -93,7 +93,7 @@ class Leaf(Record):
     """One step: the state after it and what led there. Leaf 0 is the initial state."""
 
     type_name: ClassVar[str] = "leaf"
-    max_bytes: ClassVar[int] = 1024
+    max_bytes: ClassVar[int] = 256
 
     step: int
     state: Digest  # state root after the step
