@@ -1,6 +1,6 @@
 """Run by the matrix tests on each machine: train the zoo, print the state digest after every step.
 
-    python -m tests.train_digests NUMERICS STEPS [NAME ...]
+python -m tests.train_digests NUMERICS STEPS [NAME ...]
 """
 
 from __future__ import annotations

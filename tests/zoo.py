@@ -19,7 +19,9 @@ import veritrain as vt
 class Images(Dataset):
     """Generated images with a class that a small net can learn: (image, label)."""
 
-    def __init__(self, count: int = 256, channels: int = 1, size: int = 8, classes: int = 10) -> None:
+    def __init__(
+        self, count: int = 256, channels: int = 1, size: int = 8, classes: int = 10
+    ) -> None:
         generator = np.random.Generator(np.random.Philox(key=5))
         self.labels = generator.integers(0, classes, count)
         patterns = generator.integers(-8, 9, (classes, channels, size, size))
