@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 import veritrain as vt
+from veritrain.job import MapDataset
 
 
 class Images(Dataset[tuple[Tensor, int]]):
@@ -136,7 +137,7 @@ class Workload:
     """A model with its data, as a job in any numerics."""
 
     model: Callable[[], nn.Module]
-    dataset: Callable[[], Dataset[tuple[Tensor, object]]]
+    dataset: Callable[[], MapDataset]
     loss: Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]
     optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     batch_size: int

@@ -18,7 +18,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from veritrain.errors import UsageError
+from veritrain.errors import NumericsError, UsageError
 from veritrain.numerics.random import Stream
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ class Exact(Profile):
     def _enter(self) -> Generator[Scope]:
         from veritrain.numerics.mode import ExactMode  # loads numba
 
+        _require_ieee()
         mode = ExactMode()
         # The fused attention kernels hide their operators; the composite form shows them.
         with sdpa_kernel([SDPBackend.MATH]), mode:
@@ -131,6 +132,18 @@ def resolve(name: str) -> Profile:
     if name not in _PROFILES:
         raise UsageError(f"numerics {name!r} is unknown; choose one of {sorted(_PROFILES)}")
     return _PROFILES[name]
+
+
+def _require_ieee() -> None:
+    """Refuse a thread whose arithmetic is not IEEE: `torch.set_flush_denormal(True)` makes it so.
+
+    Raises:
+        NumericsError: subnormal numbers are flushed to zero.
+    """
+    if np.float32(2.0**-126) * np.float32(0.5) == 0:
+        raise NumericsError(
+            "subnormal numbers are flushed to zero here; call torch.set_flush_denormal(False)"
+        )
 
 
 @contextmanager

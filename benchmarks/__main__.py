@@ -1,0 +1,180 @@
+"""python -m benchmarks [--only NAME ...] [--out FOLDER] [--threads N]
+
+    step     step time of `exact` against `native`, same process, interleaved
+    commit   what committing adds to a step: hashing, signing, writing; bytes per step written
+    audit    audit time against training time
+    startup  `veritrain --help` as a whole process
+
+Each writes FOLDER/NAME.json and prints a table; figures in the README come from these files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import veritrain as vt
+from benchmarks.measure import interleaved, machine, milliseconds, ratio, timers
+from benchmarks.models import WORKLOADS, Workload
+from veritrain.data import Batches
+from veritrain.step import Program, run_step
+from veritrain.training import recorder
+from veritrain.transcript import TranscriptWriter
+
+RESULTS = Path(__file__).parent / "results"
+Row = dict[str, Any]
+
+
+def step() -> list[Row]:
+    """Step time by numerics."""
+    return [_step_row(name, workload) for name, workload in WORKLOADS.items()]
+
+
+def _step_row(name: str, workload: Workload) -> Row:
+    programs = {n: Program.build(workload.job(n, 1000)) for n in ("native", "exact")}
+    batch = Batches(workload.job("native", 1000))[1]
+    times = interleaved(
+        {n: (lambda p=p: run_step(p, 1, batch)) for n, p in programs.items()},
+        warmup=3, runs=40 if name == "digits" else 15,
+    )  # fmt: skip
+    parameters = sum(p.numel() for p in programs["exact"].model.parameters())
+    both = ratio(times, "exact", "native")
+    return {
+        "model": name,
+        "parameters": parameters,
+        "native ms": milliseconds(times["native"]),
+        "exact ms": milliseconds(times["exact"]),
+        "exact / native": both["median"],
+        "min": both["min"],
+        "max": both["max"],
+    }
+
+
+def commit(steps: int = 40, every: int = 20) -> list[Row]:
+    """Shares of a recorded step, and what it writes."""
+    rows: list[Row] = []
+    for name in ("resnet", "transformer"):
+        job = WORKLOADS[name].job("exact", steps, every)
+        places = {
+            "step": (recorder, "run_step"),
+            "hash": (recorder, "state_entries"),
+            "batch": (recorder, "batch_digest"),
+            "write": (TranscriptWriter, "commit"),
+            "whole": (recorder.Recorder, "train_step"),
+            "data": (recorder._Run, "next_batch"),  # pyright: ignore[reportPrivateUsage]
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            run = Path(folder) / "run"
+            with vt.Recorder(job, run, signer=vt.Signer.generate()) as recorded:
+                next(iter(recorded)).train()  # compiles and warms up
+                with timers(places) as spent:
+                    for one in recorded:
+                        one.train()
+            size = {part: _size(run / part) for part in ("leaves", "checkpoints", "signatures")}
+        counted = steps - 1
+        base = spent["step"] + spent["data"]
+        rows.append({
+            "model": name,
+            "step ms": spent["step"] / counted * 1e3,
+            "hash ms": (spent["hash"] + spent["batch"]) / counted * 1e3,
+            "write and sign ms": spent["write"] / counted * 1e3,
+            "all committing ms": (spent["whole"] - base) / counted * 1e3,
+            "committing / step": (spent["whole"] - base) / base,
+            "checkpoint every": every,
+            "leaf bytes per step": size["leaves"] / steps,
+            "all bytes per step": sum(size.values()) / steps,
+        })  # fmt: skip
+    return rows
+
+
+def audit(steps: int = 40) -> list[Row]:
+    """A full audit against the training that it checks."""
+    rows: list[Row] = []
+    for name, workload in WORKLOADS.items():
+        job = workload.job("exact", steps, 20)
+        warm = workload.job("exact", 2, 20)
+        with tempfile.TemporaryDirectory() as folder:
+            signer = vt.Signer.generate()
+            vt.train(warm, Path(folder) / "warm", signer=signer)
+            start = time.perf_counter()
+            vt.train(job, Path(folder) / "run", signer=signer)
+            trained = time.perf_counter() - start
+            start = time.perf_counter()
+            vt.audit(Path(folder) / "run", job).require_accepted()
+            audited = time.perf_counter() - start
+        rows.append({
+            "model": name,
+            "steps": steps,
+            "training s": trained,
+            "audit s": audited,
+            "audit / training": audited / trained,
+        })  # fmt: skip
+    return rows
+
+
+def startup() -> list[Row]:
+    """Seconds until the command line answers, beside an empty Python."""
+
+    def run(*command: str) -> Callable[[], object]:
+        return lambda: subprocess.run(command, check=True, capture_output=True)
+
+    times = interleaved(
+        {
+            "help": run(sys.executable, "-m", "veritrain.cli", "--help"),
+            "python": run(sys.executable, "-c", "pass"),
+        },
+        warmup=2, runs=11,
+    )  # fmt: skip
+    return [{"command": n, "ms": milliseconds(t)} for n, t in times.items()]
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
+    "step": step, "commit": commit, "audit": audit, "startup": startup,
+}  # fmt: skip
+
+
+def show(name: str, rows: list[Row]) -> None:
+    """Print one benchmark's rows."""
+    table = Table(title=name)
+    for column in rows[0]:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*(f"{v:,.3g}" if isinstance(v, float) else f"{v}" for v in row.values()))
+    Console(width=160).print(table)
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--only", nargs="*", choices=BENCHMARKS, default=list(BENCHMARKS))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in options.only:
+        rows = BENCHMARKS[name]()
+        show(name, rows)
+        record = {"benchmark": name, "machine": machine(), "rows": rows}
+        (options.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
