@@ -21,6 +21,7 @@ from veritrain.transcript.states import DTYPE_BYTES, Checkpoint, TensorEntry, st
 __all__ = [
     "DTYPE_BYTES",
     "FORMAT_VERSION",
+    "PUBLIC_KEY_BYTES",
     "Checkpoint",
     "Head",
     "Header",
