@@ -20,6 +20,8 @@ from veritrain.errors import (
     VeritrainError,
 )
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from veritrain.job import Job, load_job
     from veritrain.training.recorder import Recorder, train
