@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import MethodType
 from typing import Any
 
 import torch
@@ -109,15 +110,15 @@ def _at_step(job: Job, step: int, cheat: Callable[[Optimizer, Callable[[], objec
         honest = optimizer.step
         calls = 0
 
-        def dishonest(*_: object, **__: object) -> None:
+        def dishonest(self: Optimizer, *_: object, **__: object) -> None:
             nonlocal calls
             calls += 1
             if calls == step:
-                cheat(optimizer, honest)
+                cheat(self, honest)
             else:
                 honest()
 
-        optimizer.step = dishonest  # type: ignore[method-assign]
+        optimizer.step = MethodType(dishonest, optimizer)  # schedulers wrap methods only
         return optimizer
 
     return replace(job, optimizer=build)

@@ -272,7 +272,10 @@ class _Run:
 
     def changed(self) -> str | None:
         """Name of a part of the state that is not as the last record left it."""
-        now = capture(self.program)
+        try:
+            now = capture(self.program)
+        except JobError as error:  # a parameter was replaced, for example
+            return f"the model or optimiser ({error})"
         marks = _marks(now)
         for name in sorted(now.keys() | self._state.keys()):
             if marks.get(name) != self._marks.get(name):
