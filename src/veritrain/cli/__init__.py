@@ -1,0 +1,89 @@
+"""The command line: `veritrain keygen`, `train`, `audit`, `show`.
+
+Results go to stdout and everything else to stderr. Exit codes: 0 done or accepted, 1 rejected,
+2 bad usage or unreadable input, 3 inconclusive, 130 interrupted, 141 the reader of stdout went
+away. With `--json` stdout holds exactly one JSON object, for errors too.
+
+Modules of commands import click only; what is heavy (PyTorch, rich) loads inside the command that
+needs it, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from veritrain.cli import audit, keygen, output, show, train
+from veritrain.cli.blame import describe
+from veritrain.errors import UsageError, VeritrainError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+READER_GONE = 141  # 128 + SIGPIPE; neither "accepted" nor "rejected"
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""\b
+Examples:
+  veritrain train job.py --out runs/a
+  veritrain audit runs/a --job job.py
+  veritrain show runs/a
+
+A job is an ordinary Python file with `def job() -> veritrain.Job`.
+`veritrain COMMAND --help` shows a command's options and examples.""",
+)
+@click.version_option(package_name="veritrain", message="%(prog)s %(version)s")
+def commands() -> None:
+    """Train PyTorch models so that others can check every step, bit for bit."""
+
+
+for _module in (train, audit, show, keygen):
+    commands.add_command(_module.command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the only place where errors become messages and exit codes."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    output.tolerate_any_text()
+    try:
+        code = _run(given)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes stdout once more as it ends; let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    as_json = "--json" in arguments
+    try:
+        with commands.make_context("veritrain", list(arguments)) as context:
+            return commands.invoke(context)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return UsageError.exit_code
+    except click.ClickException as error:
+        return output.fail(_usage(error), "UsageError", UsageError.exit_code, as_json=as_json)
+    except (KeyboardInterrupt, click.Abort):
+        return output.fail("interrupted", "Interrupted", INTERRUPTED, as_json=as_json)
+    except BrokenPipeError:
+        raise
+    except VeritrainError as error:
+        kind = type(error).__name__
+        return output.fail(describe(error), kind, error.exit_code, as_json=as_json)
+    except Exception as error:
+        kind = type(error).__name__
+        return output.fail(describe(error), kind, UsageError.exit_code, as_json=as_json)
+
+
+def _usage(error: click.ClickException) -> str:
+    message = error.format_message().rstrip(".")
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        return f"{message}; see {error.ctx.command_path} --help"
+    return message

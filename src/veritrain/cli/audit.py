@@ -1,0 +1,136 @@
+"""`veritrain audit`: recompute a run and give a verdict."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from veritrain.cli import keys, output
+
+if TYPE_CHECKING:
+    from veritrain.verify.report import AuditReport, CheckResult
+
+_DIGEST = re.compile(r"\b([0-9a-f]{16})[0-9a-f]{48}\b", re.ASCII)
+_STEP = re.compile(r"step (\d+): (.*)", re.ASCII | re.DOTALL)
+_STYLES = {"accepted": "bold green", "rejected": "bold red", "inconclusive": "bold yellow"}
+_MARKS = {
+    "passed": ("ok", ""),
+    "failed": ("FAILED", "red"),
+    "inconclusive": ("??", "yellow"),
+    "not run": ("--", "dim"),
+}
+
+
+class _StepRange(click.ParamType[tuple[int, int]]):
+    """`a:b`, the first and the last step."""
+
+    name = "a:b"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        match = re.fullmatch(r"(\d{1,15}):(\d{1,15})", str(value), re.ASCII)
+        if match is None:
+            self.fail(f"expected the first and the last step, 100:200 for example, got {value!r}")
+        return int(match[1]), int(match[2])
+
+
+@click.command(
+    "audit",
+    epilog="""\b
+Examples:
+  veritrain audit runs/a --job job.py
+  veritrain audit runs/a --job job.py --steps 100:200
+  veritrain audit runs/a --job job.py --sample 3 --workers 2
+  veritrain audit runs/a --job job.py --key 0b9c...e1 --json
+
+Exit status: 0 accepted, 1 rejected, 3 inconclusive,
+2 bad usage or a folder that is not a readable run.""",
+)
+@click.argument("run")
+@click.option(
+    "--job", required=True, type=click.Path(path_type=Path), help="Your own copy of the job file."
+)
+@click.option("--steps", type=_StepRange(), help="Recompute these steps only, both included.")
+@click.option(
+    "--sample",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Recompute N intervals between checkpoints, drawn at random now.",
+)
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, help="Processes that recompute intervals."
+)
+@click.option("--key", metavar="HEX", help="Public key or fingerprint of the trainer you expect.")
+@output.json_option
+def command(
+    run: str,
+    job: Path,
+    steps: tuple[int, int] | None,
+    sample: int | None,
+    workers: int,
+    key: str | None,
+    as_json: bool,
+) -> int:
+    """Recompute RUN, a folder or fsspec URL, and say ACCEPTED, REJECTED or INCONCLUSIVE.
+
+    It executes the job file: use your own copy, or read it first. Nothing in RUN is executed.
+    """
+    from veritrain.job import load_job
+    from veritrain.verify.replay import audit
+
+    with output.only_results_on_stdout(), output.progress("recomputing") as show:
+        loaded = load_job(job)
+        total = steps[1] - steps[0] + 1 if steps is not None else loaded.steps
+        done = 0
+
+        def on_step(step: int) -> None:
+            nonlocal done
+            done += 1
+            show(done, max(done, total), f"step {step}")
+
+        report = audit(
+            run,
+            loaded,
+            steps=steps,
+            sample=sample,
+            workers=workers,
+            trusted_key=keys.trusted(key, run) if key is not None else None,
+            on_step=on_step,
+        )
+    output.emit(report.to_dict(), _lines(report), as_json=as_json)
+    return report.verdict.exit_code
+
+
+def _lines(report: AuditReport) -> list[output.Line]:
+    root = "none" if report.root is None else report.root.hex()
+    lines = [_check_line(check) for check in report.checks]
+    lines += ["", f"key     {report.key}", f"digest  {root}"]
+    if report.sample_nonce is not None:
+        lines.append(f"nonce   {report.sample_nonce.hex()}")
+    return [*lines, (verdict_line(report), _STYLES[report.verdict.value])]
+
+
+def _check_line(check: CheckResult) -> output.Line:
+    mark, style = _MARKS[check.outcome.value]
+    detail = output.one_line(check.detail)
+    detail = _shorten(detail) if check.outcome.value == "passed" else detail
+    return f"{check.number}  {check.name:<14} {mark:<7} {detail}", style
+
+
+def verdict_line(report: AuditReport) -> str:
+    """The conclusion in one line, with digests cut short: `REJECTED at step 41: ...`."""
+    verdict = report.verdict.name
+    reason = str(report.findings[0]) if report.findings else report.reason
+    reason = _shorten(output.one_line(reason))
+    at_step = _STEP.fullmatch(reason)
+    if verdict == "ACCEPTED" or at_step is None:
+        return f"{verdict}: {reason}"
+    return f"{verdict} at step {at_step[1]}: {at_step[2]}"
+
+
+def _shorten(text: str) -> str:
+    return _DIGEST.sub(r"\1…", text)

@@ -1,0 +1,101 @@
+"""Which key signs, and which key an auditor trusts."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from veritrain.errors import UsageError
+
+if TYPE_CHECKING:
+    from veritrain.transcript import Signer
+
+PASSWORD_VARIABLE = "VERITRAIN_KEY_PASSWORD"  # noqa: S105 - the name of a variable
+_ENCRYPTED = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"  # RFC 7468 section 11
+
+
+def default_path() -> Path:
+    """Where the trainer's key is kept: $VERITRAIN_KEY or ~/.config/veritrain/trainer.key."""
+    from veritrain.training.recorder import DEFAULT_KEY, KEY_VARIABLE
+
+    return Path(os.environ.get(KEY_VARIABLE) or DEFAULT_KEY).expanduser()
+
+
+def load(path: Path | None) -> Signer:
+    """The trainer's key; without a path the one at the default place, made on first use.
+
+    Raises:
+        UsageError: not a key, or its password is missing or wrong.
+    """
+    from veritrain.training.recorder import default_signer
+    from veritrain.transcript import Signer
+
+    place = path if path is not None else default_path()
+    if path is None and not place.exists():
+        return default_signer()
+    return Signer.load(place, _password(place) if _is_encrypted(place) else None)
+
+
+def new_password() -> bytes:
+    """A password for a new key: $VERITRAIN_KEY_PASSWORD, or asked for twice."""
+    given = os.environ.get(PASSWORD_VARIABLE)
+    if given is None:
+        given = _ask("Password for the new key", twice=True)
+    return given.encode()
+
+
+def trusted(text: str, url: str) -> bytes:
+    """The public key that an auditor trusts, from its 64 or its fingerprint's 32 hexadecimal
+    digits.
+
+    A fingerprint is looked up in the run's header: the key that has it is the one to trust.
+
+    Raises:
+        UsageError: neither of the two.
+        VerificationError: the run is signed by a key of another fingerprint.
+    """
+    from veritrain.errors import VerificationError
+    from veritrain.transcript import Transcript
+    from veritrain.transcript.signing import fingerprint
+
+    digits = text.lower()
+    if re.fullmatch("[0-9a-f]{64}", digits, re.ASCII):
+        return bytes.fromhex(digits)
+    if not re.fullmatch("[0-9a-f]{32}", digits, re.ASCII):
+        raise UsageError(
+            "--key: expected a public key (64 hexadecimal digits) or a fingerprint (32), "
+            f"got {len(text)} characters; `veritrain keygen` and `veritrain show` print both"
+        )
+    key = Transcript.open(url).header.public_key
+    if fingerprint(key) != digits:
+        raise VerificationError(
+            f"the run is signed by another key: expected {digits}, got {fingerprint(key)}"
+        )
+    return key
+
+
+def _is_encrypted(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_ENCRYPTED)) == _ENCRYPTED
+    except OSError:
+        return False  # loading it says why it cannot be read
+
+
+def _password(path: Path) -> bytes:
+    given = os.environ.get(PASSWORD_VARIABLE)
+    return (_ask(f"Password of {path}", twice=False) if given is None else given).encode()
+
+
+def _ask(prompt: str, *, twice: bool) -> str:
+    if not sys.stdin.isatty():
+        raise UsageError(
+            f"a password is needed: set {PASSWORD_VARIABLE}, or run this on a terminal"
+        )
+    answer: str = click.prompt(prompt, hide_input=True, confirmation_prompt=twice, err=True)
+    return answer

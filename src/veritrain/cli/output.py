@@ -1,0 +1,141 @@
+"""What all commands print, and how: results to stdout, errors and progress to stderr.
+
+Text that comes out of a run folder may hold anything, terminal control sequences too: everything
+printed here is escaped first. Colours and progress bars appear on a terminal only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, TypeAlias, cast
+
+import click
+
+Line: TypeAlias = "str | tuple[str, str]"  # text, or text with a rich style
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+def tolerate_any_text() -> None:
+    """Print `?` where the terminal's encoding lacks a character, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            cast("Any", stream).reconfigure(errors="replace")
+
+
+def emit(data: Mapping[str, object], lines: Sequence[Line], *, as_json: bool) -> None:
+    """Print a command's result: `data` for programs, or `lines` for people."""
+    if as_json:
+        print(json.dumps(_jsonable(data), indent=2, allow_nan=False))
+        return
+    _print(lines, sys.stdout)
+
+
+def fail(message: str, kind: str, code: int, *, as_json: bool) -> int:
+    """Print an error: one line on stderr, and for programs one object on stdout.
+
+    Returns:
+        `code`.
+    """
+    text = one_line(message)
+    _print([(f"veritrain: {text}", "red")], sys.stderr)
+    if as_json:
+        print(json.dumps({"error": {"kind": kind, "message": text}, "exit_code": code}, indent=2))
+    return code
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks, and with anything unprintable escaped."""
+    return escape(" ".join(text.split()))
+
+
+def escape(text: str) -> str:
+    """The text with unprintable characters, terminal control sequences for example, escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextmanager
+def only_results_on_stdout() -> Generator[None]:
+    """Within it, whatever writes to stdout (the job's own prints, worker processes too) writes to
+    stderr: stdout is for the result."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+@contextmanager
+def progress(doing: str) -> Generator[Callable[[int, int, str], None]]:
+    """A progress bar on stderr, if that is a terminal: call what this gives with (steps done,
+    steps in all, a word on the state of things)."""
+    if not sys.stderr.isatty():
+        yield _silent
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("preparing", total=None, note="")
+
+        def update(done: int, total: int, note: str) -> None:
+            bar.update(task, description=doing, completed=done, total=total, note=note)
+
+        yield update
+
+
+def _silent(done: int, total: int, note: str) -> None:
+    """The progress bar where there is no terminal."""
+
+
+def _print(lines: Sequence[Line], stream: Any) -> None:
+    pairs = [(line, "") if isinstance(line, str) else line for line in lines]
+    if not stream.isatty():
+        for text, _ in pairs:
+            print(text, file=stream)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=stream, highlight=False)
+    for text, style in pairs:
+        console.print(Text(text, style=style), soft_wrap=True)
+
+
+def _jsonable(value: object) -> object:
+    """Bytes as hexadecimal digits, infinite numbers as text: JSON has neither."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _jsonable(item) for key, item in cast("Mapping[str, object]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in cast("Sequence[object]", value)]
+    return value

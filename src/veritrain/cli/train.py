@@ -1,0 +1,101 @@
+"""`veritrain train`: train a job and record it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+from veritrain.cli import keys, output
+from veritrain.errors import VeritrainError
+
+
+class InterruptedRunError(VeritrainError):
+    """Ctrl-C while training. What is recorded is on disk; the message says how to go on."""
+
+    exit_code = 130
+
+
+@click.command(
+    "train",
+    epilog="""\b
+Examples:
+  veritrain train job.py --out runs/a
+  veritrain train job.py --out runs/a --resume
+  veritrain train job.py --out runs/a --workers 4 --json
+
+Ctrl-C loses nothing: the run goes on with --resume, to the
+same digest as without the interruption.""",
+)
+@click.argument("job", type=click.Path(path_type=Path))
+@click.option("--out", "-o", required=True, metavar="RUN", help="Folder or fsspec URL to make.")
+@click.option("--resume", is_flag=True, help="Go on after the last commit of RUN.")
+@click.option(
+    "--workers", type=click.IntRange(0), default=0, help="Processes that prepare batches."
+)
+@click.option(
+    "--key",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="PEM file of the key that signs; default $VERITRAIN_KEY or ~/.config/veritrain/.",
+)
+@output.json_option
+def command(
+    job: Path, out: str, resume: bool, workers: int, key: Path | None, as_json: bool
+) -> int:
+    """Train JOB with every step committed to, signed and checkable.
+
+    JOB is an ordinary Python file with `def job() -> veritrain.Job`. The run's final digest stands
+    for every step of it.
+    """
+    from veritrain.job import load_job
+    from veritrain.training.recorder import train
+
+    first: tuple[int, float] | None = None
+    last: tuple[int, float] | None = None
+    with output.only_results_on_stdout(), output.progress("training") as show:
+        signer = keys.load(key)
+        loaded = load_job(job)
+
+        def on_step(step: int, loss: float) -> None:
+            nonlocal first, last
+            first = first or (step, loss)
+            last = (step, loss)
+            show(step, loaded.steps, f"loss {loss:.4f}")
+
+        try:
+            digest = train(
+                loaded, out, signer=signer, resume=resume, workers=workers, on_step=on_step
+            )
+        except KeyboardInterrupt:
+            raise InterruptedRunError(_how_to_go_on(job, out, key, workers, last)) from None
+    data = {
+        "run": out,
+        "steps": loaded.steps,
+        "loss": last[1] if last else None,
+        "digest": digest.hex(),
+        "key": signer.fingerprint,
+    }
+    lines: list[output.Line] = [
+        f"run     {output.escape(out)}",
+        f"steps   {loaded.steps}" + ("" if last else ", all recorded before"),
+        *(
+            [f"loss    {first[1]:.4f} at step {first[0]}, {last[1]:.4f} at the end"]
+            if first and last
+            else []
+        ),
+        f"key     {signer.fingerprint}",
+        (f"digest  {digest.hex()}", "bold"),
+    ]
+    output.emit(data, lines, as_json=as_json)
+    return 0
+
+
+def _how_to_go_on(
+    job: Path, out: str, key: Path | None, workers: int, last: tuple[int, float] | None
+) -> str:
+    words = ["veritrain", "train", str(job), "--out", out, "--resume"]
+    words += ["--key", str(key)] if key is not None else []
+    words += ["--workers", str(workers)] if workers else []
+    reached = f"interrupted after step {last[0]}" if last else "interrupted before the first step"
+    return f"{reached}; nothing is lost, go on with: {shlex.join(words)}"
