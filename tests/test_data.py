@@ -125,7 +125,7 @@ class Unsized(Dataset):
         (lambda: Lines(), "map-style data set .* got Lines"),
         (lambda: 3, "map-style data set .* got int"),
         (lambda: Unsized(), "map-style data set .* got Unsized"),
-        (lambda: 1 / 0, "dataset raised ZeroDivisionError"),
+        (lambda: 1 / 0, "the function raised ZeroDivisionError"),
     ],
 )
 def test_refuses_data_sets_without_batches(source: Any, message: str) -> None:
@@ -157,6 +157,7 @@ class Suicidal(Noisy):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_killed_worker_is_a_clear_error() -> None:
     with pytest.raises(JobError, match="worker process"):
         list(Batches(jobs.make(dataset=Suicidal())).iterate(1, 2, 1))

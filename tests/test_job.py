@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, Subset
 
 from tests import jobs
 from veritrain import Job, JobError, load_job
@@ -166,12 +166,24 @@ def test_a_local_file_may_not_hide_an_installed_module(folder: Path) -> None:
     (folder / "deep.py").write_text("import numpy\n")
     with pytest.raises(JobError, match=r"numpy\.py: has the name of the installed module"):
         load_job(folder / "job.py")
+    assert str(folder.resolve()) not in sys.path
 
 
 def test_a_job_of_a_script_commits_to_the_files_that_define_it() -> None:
     names = [file.name for file in source_files(jobs.make())]
     assert names == ["jobs.py"]
     names = [file.name for file in source_files(jobs.make(loss=lambda m, b: jobs.loss(m, b)))]
+    assert sorted(names) == ["jobs.py", "test_job.py"]
+
+
+def test_wrapped_data_sets_are_followed_and_cycles_end() -> None:
+    class Local(jobs.Points):
+        def __init__(self) -> None:
+            super().__init__()
+            self.me = [self] * 100
+
+    wrapped = Subset(Local(), range(30))  # type: ignore[arg-type]
+    names = [file.name for file in source_files(jobs.make(dataset=wrapped))]
     assert sorted(names) == ["jobs.py", "test_job.py"]
 
 

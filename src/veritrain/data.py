@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import multiprocessing
 import struct
-from collections.abc import Callable, Generator
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -24,9 +25,11 @@ from veritrain.encoding import Digest, Value, digest, digest_value
 from veritrain.errors import JobError, UsageError, VeritrainError
 from veritrain.job import Job, MapDataset
 from veritrain.numerics import random, resolve
+from veritrain.numerics.profile import Scope
 from veritrain.transcript import merkle, tensors
 
 Batch: TypeAlias = tuple[Any, ...]  # one collated micro-batch for each accumulation
+_COMMIT_CHUNK = 64  # records fetched at a time for the commitment
 _PREFETCH = 2  # batches that each worker process prepares ahead
 
 
@@ -66,10 +69,7 @@ class Batches:
         Raises:
             JobError: the data set or `collate` raised.
         """
-        records = [
-            self._fetch(index, f"sample/{position}", step)
-            for position, index in enumerate(self.indices(step))
-        ]
+        records = self._records(step)
         size = self.job.batch_size // self.job.accumulate
         return tuple(
             self._collate(records[start : start + size], step)
@@ -110,16 +110,37 @@ class Batches:
         Raises:
             JobError: a record has no canonical bytes; names the record and the place in it.
         """
-        return merkle.root([self._record_digest(index) for index in range(self.count)])
+        return merkle.root(list(self._record_digests()))
 
-    def _record_digest(self, index: int) -> Digest:
-        record = self._call(f"record {index}", lambda: self.dataset[index], 0, "record", index)
-        return _digest("record", record, f"record {index}")
+    def _records(self, step: int) -> list[Any]:
+        records: list[Any] = []
+        with self._active("sample", step) as scope:
+            for position, index in enumerate(self.indices(step)):
+                scope.rekey(seed=self.job.seed, purpose=f"sample/{position}", step=step)
+                with _named(f"record {index} (step {step})"):
+                    records.append(self.dataset[index])
+        return records
+
+    def _record_digests(self) -> Generator[Digest]:
+        for start in range(0, self.count, _COMMIT_CHUNK):
+            chunk = range(start, min(start + _COMMIT_CHUNK, self.count))
+            records: list[Any] = []
+            with self._active("record", start) as scope:
+                for index in chunk:
+                    scope.rekey(seed=0, purpose="record", step=index)
+                    with _named(f"record {index}"):
+                        records.append(self.dataset[index])
+            for index, record in zip(chunk, records, strict=True):
+                yield _digest("record", record, f"record {index}")
+
+    def _active(self, purpose: str, step: int) -> AbstractContextManager[Scope]:
+        return self.profile.active(seed=self.job.seed, purpose=purpose, step=step)
 
     def _open(self) -> MapDataset:
         source = self.job.dataset
         if isinstance(source, type) or not isinstance(source, MapDataset):
-            source = self._call("dataset", source, self.job.seed, "dataset", 0)
+            with _named("the function"), self._active("dataset", 0):
+                source = source()
         if isinstance(source, IterableDataset) or not isinstance(source, MapDataset):
             raise JobError(
                 "dataset: expected a map-style data set (len(dataset) and dataset[i]), "
@@ -127,15 +148,10 @@ class Batches:
             )
         return source
 
-    def _fetch(self, index: int, purpose: str, step: int) -> Any:
-        what = f"record {index} (step {step})"
-        return self._call(what, lambda: self.dataset[index], self.job.seed, purpose, step)
-
     def _collate(self, records: list[Any], step: int) -> Any:
-        custom = self.job.collate
-        if custom is not None:
-            what = f"collate (step {step})"
-            return self._call(what, lambda: custom(records), self.job.seed, "collate", step)
+        if self.job.collate is not None:
+            with _named(f"collate (step {step})"), self._active("collate", step):
+                return self.job.collate(records)
         try:
             return default_collate(records)  # only moves bytes: it needs no numerics
         except (TypeError, RuntimeError) as error:
@@ -143,17 +159,16 @@ class Batches:
                 f"step {step}: the records of a batch do not collate ({error}); pass collate=..."
             ) from error
 
-    def _call(
-        self, what: str, function: Callable[[], Any], seed: int, purpose: str, step: int
-    ) -> Any:
-        """Run code of the user under the job's numerics; name the place where it fails."""
-        try:
-            with self.profile.active(seed=seed, purpose=purpose, step=step):
-                return function()
-        except VeritrainError:
-            raise
-        except Exception as error:
-            raise JobError(f"dataset: {what} raised {type(error).__name__}: {error}") from error
+
+@contextmanager
+def _named(what: str) -> Generator[None]:
+    """Give an error of the user's own code the place where it happened."""
+    try:
+        yield
+    except VeritrainError:
+        raise
+    except Exception as error:
+        raise JobError(f"dataset: {what} raised {type(error).__name__}: {error}") from error
 
 
 def batch_digest(batch: Batch) -> Digest:

@@ -157,18 +157,18 @@ def _execute(file: Path) -> ModuleType:
     if spec is None:
         raise JobError(f"{file}: expected a Python file with `def job()`, its name ends otherwise")
     module = importlib.util.module_from_spec(spec)
-    folder = str(file.parent)
-    if folder in sys.path:
-        sys.path.remove(folder)
-    sys.path.insert(0, folder)  # stays: the job's functions may import when they are called
     forget_stale_modules(file)
+    folder, path = str(file.parent), list(sys.path)
+    sys.path[:] = [folder, *(entry for entry in path if entry != folder)]
     sys.modules[name] = module  # dataclasses and pickled batches look their module up by name
     try:
         code = compile(file.read_bytes(), str(file), "exec", dont_inherit=True)
         exec(code, module.__dict__)  # noqa: S102 - executing the caller's own file is the purpose
     except Exception as error:
         del sys.modules[name]
+        sys.path[:] = path
         raise JobError(_describe(file, error)) from error
+    # The folder stays on the path: the job's functions may import when they are called.
     return module
 
 

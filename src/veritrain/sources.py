@@ -33,6 +33,7 @@ _INSTALLED = (
     *(Path(sysconfig.get_path(key)).resolve() for key in ("stdlib", "platstdlib")),
 )
 _WALK_DEPTH = 4  # data set wrappers and their transforms, one inside the other
+_WALK_WIDTH = 64  # parts of one list: of transforms or of data sets, not of records
 
 
 def commitment(job: Job) -> dict[str, Value]:
@@ -67,12 +68,15 @@ def source_files(job: Job) -> list[Path]:
 
 def environment(program: Program, dataset: object) -> dict[str, str]:
     """Versions of what computes the run: Python, the numeric libraries, and the packages that
-    define the classes of the model's modules, the data set, the optimiser and the scheduler."""
+    define the job's functions and the classes of its modules, data set, optimiser, scheduler."""
     record = {"python": platform.python_version()}
     for name in ("torch", "numpy", "numba", "veritrain"):
         record[name] = importlib.metadata.version(name)
-    parts = [*program.model.modules(), dataset, program.optimizer, program.scheduler]
-    tops = {type(part).__module__.partition(".")[0] for part in parts}
+    job = program.job
+    objects = [*program.model.modules(), dataset, program.optimizer, program.scheduler]
+    parts = [type(part) for part in objects] + [job.model, job.loss, job.optimizer, job.collate]
+    modules = (getattr(part, "__module__", None) for part in parts)
+    tops = {name.partition(".")[0] for name in modules if isinstance(name, str)}
     unknown = tops - record.keys() - {"builtins", "__main__"} - sys.stdlib_module_names
     if unknown:
         owners = importlib.metadata.packages_distributions()
@@ -176,7 +180,7 @@ def _defining_files(job: Job) -> list[Path]:
     parts: list[object] = [job.model, job.dataset, job.loss, job.optimizer]
     parts += [part for part in (job.scheduler, job.collate) if part is not None]
     found: set[Path] = set()
-    for part in _inside(parts, _WALK_DEPTH):
+    for part in _inside(parts, _WALK_DEPTH, set()):
         file = _file_of(part)
         if file is None or _is_installed(file):
             continue
@@ -194,21 +198,23 @@ def _defining_files(job: Job) -> list[Path]:
     return sorted(found)
 
 
-def _inside(parts: Iterable[object], depth: int) -> Iterator[object]:
+def _inside(parts: Iterable[object], depth: int, seen: set[int]) -> Iterator[object]:
     """The functions and classes that make up the given objects, wrapped ones included."""
     for part in parts:
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
         if inspect.isfunction(part) or inspect.isclass(part):
             yield inspect.unwrap(part)
         elif inspect.ismethod(part):
-            yield from _inside([part.__func__, part.__self__], depth)
+            yield from _inside([part.__func__, part.__self__], depth, seen)
         elif isinstance(part, functools.partial):
-            yield from _inside([part.func, *part.args, *part.keywords.values()], depth)
+            yield from _inside([part.func, *part.args, *part.keywords.values()], depth, seen)
         elif isinstance(part, list | tuple):
-            yield from _inside(part[:64], depth - 1) if depth else ()
+            yield from _inside(part[:_WALK_WIDTH], depth - 1, seen) if depth else ()
         elif not inspect.isbuiltin(part):
             yield type(part)
-            if depth:
-                yield from _inside(_user_attributes(part), depth - 1)
+            yield from _inside(_user_attributes(part), depth - 1, seen) if depth else ()
 
 
 def _user_attributes(part: object) -> list[object]:

@@ -243,30 +243,34 @@ job = jobs.make(steps=30, checkpoint_every=3)
 def pause(number, loss):
     print(number, flush=True)
     time.sleep(0.01)
-vt.train(job, sys.argv[1], signer=vt.Signer.load(sys.argv[2]), resume=True, on_step=pause)
+signer = vt.Signer.load(sys.argv[2])
+vt.train(job, sys.argv[1], signer=signer, resume=True, workers=int(sys.argv[3]), on_step=pause)
 """
 
 
-def start(out: Path, key: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", SCRIPT, str(out), str(key)]
+def start(out: Path, key: Path, workers: int = 0) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SCRIPT, str(out), str(key), str(workers)]
+    pipe = subprocess.PIPE
     return subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command, cwd=ROOT, text=True, stdout=pipe, stderr=pipe, start_new_session=True
     )
 
 
-def test_ctrl_c_loses_no_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ctrl_c_loses_no_step(workers: int, tmp_path: Path) -> None:
     KEY.save(tmp_path / "key")
-    process = start(tmp_path / "run", tmp_path / "key")
+    process = start(tmp_path / "run", tmp_path / "key", workers)
     assert process.stdout is not None
     for line in process.stdout:
         if int(line) == 7:
-            process.send_signal(signal.SIGINT)
+            os.killpg(process.pid, signal.SIGINT)  # a terminal signals the workers too
             break
     done = [int(line) for line in process.stdout]
     assert process.wait() != 0
     leaves = Transcript.open(tmp_path / "run").leaves
     assert len(leaves) - 1 in (max([7, *done]), max([7, *done]) + 1)
     assert len(leaves) - 1 < 30
+    assert "KeyboardInterrupt" in process.stderr.read()
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(25, marks=pytest.mark.long)])

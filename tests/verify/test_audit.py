@@ -214,7 +214,7 @@ def test_a_cheat_in_a_sampled_interval_is_found(job_file: Path, tmp_path: Path) 
         ({"batch_size": 4}, "setting 'batch_size': expected 4, got 8"),
         (
             {"loss": lambda m, b: jobs.loss(m, b)},
-            "source file 'verify/test_audit.py': expected .*, got None",
+            "source file 'verify/test_audit.py': expected .*, got nothing",
         ),
         ({"numerics": "native"}, "setting 'numerics': expected 'native', got 'exact'"),
     ],
@@ -329,16 +329,26 @@ def test_a_difference_in_another_environment_is_inconclusive(
     report = vt.audit(tmp_path / "run", job)
     assert report.verdict is vt.Verdict.INCONCLUSIVE
     assert "'torch': expected '" in report.reason
-    assert "'other': expected None, got '3'" in report.reason
+    assert "'other': expected nothing, got '3'" in report.reason
     assert report.findings[0].step == 6
 
 
-@pytest.mark.parametrize("header", [{"job": {}}, {"job": {"config": 1, "sources": [1]}}])
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"job": {}},
+        {"job": {"config": 1, "sources": [1]}},
+        {"job": {"config": {f"\x1b{i}": i for i in range(5000)}, "sources": {}}},
+    ],
+)
 def test_a_hostile_job_in_the_header_is_rejected(
     honest: Path, tmp_path: Path, header: dict[str, Any]
 ) -> None:
     rewrite(honest, tmp_path / "run", **header)
-    assert failed(vt.audit(tmp_path / "run", jobs.make())) == "job"
+    report = vt.audit(tmp_path / "run", jobs.make())
+    assert failed(report) == "job"
+    assert report.reason.isprintable()
+    assert len(report.reason) < 2000
 
 
 def test_native_numerics_accepts_equal_bits(tmp_path: Path, job_file: Path) -> None:

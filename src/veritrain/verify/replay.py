@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from veritrain.data import Batches
-from veritrain.encoding import Value, digest_value
+from veritrain.encoding import DIGEST_BYTES, Value, digest_value
 from veritrain.errors import InconclusiveError, TranscriptError, UsageError, VerificationError
 from veritrain.job import Job
 from veritrain.numerics import random, resolve
@@ -54,6 +54,7 @@ from veritrain.verify.segments import (
 )
 
 NONCE_BYTES = 32
+_NAMED_DIFFERENCES = 8  # a hostile header can have thousands
 
 
 def audit(
@@ -339,15 +340,24 @@ def _compare_maps(kind: str, own: Value, claimed: Value) -> None:
 
 
 def _differences(own: Mapping[str, Value], claimed: Mapping[str, Value]) -> list[str]:
-    return [
-        f"{shown(name)}: expected {_text(own.get(name))}, got {_text(claimed.get(name))}"
-        for name in sorted(own.keys() | claimed.keys())
+    names = sorted(
+        name
+        for name in own.keys() | claimed.keys()
         if name not in own or name not in claimed or own[name] != claimed[name]
+    )
+    texts = [
+        f"{shown(name)}: expected {_text(own, name)}, got {_text(claimed, name)}"
+        for name in names[:_NAMED_DIFFERENCES]
     ]
+    left = len(names) - len(texts)
+    return [*texts, f"and {left} more"] if left else texts
 
 
-def _text(value: Value) -> str:
-    return value.hex()[:64] if isinstance(value, bytes) else shown(value)
+def _text(values: Mapping[str, Value], name: str) -> str:
+    if name not in values:
+        return "nothing"
+    value = values[name]
+    return value[:DIGEST_BYTES].hex() if isinstance(value, bytes) else shown(value)
 
 
 def _ignore(step: int) -> None:
