@@ -298,8 +298,8 @@ def total(x: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
     """
     num_p, num_a, num_c, num_b = shape
     if num_a * num_b == 0:
-        return torch.zeros((num_p, num_c))
-    out = torch.empty((num_p, num_c))
+        return torch.zeros((num_p, num_c), dtype=torch.float32)
+    out = torch.empty((num_p, num_c), dtype=torch.float32)
     values, pattern = _pacb(x, shape)
     bits = sum_bits(num_a * num_b)
     if num_b == 1 and num_a > 1:
@@ -328,7 +328,7 @@ def rescale(c: Tensor, row_scale: Tensor, column_scale: Tensor) -> Tensor:
         float32 (P, M, N).
     """
     num_p, num_m, num_n = c.shape
-    out = torch.empty(c.shape)
+    out = torch.empty(c.shape, dtype=torch.float32)
     run(
         _rescale_kernel, num_p * num_m,
         c.numpy().reshape(num_p * num_m, num_n), row_scale.numpy().reshape(-1),
@@ -340,7 +340,7 @@ def rescale(c: Tensor, row_scale: Tensor, column_scale: Tensor) -> Tensor:
 
 def rescale_rows(c: Tensor, scale: Tensor) -> Tensor:
     """Scale row r of `c`, float64 (R, N) contiguous, by `scale[r]` and round once to float32."""
-    out = torch.empty(c.shape)
+    out = torch.empty(c.shape, dtype=torch.float32)
     run(
         _rescale_rows_kernel, c.shape[0], c.numpy(), scale.numpy(), out.numpy(),
         grain=_grain(c.shape[1]),
@@ -364,13 +364,13 @@ def accumulate(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     """
     num_n, num_d = values.shape
     if num_n == 0:
-        return torch.zeros((num_rows, num_d))
+        return torch.zeros((num_rows, num_d), dtype=torch.float32)
     if int(rows.min()) < 0 or int(rows.max()) >= num_rows:
         raise IndexError(f"row index outside [0, {num_rows})")
     _, pattern = _pacb(values, (1, 1, 1, num_n * num_d))
     top = int(_top_bits(pattern, 0, 0)) if num_d else 0
     if top >= _NOT_FINITE:
-        return torch.full((num_rows, num_d), math.nan)
+        return torch.full((num_rows, num_d), math.nan, dtype=torch.float32)
     shift = sum_bits(num_n) - int(exponent(top))
     totals = torch.zeros((num_rows, num_d), dtype=torch.int64)
     run(

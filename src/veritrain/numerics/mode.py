@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from veritrain.errors import UnsupportedOperatorError
 from veritrain.numerics.random import Stream
-from veritrain.numerics.rules import Rule, lookup, short_name
+from veritrain.numerics.rules import Kind, Rule, lookup, short_name
 
 _cached_lookup: Callable[[OpOverload], Rule] = cache(lookup)
 
@@ -43,10 +43,10 @@ class ExactMode(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
-        _refuse_foreign(func, args, kwargs)
         if func.namespace == "aten" and short_name(func).startswith("_foreach_"):
             return self._foreach(func, args, kwargs)
         rule = _cached_lookup(func)
+        _refuse_foreign(func, rule.kind, (*args, *kwargs.values()))
         if rule.takes_stream:
             return rule.function(self.stream, *args, **kwargs)
         return rule.function(*args, **kwargs)
@@ -54,26 +54,73 @@ class ExactMode(TorchDispatchMode):
     def _foreach(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """`_foreach_f(xs, ...)` is f(x, ...) for each x; lists run along with it."""
         name = short_name(func).removeprefix("_foreach_")
-        single = getattr(torch.ops.aten, "linalg_vector_norm" if name == "norm" else name)
-        count = len(args[0])
+        single = _single(name, args)
+        if name.rstrip("_") in ("addcmul", "addcdiv") and len(args) > 3:  # alone, it goes by name
+            values = args[3].tolist() if isinstance(args[3], Tensor) else args[3]
+            args = args[:3]
+            kwargs = {"value": values, **kwargs}
+        lists = [value for value in (*args, *kwargs.values()) if isinstance(value, (list, tuple))]
         results: list[Any] = []
         with self:
-            for i in range(count):
-                one = [a[i] if isinstance(a, (list, tuple)) else a for a in args]
-                results.append(single(*one, **kwargs))
+            for i in range(len(lists[0])):
+                one = [_at(value, i) for value in args]
+                results.append(
+                    single(*one, **{key: _at(value, i) for key, value in kwargs.items()})
+                )
         return None if name.endswith("_") else results
 
 
-def _refuse_foreign(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """Only dense CPU tensors have definitions."""
-    for value in (*args, *kwargs.values()):
+def _at(value: Any, i: int) -> Any:
+    return value[i] if isinstance(value, (list, tuple)) else value
+
+
+def _single(name: str, args: Sequence[Any]) -> Callable[..., Any]:
+    """The operator on one tensor of which `_foreach_<name>` is the list form."""
+    if name == "norm":
+        return torch.ops.aten.linalg_vector_norm
+    base = name.rstrip("_")
+    bound = {"maximum": "clamp_min", "minimum": "clamp_max"}.get(base)
+    if bound is not None and not isinstance(_at(args[1], 0), Tensor):
+        name = name.replace(base, bound)
+    return getattr(torch.ops.aten, name)
+
+
+_NARROW = (
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2fnuz,
+)
+
+
+def _refuse_foreign(func: OpOverload, kind: Kind, values: Sequence[Any]) -> None:
+    """Only dense CPU tensors of real numbers have definitions, and no generator but the stream.
+
+    Narrow types may be moved and cast; arithmetic on them is not defined.
+    """
+    for value in values:
         if isinstance(value, Tensor):
-            if value.device.type not in ("cpu", "meta") or value.layout != torch.strided:
+            if value.device.type != "cpu" or value.layout != torch.strided:
                 raise UnsupportedOperatorError(
                     f"operator {func} on a {value.layout} tensor on {value.device}: exact numerics "
                     "covers dense tensors on the CPU"
                 )
-        elif isinstance(value, torch.device) and value.type not in ("cpu", "meta"):
+            if value.is_complex() or (kind is not Kind.MOVEMENT and value.dtype in _NARROW):
+                raise UnsupportedOperatorError(
+                    f"operator {func} on {value.dtype}: exact numerics covers float32 arithmetic; "
+                    "use .float() first"
+                )
+        elif isinstance(value, (list, tuple)):
+            _refuse_foreign(func, kind, value)
+        elif isinstance(value, torch.device):
+            if value.type != "cpu":
+                raise UnsupportedOperatorError(
+                    f"operator {func} on device {value}: exact numerics covers the CPU"
+                )
+        elif isinstance(value, torch.Generator):
             raise UnsupportedOperatorError(
-                f"operator {func} on device {value}: exact numerics covers the CPU"
+                f"operator {func} with a torch.Generator of your own is not replayable; leave "
+                "generator=None: the random numbers of a step come from (seed, step, call)"
             )

@@ -171,7 +171,7 @@ Shape = tuple[int, int, int, int]
 def moments(x: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
     """Mean and sum of squared deviations of each slice: float32 (P, C) each."""
     num_p, num_a, num_c, num_b = shape
-    mean, square = torch.empty((num_p, num_c)), torch.empty((num_p, num_c))
+    mean, square = torch.empty((2, num_p, num_c), dtype=torch.float32)
     run(
         _moments_kernel, num_p * num_c, _view(x, shape), mean.numpy(), square.numpy(),
         grain=_grain(num_a * num_b),
@@ -183,7 +183,7 @@ def normalise(
     x: Tensor, shape: Shape, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor
 ) -> Tensor:
     """((x - mean) * rstd) * weight + bias with mean, rstd (P, C) and weight, bias (C,)."""
-    out = torch.empty(x.shape)
+    out = torch.empty(x.shape, dtype=torch.float32)
     run(
         _normalise_kernel, shape[0] * shape[2], _view(x, shape), mean.numpy(), rstd.numpy(),
         weight.detach().numpy(), bias.detach().numpy(), _view(out, shape),
@@ -194,7 +194,7 @@ def normalise(
 
 def normalise_rows(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The same for x (R, D) with mean, rstd (R,) and weight, bias (D,)."""
-    out = torch.empty(x.shape)
+    out = torch.empty(x.shape, dtype=torch.float32)
     run(
         _normalise_rows_kernel, x.shape[0], x.detach().numpy(), mean.numpy(), rstd.numpy(),
         weight.detach().numpy(), bias.detach().numpy(), out.numpy(),
@@ -208,8 +208,8 @@ def normalise_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dx, sum(g), sum(g * xhat)) for g = `grad`; mean, rstd, factor and the sums are (P, C)."""
     num_p, num_a, num_c, num_b = shape
-    dx = torch.empty(x.shape)
-    total, dot = torch.empty((num_p, num_c)), torch.empty((num_p, num_c))
+    dx = torch.empty(x.shape, dtype=torch.float32)
+    total, dot = torch.empty((2, num_p, num_c), dtype=torch.float32)
     run(
         _backward_kernel, num_p * num_c, _view(grad, shape), _view(x, shape), mean.numpy(),
         rstd.numpy(), factor.numpy(), total.numpy(), dot.numpy(), _view(dx, shape),
@@ -220,7 +220,7 @@ def normalise_backward(
 
 def times_xhat(grad: Tensor, x: Tensor, shape: Shape, mean: Tensor, rstd: Tensor) -> Tensor:
     """g * ((x - mean) * rstd), elementwise."""
-    out = torch.empty(x.shape)
+    out = torch.empty(x.shape, dtype=torch.float32)
     run(
         _xhat_times_kernel, shape[0] * shape[2], _view(grad, shape), _view(x, shape),
         mean.numpy(), rstd.numpy(), _view(out, shape), grain=_grain(shape[1] * shape[3]),
@@ -230,7 +230,7 @@ def times_xhat(grad: Tensor, x: Tensor, shape: Shape, mean: Tensor, rstd: Tensor
 
 def subtract_row_max(x_rd: Tensor) -> Tensor:
     """x (R, D), D >= 1, minus the largest value of its row."""
-    out = torch.empty(x_rd.shape)
+    out = torch.empty(x_rd.shape, dtype=torch.float32)
     run(
         _row_max_kernel, x_rd.shape[0], x_rd.detach().numpy(), out.numpy(),
         grain=_grain(x_rd.shape[1]),
@@ -246,7 +246,7 @@ def divide_by_row_sum_(x_rd: Tensor) -> Tensor:
 
 def softmax_backward(grad_rd: Tensor, y_rd: Tensor) -> Tensor:
     """(dy - sum(dy * y)) * y over rows."""
-    out = torch.empty(y_rd.shape)
+    out = torch.empty(y_rd.shape, dtype=torch.float32)
     run(
         _softmax_backward_kernel, y_rd.shape[0], grad_rd.detach().numpy(), y_rd.detach().numpy(),
         out.numpy(), grain=_grain(y_rd.shape[1]),

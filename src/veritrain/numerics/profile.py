@@ -8,9 +8,10 @@ generators are as before when the context is left.
 from __future__ import annotations
 
 import random as python_random
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -107,7 +108,7 @@ class Exact(Profile):
         _require_ieee()
         mode = ExactMode()
         # The fused attention kernels hide their operators; the composite form shows them.
-        with sdpa_kernel([SDPBackend.MATH]), mode:
+        with sdpa_kernel([SDPBackend.MATH]), _no_compiled_code(), mode:
             yield _ExactScope(mode)
 
     def canonicalise(self, optimizer: Optimizer) -> None:
@@ -117,7 +118,25 @@ class Exact(Profile):
             if "foreach" in group:
                 group["foreach"] = False
             if "fused" in group:
-                group["fused"] = fused
+                group["fused"] = fused and not group["differentiable"]
+        if isinstance(optimizer, SGD):
+            optimizer.register_step_pre_hook(_choose_sgd_path)
+
+
+def _choose_sgd_path(optimizer: Optimizer, args: object, kwargs: object) -> None:
+    """Leave the fused update for a step in which only some parameters have a momentum buffer.
+
+    Its one flag "first step" is for all parameters; a parameter whose first gradient comes later
+    than the others' takes the plain loop, which is the same sequence of operations.
+    """
+    for group in optimizer.param_groups:
+        known = {
+            optimizer.state[p].get("momentum_buffer") is not None if p in optimizer.state else False
+            for p in group["params"]
+            if p.grad is not None
+        }
+        mixed = group["momentum"] != 0 and len(known) > 1
+        group["fused"] = not mixed and not group["differentiable"]
 
 
 _PROFILES: dict[str, Profile] = {profile.name: profile for profile in (Native(), Exact())}
@@ -144,6 +163,17 @@ def _require_ieee() -> None:
         raise NumericsError(
             "subnormal numbers are flushed to zero here; call torch.set_flush_denormal(False)"
         )
+
+
+def _no_compiled_code() -> AbstractContextManager[object]:
+    """Run what `torch.compile` compiled as plain Python: its kernels hide their operators.
+
+    Building an optimiser loads the compiler's front end, so it is loaded in every step that trains;
+    where it is not loaded nothing can be compiled yet, and loading it takes seconds.
+    """
+    if "torch._dynamo" in sys.modules:
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
 
 
 @contextmanager

@@ -98,7 +98,7 @@ def normal(key: int, shape: Shape) -> torch.Tensor:
     radius = elementary.apply("log", pairs[:, 0] + 2.0**-24).mul_(-2.0)
     radius = elementary.apply("sqrt", radius)
     angle = pairs[:, 1].contiguous()
-    out = torch.empty(pairs.shape)
+    out = torch.empty(pairs.shape, dtype=torch.float32)
     torch.mul(radius, elementary.apply("cos_two_pi", angle), out=out[:, 0])
     torch.mul(radius, elementary.apply("sin_two_pi", angle), out=out[:, 1])
     return out.view(-1)[:count].clone().reshape(tuple(shape))

@@ -151,7 +151,7 @@ def forward(
     """
     area = size[0] * size[1]
     num_o, num_k = w_q.shape
-    out = torch.empty((x.shape[0], num_o, *size))
+    out = torch.empty((x.shape[0], num_o, *size), dtype=torch.float32)
     flat = out.numpy().reshape(x.shape[0], num_o, area)
     for first, last in _chunks(x.shape[0], num_k * area * 8):
         columns = _unfold(x, factor_nc, first, last, window, size)
@@ -184,7 +184,7 @@ def input_gradient(
     size = (grad.shape[2], grad.shape[3])
     area = size[0] * size[1]
     num_k = w_q.shape[1]
-    out = torch.empty(shape)
+    out = torch.empty(shape, dtype=torch.float32)
     one = Window(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
     for first, last in _chunks(shape[0], num_k * area * 8):
         integers = _unfold(grad, factor_no, first, last, one, size)

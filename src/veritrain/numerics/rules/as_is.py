@@ -7,31 +7,29 @@ operation per value; PyTorch's kernels of these were compared over instruction s
 
 from __future__ import annotations
 
-from veritrain.numerics.rules.table import Kind, as_is
+from veritrain.numerics.rules.table import Kind, as_is, aten, refuse
 
 as_is(
     Kind.MOVEMENT,
     """
-    alias as_strided clone contiguous copy copy_ detach detach_ lift lift_fresh lift_fresh_copy
-    _to_copy view _unsafe_view reshape _reshape_alias expand expand_as flatten unflatten
-    permute transpose t numpy_T squeeze unsqueeze squeeze_ unsqueeze_ movedim view_as_real
+    alias as_strided clone contiguous copy detach detach_ lift lift_fresh lift_fresh_copy
+    view _unsafe_view reshape _reshape_alias expand expand_as flatten unflatten
+    permute transpose t numpy_T squeeze unsqueeze squeeze_ unsqueeze_ movedim
     select slice split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unbind narrow
     diagonal cat stack hstack vstack repeat repeat_interleave roll flip tile unfold
     index index_select gather take masked_select masked_fill masked_fill_ masked_scatter
-    index_fill index_copy scatter where select_scatter slice_scatter diagonal_scatter
+    index_fill scatter where select_scatter slice_scatter diagonal_scatter
     constant_pad_nd reflection_pad1d reflection_pad2d replication_pad2d
-    empty empty_like empty_strided new_empty new_empty_strided
     zeros zeros_like new_zeros ones ones_like new_ones full full_like new_full
     fill fill_ zero zero_ eye scalar_tensor _local_scalar_dense item
     tril triu tril_indices triu_indices nonzero one_hot bucketize searchsorted
     eq ne lt le gt ge logical_and logical_or logical_not logical_xor isnan isinf isfinite
     bitwise_and bitwise_or bitwise_not bitwise_xor __and__ __or__ __xor__ bitwise_left_shift
     bitwise_right_shift __lshift__ __rshift__
-    equal is_nonzero is_same_size any all argmax argmin max min amax amin aminmax
-    maximum minimum fmax fmin clamp clamp_min clamp_max sort argsort topk
-    max_pool2d_with_indices max_pool3d_with_indices embedding
-    relu threshold threshold_backward hardtanh hardtanh_backward
-    nan_to_num set_ resize_ pixel_shuffle pixel_unshuffle im2col
+    equal is_nonzero is_same_size any all argmax argmin max min clamp clamp_min clamp_max
+    max_pool2d_with_indices max_pool3d_with_indices embedding sgn diagonal_backward
+    relu threshold threshold_backward hardtanh
+    nan_to_num set_ pixel_shuffle pixel_unshuffle im2col
     sym_size sym_stride sym_numel sym_storage_offset _assert_async _assert_scalar
     _has_compatible_shallow_copy_type slice_backward select_backward
     upsample_nearest1d upsample_nearest2d upsample_nearest3d
@@ -42,7 +40,17 @@ as_is(
 as_is(
     Kind.IEEE,
     """
-    mul div divide multiply neg abs sign reciprocal floor ceil round trunc frac copysign
+    mul div neg abs sign reciprocal floor ceil round trunc frac copysign
     leaky_relu leaky_relu_backward
     """.split(),
+)
+
+refuse(
+    aten.scatter.reduce,
+    aten.scatter.value_reduce,
+    because="use scatter_add, which sums exactly",
+)
+refuse(
+    aten.round.decimals,
+    because="it scales by powers of ten that are not exact; scale, round and scale back",
 )

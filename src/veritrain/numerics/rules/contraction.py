@@ -50,7 +50,8 @@ def product(a_pmk: Tensor, b_pkn: Tensor) -> Tensor:
     """Exact batched product, float32 (P, M, K) x (P, K, N) to (P, M, N)."""
     inner = a_pmk.shape[2]
     if inner == 0:
-        return torch.zeros((a_pmk.shape[0], a_pmk.shape[1], b_pkn.shape[2]))
+        shape = (a_pmk.shape[0], a_pmk.shape[1], b_pkn.shape[2])
+        return torch.zeros(shape, dtype=torch.float32)
     bits = contraction_bits(inner)
     a, a_scale = _operand(a_pmk, 2, bits)
     b, b_scale = _operand(b_pkn, 1, bits)

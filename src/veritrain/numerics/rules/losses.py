@@ -40,10 +40,10 @@ def _class_weights(
 ) -> tuple[Tensor, Tensor]:
     """Valid class indices (ignored ones replaced by 0) and the weight of each position."""
     kept = target != ignore_index
-    safe = torch.where(kept, target, 0)
+    safe = torch.where(kept, target, 0).long()
     if safe.numel() and (int(safe.min()) < 0 or int(safe.max()) >= x.shape[1]):
         raise IndexError(f"class index outside [0, {x.shape[1]})")
-    each = torch.ones(safe.shape) if weight is None else weight[safe]
+    each = torch.ones(safe.shape, dtype=torch.float32) if weight is None else weight[safe]
     return safe, torch.where(kept, each, 0.0)
 
 
@@ -62,7 +62,7 @@ def _nll_loss_forward(
     # an ignored position has weight 0 and adds 0 even where its score is infinite
     losses = torch.where(weights == 0, 0.0, -(picked * weights))
     if reduction == _NONE:
-        return losses.view(target.shape), torch.zeros(())
+        return losses.view(target.shape), torch.zeros((), dtype=torch.float32)
     total_weight = reduce_sum(weights, None)
     summed = reduce_sum(losses, None)
     return (summed / total_weight if reduction == _MEAN else summed), total_weight
@@ -84,7 +84,7 @@ def _nll_loss_backward(
     each = grad.view(classes.shape) if reduction == _NONE else grad
     if reduction == _MEAN:
         each = each / total_weight
-    filled = torch.zeros(scores.shape).scatter_(
+    filled = torch.zeros(scores.shape, dtype=torch.float32).scatter_(
         1, safe.unsqueeze(1), torch.where(weights == 0, 0.0, -(weights * each)).unsqueeze(1)
     )
     return filled.view(x.shape)

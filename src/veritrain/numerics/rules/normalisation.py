@@ -20,11 +20,11 @@ def _rstd(variance: Tensor, eps: float) -> Tensor:
 
 
 def _or_ones(weight: Tensor | None, count: int) -> Tensor:
-    return torch.ones(count) if weight is None else weight
+    return torch.ones(count, dtype=torch.float32) if weight is None else weight
 
 
 def _or_zeros(bias: Tensor | None, count: int) -> Tensor:
-    return torch.zeros(count) if bias is None else bias
+    return torch.zeros(count, dtype=torch.float32) if bias is None else bias
 
 
 # Batch norm: one slice per channel of x (N, C, *S).
@@ -79,7 +79,11 @@ def _native_batch_norm(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     y, mean, rstd = _batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps)
-    return (y, mean, rstd) if training else (y, torch.empty(0), torch.empty(0))
+    return (
+        (y, mean, rstd)
+        if training
+        else (y, torch.empty(0, dtype=torch.float32), torch.empty(0, dtype=torch.float32))
+    )
 
 
 @rule(Kind.COMPOSITE, aten._native_batch_norm_legit.no_stats)

@@ -67,16 +67,17 @@ def _sgd_kernel(
 
 
 def _update(
-    kernel: Callable[..., None], tensors: Sequence[Tensor], scalars: Sequence[object]
+    kernel: Callable[..., None], tensors: Sequence[Tensor], grad: Tensor, scalars: Sequence[object]
 ) -> None:
-    """Run `kernel` over the flattened tensors, in place."""
+    """Run `kernel` over the flattened tensors, in place; `grad`, one of them, is only read."""
     require_float32("fused optimiser", *tensors)
-    dense = [tensor.detach().contiguous() for tensor in tensors]
-    flat = [tensor.view(-1).numpy() for tensor in dense]
+    # one dense copy of each, also where a tensor stands for two
+    dense = {id(tensor): tensor.detach().contiguous() for tensor in tensors}
+    flat = [dense[id(tensor)].view(-1).numpy() for tensor in tensors]
     run(kernel, flat[0].shape[0], *flat, *scalars, grain=_GRAIN)
-    for tensor, copy in zip(tensors, dense, strict=True):
-        if copy.data_ptr() != tensor.data_ptr():
-            tensor.copy_(copy)
+    for tensor in tensors:
+        if tensor is not grad and not tensor.is_contiguous():
+            tensor.copy_(dense[id(tensor)])
 
 
 def power(base: float, exponent: int) -> float:
@@ -92,7 +93,9 @@ def power(base: float, exponent: int) -> float:
 
 def _refuse_scaling(grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
     if grad_scale is not None or found_inf is not None:
-        raise UnsupportedOperatorError("gradient scaling (GradScaler) has no exact rule")
+        raise UnsupportedOperatorError(
+            "fused optimiser with gradient scaling has no exact rule: float32 needs no GradScaler"
+        )
 
 
 def _adam(decoupled: bool) -> Callable[..., None]:
@@ -127,7 +130,7 @@ def _adam(decoupled: bool) -> Callable[..., None]:
                 amsgrad, decoupled, maximize, f32(weight_decay), f32(1 - rate * weight_decay),
                 f32(1 - beta1), f32(beta2), f32(1 - beta2), f32(root2), f32(eps), f32(-step_size),
             ]  # fmt: skip
-            _update(_adam_kernel, tensors, scalars)
+            _update(_adam_kernel, tensors, tensors[1], scalars)
 
     return update
 
@@ -162,4 +165,4 @@ def _sgd(
         f32(1 - dampening), f32(-float(lr)),
     ]  # fmt: skip
     for tensors in zip(params, grads, buffers, strict=True):
-        _update(_sgd_kernel, tensors, scalars)
+        _update(_sgd_kernel, tensors, tensors[1], scalars)

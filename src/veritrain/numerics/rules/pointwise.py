@@ -67,13 +67,16 @@ def _square(x: Tensor) -> Tensor:
 _POWERS: dict[float, Callable[[Tensor], Tensor]] = {
     0.0: torch.ones_like,
     1.0: torch.clone,
+    1.5: lambda x: x * elementary.apply("sqrt", x),
     2.0: _square,
     3.0: lambda x: x * x * x,
     4.0: lambda x: _square(_square(x)),
     0.5: lambda x: elementary.apply("sqrt", x),
     -0.5: lambda x: elementary.apply("rsqrt", x),
     -1.0: torch.reciprocal,
+    -1.5: lambda x: torch.reciprocal(x * elementary.apply("sqrt", x)),
     -2.0: lambda x: torch.reciprocal(x * x),
+    -3.0: lambda x: torch.reciprocal(x * x * x),
 }
 
 
@@ -87,6 +90,26 @@ def _pow(x: Tensor, exponent: float) -> Tensor:
             f"pow with exponent {exponent}: exact numerics has {sorted(_POWERS)}"
         )
     return _POWERS[float(exponent)](x)
+
+
+@rule(Kind.COMPOSITE, aten.pow_.Scalar)
+def _pow_(x: Tensor, exponent: float) -> Tensor:
+    return x.copy_(_pow(x, exponent))
+
+
+@rule(Kind.IEEE, aten.div.Tensor_mode, aten.div.Scalar_mode)
+def _div(x: Tensor, y: Any, *, rounding_mode: str | None) -> Tensor:
+    floats = x.is_floating_point() or isinstance(y, float)
+    floats = floats or (isinstance(y, Tensor) and y.is_floating_point())
+    if not floats:
+        return torch.div(x, y, rounding_mode=rounding_mode)
+    if rounding_mode == "floor":  # goes through fmod
+        raise UnsupportedOperatorError(
+            "operator aten.div with rounding_mode='floor' of floating-point values has no exact rule: "
+            "write (x / y).floor()"
+        )
+    quotient = torch.div(x, y)
+    return torch.trunc(quotient) if rounding_mode == "trunc" else quotient
 
 
 def _register_elementary(name: str, operator: Any) -> None:

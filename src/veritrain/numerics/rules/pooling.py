@@ -27,10 +27,14 @@ def _max_pool2d_backward(
     require_float32("max_pool2d_backward", grad)
     planes = math.prod(x.shape[:-2])
     area = x.shape[-2] * x.shape[-1]
+    if not planes:
+        return torch.zeros_like(x)
     places = indices.reshape(planes, -1)
     if list(stride or kernel_size) == list(kernel_size) and set(dilation) == {1}:
         # windows do not overlap: each input receives at most one gradient
-        spread = torch.zeros((planes, area)).scatter_(1, places, grad.reshape(planes, -1))
+        spread = torch.zeros((planes, area), dtype=torch.float32).scatter_(
+            1, places, grad.reshape(planes, -1)
+        )
         return spread.view(x.shape)
     flat = (places + torch.arange(planes)[:, None] * area).reshape(-1)
     added = integers.accumulate(grad.reshape(-1, 1).contiguous(), flat, planes * area)

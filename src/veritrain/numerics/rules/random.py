@@ -19,17 +19,8 @@ def _typed(values: Tensor, dtype: torch.dtype | None) -> Tensor:
     return values
 
 
-def _refuse_generator(generator: Any) -> None:
-    if generator is not None:
-        raise UnsupportedOperatorError(
-            "a torch.Generator of your own is not replayable; leave generator=None: the random numbers "
-            "of a step come from (seed, step, call)"
-        )
-
-
 @rule(Kind.RANDOM, aten.bernoulli_.float, takes_stream=True)
 def _bernoulli_(stream: Stream, x: Tensor, p: float = 0.5, *, generator: Any = None) -> Tensor:
-    _refuse_generator(generator)
     return x.copy_(random.bernoulli(stream.next_key(), p, tuple(x.shape)))
 
 
@@ -40,7 +31,6 @@ def _bernoulli_p(stream: Stream, x: Tensor, p: float = 0.5, *, generator: Any = 
 
 @rule(Kind.RANDOM, aten.bernoulli.default, takes_stream=True)
 def _bernoulli(stream: Stream, p: Tensor, *, generator: Any = None) -> Tensor:
-    _refuse_generator(generator)
     return (random.uniform24(stream.next_key(), tuple(p.shape)) < p).to(p.dtype)
 
 
@@ -60,11 +50,15 @@ def _native_dropout(
     return x * noise, kept.bool()
 
 
+@rule(Kind.COMPOSITE, aten.native_dropout_backward.default)
+def _native_dropout_backward(grad: Tensor, kept: Tensor, scale: float) -> Tensor:
+    return grad * (kept.float() * scale)
+
+
 @rule(Kind.RANDOM, aten.uniform_.default, takes_stream=True)
 def _uniform_(
     stream: Stream, x: Tensor, low: float = 0, high: float = 1, *, generator: Any = None
 ) -> Tensor:
-    _refuse_generator(generator)
     values = random.uniform24(stream.next_key(), tuple(x.shape))
     return x.copy_(_typed(values * (high - low) + low, x.dtype))
 
@@ -73,7 +67,6 @@ def _uniform_(
 def _normal_(
     stream: Stream, x: Tensor, mean: float = 0, std: float = 1, *, generator: Any = None
 ) -> Tensor:
-    _refuse_generator(generator)
     values = random.normal(stream.next_key(), tuple(x.shape))
     return x.copy_(_typed(values * std + mean, x.dtype))
 
@@ -134,7 +127,6 @@ def _random_(stream: Stream, x: Tensor, *, generator: Any = None) -> Tensor:
 def _random_from(
     stream: Stream, x: Tensor, low: int, high: int | None, *, generator: Any = None
 ) -> Tensor:
-    _refuse_generator(generator)
     high = torch.iinfo(torch.int64).max if high is None else high
     return x.copy_(random.integers(stream.next_key(), low, high, tuple(x.shape)))
 
@@ -151,6 +143,5 @@ def _randperm(stream: Stream, n: int, **options: Any) -> Tensor:
 
 
 def _creation(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that torch.empty takes; a device other than the CPU is refused by the mode."""
-    _refuse_generator(options.get("generator"))
+    """The options that torch.empty takes; another device or generator is refused by the mode."""
     return {"dtype": options.get("dtype") or torch.get_default_dtype()}

@@ -27,7 +27,11 @@ def reduce_sum(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False) -> 
 def _normal_dims(x: Tensor, dims: Sequence[int] | None) -> set[int]:
     if not dims:
         return set(range(x.ndim))
-    return {d % max(x.ndim, 1) for d in dims}
+    rank = max(x.ndim, 1)  # a single number may be reduced over its axis 0
+    for d in dims:
+        if not -rank <= d < rank:
+            raise IndexError(f"dimension {d} is outside [{-rank}, {rank - 1}]")
+    return {d % rank for d in dims} & set(range(x.ndim))
 
 
 def _layout(
@@ -41,7 +45,7 @@ def _layout(
         runs = _runs(x, reduced)
         if runs is not None:
             return kept_shape, runs, x
-    x = x.permute(*kept, *sorted(reduced)).contiguous()
+    x = x.permute([*kept, *sorted(reduced)]).contiguous()
     count = math.prod(kept_shape)
     return kept_shape, (1, 1, count, x.numel() // count if count else 0), x
 
@@ -151,7 +155,7 @@ def _embedding_backward(
     if scale_grad_by_freq:
         raise UnsupportedOperatorError("embedding with scale_grad_by_freq has no exact rule")
     rows = indices.reshape(-1).long()
-    values = grad.reshape(rows.numel(), -1)
+    values = grad.reshape(rows.numel(), grad.shape[-1])
     if padding_idx >= 0:
         keep = rows != padding_idx
         rows, values = rows[keep], values[keep]
@@ -164,11 +168,12 @@ def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: flo
         return torch.ops.aten.index_add(x, dim, index, source, alpha=alpha)
     require_float32("index_add", x, source)
     source = source if alpha == 1 else source * alpha
-    front = source.movedim(dim, 0) if x.ndim else source.reshape(1)
-    added = scatter_rows(
-        front.reshape(index.numel(), -1), index.reshape(-1), x.movedim(dim, 0).shape[0]
-    )
-    return x + added.view(x.movedim(dim, 0).shape).movedim(0, dim)
+    if not x.ndim:
+        return _index_add(x[None], 0, index.reshape(-1), source.reshape(-1))[0]
+    shape = x.movedim(dim, 0).shape
+    rows = source.movedim(dim, 0).reshape(index.numel(), math.prod(shape[1:]))
+    added = scatter_rows(rows, index.reshape(-1).long(), shape[0])
+    return x + added.view(shape).movedim(0, dim)
 
 
 @rule(Kind.SUM, aten.scatter_add.default)
@@ -176,6 +181,10 @@ def _scatter_add(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
     if not x.is_floating_point():
         return torch.ops.aten.scatter_add(x, dim, index, source)
     require_float32("scatter_add", x, source)
+    if not x.ndim:
+        return _scatter_add(x[None], 0, index.reshape(-1), source.reshape(-1))[0]
+    if index.numel() and (int(index.min()) < 0 or int(index.max()) >= x.shape[dim]):
+        raise IndexError(f"scatter_add: index outside [0, {x.shape[dim]})")
     window = source[tuple(slice(0, size) for size in index.shape)]
     places = _flat_places(x, dim, index)
     added = scatter_rows(window.reshape(-1, 1), places.reshape(-1), x.numel())
@@ -197,14 +206,32 @@ def _flat_places(x: Tensor, dim: int, index: Tensor) -> Tensor:
 def _index_put(
     x: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False
 ) -> Tensor:
-    if not accumulate or not x.is_floating_point():
+    if accumulate and not x.is_floating_point():
         return torch.ops.aten.index_put(x, indices, values, accumulate)
-    require_float32("index_put", x, values)
+    repeats = any(index is not None and index.dtype != torch.bool for index in indices)
+    if not accumulate and (values.numel() <= 1 or not repeats):
+        return torch.ops.aten.index_put(x, indices, values, accumulate)
     places = torch.arange(x.numel()).view(x.shape)[_as_index(indices)]
     values = values.expand(places.shape)
+    if not accumulate:  # one value after the other: PyTorch leaves open which of several stays
+        return x.reshape(-1).scatter(0, places.reshape(-1), values.reshape(-1)).view(x.shape)
+    require_float32("index_put", x, values)
     added = scatter_rows(values.reshape(-1, 1), places.reshape(-1), x.numel())
     return x + added.view(x.shape)
 
 
 def _as_index(indices: list[Tensor | None]) -> tuple[Any, ...]:
     return tuple(slice(None) if index is None else index for index in indices)
+
+
+@rule(Kind.MOVEMENT, aten.index_copy.default)
+def _index_copy(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
+    """Of several rows for one place the last stays; PyTorch leaves it open."""
+    index = index.reshape(-1)
+    order = torch.arange(index.numel())
+    size = x.shape[dim] if x.ndim else 1
+    last = torch.zeros(size, dtype=torch.int64).scatter(0, index.long(), order)
+    kept = last[index] == order
+    if not bool(kept.all()):
+        index, source = index[kept], source.index_select(dim, order[kept])
+    return torch.ops.aten.index_copy(x, dim, index, source)

@@ -32,6 +32,7 @@ class Kind(Enum):
     COMPOSITE = "composite"  # a written definition in the kinds above
     RANDOM = "random"  # counter-based generator
     OPTIMISER = "optimiser"  # fused update in the kinds above
+    REFUSED = "refused"  # an overload of a covered operator that has no definition
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def as_is(kind: Kind, names: Iterable[str]) -> None:
 def lookup(operator: OpOverload) -> Rule:
     """The rule of `operator`.
 
-    An in-place operator without a rule of its own follows its functional twin and copies the result.
+    An in-place operator, or one that writes into `out`, without a rule of its own follows its
+    functional twin and copies the result.
 
     Raises:
         UnsupportedOperatorError: there is no rule.
@@ -79,13 +81,16 @@ def lookup(operator: OpOverload) -> Rule:
     if operator.namespace == "profiler":  # marks a region, computes nothing
         return Rule(Kind.MOVEMENT, operator)
     if operator.namespace in ("aten", "prim") and name in _AS_IS:
-        return Rule(_AS_IS[name], _guarded(operator, _AS_IS[name]))
+        return _as_is_rule(operator, _AS_IS[name])
     if operator.namespace == "aten" and name.endswith("_") and not name.endswith("__"):
         return _in_place(operator, name.removesuffix("_"))
-    raise UnsupportedOperatorError(
-        f"operator {operator} has no rule under exact numerics; write this part of the model with "
-        "covered operators (docs/numerics.md lists them) or choose numerics='native'"
-    )
+    if operator.namespace == "aten" and any(a.is_out for a in _arguments(operator)):
+        return _into_out(operator, name)
+    raise _no_rule(operator)
+
+
+def _arguments(operator: OpOverload) -> list[torch.Argument]:
+    return operator._schema.arguments  # pyright: ignore[reportPrivateUsage]
 
 
 def short_name(operator: OpOverload) -> str:
@@ -96,41 +101,91 @@ def short_name(operator: OpOverload) -> str:
 def covered() -> dict[str, Kind]:
     """Every covered operator by name: what the specification must describe."""
     names = {str(operator): rule.kind for operator, rule in _RULES.items()}
-    return dict(sorted({**_AS_IS, **names}.items()))
+    kinds = {**_AS_IS, **names}
+    return {name: kind for name, kind in sorted(kinds.items()) if kind is not Kind.REFUSED}
+
+
+def _as_is_rule(operator: OpOverload, kind: Kind) -> Rule:
+    """The operator itself, unless its functional twin has a rule: then that rule."""
+    outs = [argument for argument in _arguments(operator) if argument.is_out]
+    twin = _functional_twin(operator, short_name(operator)) if outs else None
+    if twin is not None and twin in _RULES:
+        return _into_out(operator, short_name(operator))
+    return Rule(kind, operator)
 
 
 def _in_place(operator: OpOverload, name: str) -> Rule:
     packet = getattr(aten, name, None)
     overload = operator.name().partition(".")[2] or "default"
     if packet is None or overload not in packet.overloads():
-        raise UnsupportedOperatorError(f"operator {operator} has no rule under exact numerics")
+        raise _no_rule(operator)
     functional = lookup(getattr(packet, overload))
-    if name in _AS_IS:
-        return Rule(functional.kind, _guarded(operator, functional.kind))
+    if isinstance(functional.function, OpOverload):  # as it is
+        return Rule(functional.kind, operator)
 
     def function(target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return target.copy_(functional.function(target, *args, **kwargs))
+        return _write(target, functional.function(target, *args, **kwargs))
 
     return Rule(functional.kind, function)
 
 
-def _guarded(operator: OpOverload, kind: Kind) -> Callable[..., Any]:
-    """The operator itself; arithmetic only in types whose arithmetic is IEEE on every machine."""
-    if kind is Kind.MOVEMENT:
-        return operator
+def _into_out(operator: OpOverload, name: str) -> Rule:
+    twin = _functional_twin(operator, name)
+    functional = lookup(twin) if twin is not None else None
+    if functional is None or functional.takes_stream:
+        raise _no_rule(operator)
+    names = [argument.name for argument in _arguments(operator) if argument.is_out]
 
     def function(*args: Any, **kwargs: Any) -> Any:
-        for value in args:
-            if isinstance(value, Tensor) and value.dtype in _NARROW:
-                raise UnsupportedOperatorError(
-                    f"operator {operator} on {value.dtype}: exact numerics covers float32 arithmetic"
-                )
-        return operator(*args, **kwargs)
+        outs = [kwargs.pop(name) for name in names]
+        results = functional.function(*args, **kwargs)
+        results = results if isinstance(results, (list, tuple)) else [results]
+        for out, result in zip(outs, results, strict=True):
+            _write(out.resize_(result.shape) if out.shape != result.shape else out, result)
+        return outs[0] if len(outs) == 1 else tuple(outs)
 
-    return function
+    return Rule(functional.kind, function)
 
 
-_NARROW = (torch.float16, torch.bfloat16, torch.complex64, torch.complex128)
+def _functional_twin(operator: OpOverload, name: str) -> OpOverload | None:
+    """The overload that takes the same arguments but for `out`."""
+    inputs = [str(argument) for argument in _arguments(operator) if not argument.is_out]
+    packet = getattr(aten, name)
+    for overload in packet.overloads():
+        twin = getattr(packet, overload)
+        if [str(argument) for argument in _arguments(twin)] == inputs:
+            return twin
+    return None
+
+
+def _write(target: Tensor, result: Tensor) -> Tensor:
+    """Copy as PyTorch's in-place operators do: never to a lesser kind of number.
+
+    Raises:
+        TypeError: a float result for an integer tensor, an integer one for a bool.
+    """
+    if not torch.can_cast(result.dtype, target.dtype):
+        raise TypeError(f"result type {result.dtype} cannot be cast to {target.dtype}")
+    return target.copy_(result)
+
+
+def _no_rule(operator: OpOverload) -> UnsupportedOperatorError:
+    remedy = "write this part of the model with covered operators (docs/numerics.md lists them)"
+    if "generator" in (argument.name for argument in _arguments(operator)):
+        remedy = "leave generator=None: the random numbers of a step come from (seed, step, call)"
+    return UnsupportedOperatorError(
+        f"operator {operator} has no rule under exact numerics; {remedy} or choose numerics='native'"
+    )
+
+
+def refuse(*operators: OpOverload, because: str) -> None:
+    """Refuse overloads of operators that are otherwise covered."""
+    for operator in operators:
+
+        def function(*args: Any, operator: OpOverload = operator, **kwargs: Any) -> Any:
+            raise UnsupportedOperatorError(f"operator {operator} has no exact rule: {because}")
+
+        _RULES[operator] = Rule(Kind.REFUSED, function)
 
 
 def require_float32(operator: str, *tensors: Tensor | None) -> None:
