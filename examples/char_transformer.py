@@ -19,8 +19,8 @@ from torch.utils.data import Dataset
 
 import veritrain as vt
 
-LENGTH = 32  # characters that the model sees at once
-WIDTH = 48
+LENGTH = 24  # characters that the model sees at once
+WIDTH = 32
 ALPHABET = "abcdefghijklmnopqrstuvwxyz ."
 WARM_UP = 20  # steps
 
@@ -28,7 +28,7 @@ WARM_UP = 20  # steps
 class Sentences(Dataset[dict[str, Tensor]]):
     """Windows into a text of sentences such as "the cat sees the red bird."."""
 
-    def __init__(self, sentences: int = 400) -> None:
+    def __init__(self, sentences: int = 100) -> None:
         draw = random.Random(1)  # noqa: S311 - a data set, not a secret
         nouns, verbs, colours = ["cat", "bird", "dog"], ["sees", "hears"], ["red", "blue", ""]
         words: list[str] = []
@@ -88,8 +88,8 @@ def job() -> vt.Job:
         optimizer=optimizer,
         scheduler=scheduler,
         clip_norm=1.0,
-        batch_size=32,
-        steps=200,
+        batch_size=16,
+        steps=150,
         seed=7,
         checkpoint_every=50,
     )

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import click
 
+from veritrain import __version__
 from veritrain.cli import audit, keygen, output, show, train
 from veritrain.cli.blame import describe
 from veritrain.errors import UsageError, VeritrainError
@@ -35,7 +36,7 @@ Examples:
 A job is an ordinary Python file with `def job() -> veritrain.Job`.
 `veritrain COMMAND --help` shows a command's options and examples.""",
 )
-@click.version_option(package_name="veritrain", message="%(prog)s %(version)s")
+@click.version_option(__version__, message="veritrain %(version)s")
 def commands() -> None:
     """Train PyTorch models so that others can check every step, bit for bit."""
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from statistics import median_low
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 def plot(values: Sequence[float], width: int = 64, height: int = 6) -> list[str]:
-    """Lines of text with the curve of `values`, the highest first; each column is a mean.
+    """Lines of text with the curve of `values`, the highest first; each column is a median.
 
     Values are finite; they may be as far apart as numbers can be.
     """
     if not values:
         return []
-    columns = _means(values, min(width, len(values)))
+    columns = _medians(values, min(width, len(values)))
     low, high = min(columns), max(columns)
     span = high / 2 - low / 2  # of halves: the difference itself may overflow
     steps = height * (len(_BLOCKS) - 1)
@@ -31,11 +32,9 @@ def plot(values: Sequence[float], width: int = 64, height: int = 6) -> list[str]
     ]
 
 
-def _means(values: Sequence[float], count: int) -> list[float]:
+def _medians(values: Sequence[float], count: int) -> list[float]:
     edges = [len(values) * column // count for column in range(count + 1)]
-    return [
-        sum(value / (end - start) for value in values[start:end]) for start, end in pairwise(edges)
-    ]
+    return [median_low(values[start:end]) for start, end in pairwise(edges)]
 
 
 def _row(levels: Sequence[int], row: int) -> str:

@@ -68,7 +68,7 @@ def command(
                 loaded, out, signer=signer, resume=resume, workers=workers, on_step=on_step
             )
         except KeyboardInterrupt:
-            raise InterruptedRunError(_how_to_go_on(job, out, key, workers, last)) from None
+            raise InterruptedRunError(_how_to_go_on(job, out, key, workers)) from None
     data = {
         "run": out,
         "steps": loaded.steps,
@@ -91,11 +91,18 @@ def command(
     return 0
 
 
-def _how_to_go_on(
-    job: Path, out: str, key: Path | None, workers: int, last: tuple[int, float] | None
-) -> str:
+def _how_to_go_on(job: Path, out: str, key: Path | None, workers: int) -> str:
     words = ["veritrain", "train", str(job), "--out", out, "--resume"]
     words += ["--key", str(key)] if key is not None else []
     words += ["--workers", str(workers)] if workers else []
-    reached = f"interrupted after step {last[0]}" if last else "interrupted before the first step"
-    return f"{reached}; nothing is lost, go on with: {shlex.join(words)}"
+    return f"interrupted, {_recorded(out)}; go on with: {shlex.join(words)}"
+
+
+def _recorded(out: str) -> str:
+    from veritrain.transcript import Transcript
+
+    try:
+        leaves = Transcript.open(out).leaves
+    except VeritrainError:  # so early that there is no run yet
+        leaves = ()
+    return f"recorded up to step {len(leaves) - 1}" if leaves else "nothing recorded yet"

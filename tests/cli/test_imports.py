@@ -1,0 +1,45 @@
+"""What loads when: `--help` answers without PyTorch, the verifier without the trainer's side."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"torch", "numpy", "numba", "rich", "fsspec", "cryptography"}
+TRAINERS = {"veritrain.training", "veritrain.adversaries", "veritrain.cli"}
+# numba brings scipy along by itself, where it is installed.
+OTHERS = {"rich", "click", "sklearn", "matplotlib", "fastapi", "pandas", "transformers"}
+
+
+def loaded_by(code: str) -> set[str]:
+    """Modules that a fresh process has after running `code`."""
+    script = f"import contextlib, io, sys\nwith contextlib.redirect_stdout(io.StringIO()):\n    {code}\nprint(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("code", "banned"),
+    [
+        ("import veritrain", HEAVY | {"click", "veritrain.job"}),
+        ("from veritrain.cli import main; main(['--help'])", HEAVY),
+        ("from veritrain.cli import main; main(['train', '--help'])", HEAVY),
+        ("from veritrain.cli import main; main(['audit', '--help'])", HEAVY),
+        ("from veritrain.transcript import Transcript", {"torch", "numba"} | TRAINERS | OTHERS),
+        ("import veritrain.verify.replay", TRAINERS | OTHERS),
+        ("import veritrain; veritrain.audit", TRAINERS | OTHERS),
+    ],
+)
+def test_loads_no_more_than_it_needs(code, banned):
+    assert not loaded_by(code) & banned
+
+
+def test_show_reads_a_run_without_torch(folder):
+    code = f"from veritrain.cli import main; main(['show', {str(folder / 'run')!r}])"
+    loaded = loaded_by(code)
+    assert "veritrain.transcript.reader" in loaded
+    assert "torch" not in loaded

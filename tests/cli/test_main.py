@@ -1,0 +1,150 @@
+"""The shell around all commands: help, errors as one line, exit codes, JSON, pipes, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from veritrain import errors
+from veritrain.cli import commands, main, output, show
+from veritrain.cli.blame import describe
+
+
+def test_help_of_every_command_has_examples(call):
+    for words in ([], *([name] for name in commands.commands)):
+        code, out, _ = call(*words, "--help")
+        assert code == 0
+        assert "Examples:" in out
+        assert call(*words, "-h")[1] == out
+
+
+def test_no_arguments_show_the_help(call):
+    code, out, err = call()
+    assert (code, out) == (2, "")
+    assert "Commands:" in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["fly"],
+        ["train"],
+        ["train", "job.py"],
+        ["train", "job.py", "--out", "x", "--workers", "-1"],
+        ["train", "no-such-job.py", "--out", "x"],
+        ["audit", "no-such-run"],
+        ["audit", "no-such-run", "--job", "no-such-job.py"],
+        ["audit", "x", "--job", "job.py", "--steps", "5"],
+        ["audit", "x", "--job", "job.py", "--sample", "0"],
+        ["show", "no-such-run"],
+        ["show", "nonsense://run"],
+        ["show", "x", "--colour"],
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(call, call_json, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith("veritrain: ")
+    assert err.count("\n") == 1
+    code, data = call_json(*words)
+    assert code == data["exit_code"] == 2
+    assert data["error"]["message"] in err
+
+
+def test_version(call):
+    assert call("--version")[1] == "veritrain 0.1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.VeritrainError("x"), 2),
+        (errors.TranscriptError("header", "x"), 2),
+        (errors.VerificationError("x"), 1),
+        (errors.InconclusiveError("x"), 3),
+        (RuntimeError("two\nlines \x1b[31m"), 2),
+        (KeyboardInterrupt(), 130),
+        (BrokenPipeError(), 141),
+    ],
+)
+def test_every_error_has_its_exit_code(monkeypatch, capfd, error, code):
+    def raise_error(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(show.command, "callback", raise_error)
+    monkeypatch.setattr(os, "dup2", lambda *_: None)  # of a broken pipe: stdout is the test's
+    assert main(["show", "x"]) == code
+    err = capfd.readouterr().err
+    assert err.count("\n") == (0 if code == 141 else 1)
+    assert "\x1b" not in err
+
+
+def test_an_error_of_the_users_code_shows_the_users_line(call, tmp_path, folder):
+    text = (folder / "job.py").read_text()
+    job = tmp_path / "job.py"
+    job.write_text(text.replace("model(batch[0])", "model(batch[7])"))
+    code, _, err = call("train", job, "--out", tmp_path / "run", "--key", folder / "trainer.key")
+    assert code == 2
+    assert "IndexError" in err
+    assert f"{job}, line 17: return F.cross_entropy(model(batch[7]), batch[1])" in err
+
+
+def test_an_error_of_our_own_says_so():
+    with pytest.raises(ValueError) as caught:
+        json.loads("{")
+    error = caught.value
+    error.__traceback__ = error.__traceback__.tb_next  # as if no frame were the user's
+    assert "please report it" in describe(error)
+
+
+def test_stdout_is_for_results(capfd):
+    with output.only_results_on_stdout():
+        print("from Python")
+        subprocess.run(["echo", "from a process"], check=True)
+    print("result")
+    out, err = capfd.readouterr()
+    assert out == "result\n"
+    assert "from Python" in err
+    assert "from a process" in err
+
+
+def test_a_reader_that_goes_away_is_not_a_verdict(folder):
+    words = shlex.join([sys.executable, "-m", "veritrain.cli", "show", f"{folder}/run"])
+    script = f"{{ {words}; echo $? >&2; }} | true"
+    for _ in range(3):  # the reader usually ends first
+        done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+        if done.stderr != "0\n":
+            break
+    assert done.stderr == "141\n"
+
+
+def test_ctrl_c_says_how_to_go_on_and_loses_nothing(call_json, folder, tmp_path):
+    """The job itself sends the signal, in its third step and only once."""
+    text = (folder / "job.py").read_text()
+    once = (
+        "    if not marker.exists() and next(calls) == 2:\n"
+        "        marker.touch()\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    head = (
+        "import itertools, os, pathlib, signal\n"
+        f"marker, calls = pathlib.Path({str(tmp_path / 'marker')!r}), itertools.count()\n"
+    )
+    job, key, run = tmp_path / "job.py", folder / "trainer.key", tmp_path / "run"
+    start = "def loss(model, batch):\n"
+    job.write_text(head + text.replace(start, start + once))
+    words = [sys.executable, "-m", "veritrain.cli", "train", job, "--out", run, "--key", key]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert "interrupted, recorded up to step 3; go on with" in done.stderr
+    advice = shlex.split(done.stderr.rpartition("go on with: ")[2])
+    code, resumed = call_json(*advice[1:])
+    assert code == 0
+    code, again = call_json("train", job, "--out", tmp_path / "again", "--key", key)
+    assert (code, resumed["digest"]) == (0, again["digest"])

@@ -1,0 +1,78 @@
+"""The documentation cannot rot: its job, commands and code run here, its links and names exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import veritrain
+from veritrain.cli import commands, main
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+_BLOCK = re.compile(r"(?:<!-- (?P<mark>.*?) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)```", re.DOTALL)
+
+
+def run_page(page: Path) -> tuple[int, int]:
+    """Run a page's blocks in order; how many commands and Python blocks it had."""
+    ran, executed = 0, 0
+    for block in _BLOCK.finditer(page.read_text()):
+        mark, text = block["mark"] or "", block["text"]
+        if block["kind"] == "console":
+            ran += run_commands(text)
+        elif mark.startswith("file: "):
+            Path(mark.removeprefix("file: ")).write_text(text)
+        elif mark == "run":
+            exec(compile(text, str(page), "exec"), {"__name__": "__main__"})  # noqa: S102
+            executed += 1
+    return ran, executed
+
+
+def run_commands(text: str) -> int:
+    for line in text.splitlines():
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
+            continue
+        assert words[0] == "veritrain", line
+        assert main(words[1:]) == 0, line
+    return len(text.splitlines())
+
+
+def test_the_readme_and_the_guide_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VERITRAIN_KEY", str(tmp_path / "key"))
+    assert run_page(ROOT / "README.md") == (5, 1)
+    assert run_page(ROOT / "docs" / "guide.md") == (8, 2)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_options_that_are_named_exist(page):
+    known = {
+        option
+        for command in commands.commands.values()
+        for parameter in command.params
+        for option in parameter.opts
+    }
+    known |= {"--help", "--version", "--index-url", "--only", "--out", "--threads"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text())) <= known
+
+
+def test_every_exported_name_exists():
+    assert all(getattr(veritrain, name) is not None for name in veritrain.__all__)
+
+
+def test_the_examples_are_jobs(monkeypatch):
+    for name, steps in (("digits", 300), ("char_transformer", 150)):
+        job = veritrain.load_job(ROOT / "examples" / f"{name}.py")
+        assert job.steps == steps
+        assert job.numerics == "exact"
