@@ -18,8 +18,9 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler
 from tests import jobs
 from veritrain import Job, JobError, NumericsError, TranscriptError
 from veritrain.data import Batches
+from veritrain.schedule import correctly_rounded_math
 from veritrain.state import HYPER, SCHEDULER, capture, refuse_nan, restore
-from veritrain.step import Program, correctly_rounded_math, run_step
+from veritrain.step import Program, run_step
 from veritrain.transcript import state_entries, state_root
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {

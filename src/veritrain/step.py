@@ -9,27 +9,21 @@ steps this process ran before.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import mpmath
-import mpmath.libmp
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from veritrain.errors import JobError, NumericsError
 from veritrain.job import Job
 from veritrain.numerics import Profile, resolve
+from veritrain.schedule import adopt_rates, settled_rates
 
 if TYPE_CHECKING:
     from veritrain.data import Batch
-
-# Far more than any double needs to decide how exp, log, sin, cos or pow rounds (about 120 bits).
-_PRECISION_BITS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,61 +87,24 @@ def run_step(program: Program, step: int, batch: Batch) -> float:
             nn.utils.clip_grad_norm_(parameters, job.clip_norm, foreach=False)
         program.optimizer.step()
         if program.scheduler is not None:
-            with correctly_rounded_math():
+            with settled_rates(program.optimizer):
                 program.scheduler.step()
+            adopt_rates(program.scheduler, program.optimizer)
     return total
-
-
-@contextmanager
-def correctly_rounded_math() -> Generator[None]:
-    """Within it, `math.exp`, `log`, `pow`, `sin` and `cos` round correctly.
-
-    Schedulers compute learning rates in Python floats with `math.cos` and the like. These go to
-    the C library, whose last bit depends on its version and on the processor (it picks kernels
-    with or without fused multiply-add when it loads). The correctly rounded value is the one that
-    every machine can agree on. `math.sqrt` is correctly rounded already (IEEE 754).
-    """
-    originals: dict[str, Callable[..., float]] = {
-        name: getattr(math, name) for name in ("exp", "log", "pow", "sin", "cos")
-    }
-    refining: list[str] = []  # mpmath itself calls `math`: to it, the originals answer
-    try:
-        for name, original in originals.items():
-            setattr(math, name, _rounded(name, original, refining))
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(math, name, original)
-
-
-def _rounded(
-    name: str, original: Callable[..., float], refining: list[str]
-) -> Callable[..., float]:
-    exact: Callable[..., Any] = getattr(mpmath, "power" if name == "pow" else name)
-
-    def compute(*arguments: float) -> float:
-        rough = original(*arguments)  # also raises what it raises, and settles 0, inf and NaN
-        if refining or rough == 0 or not math.isfinite(rough):
-            return rough
-        if name == "log" and len(arguments) == 2:
-            return compute(arguments[0]) / compute(arguments[1])  # as CPython defines log(x, base)
-        refining.append(name)
-        try:
-            with mpmath.workprec(_PRECISION_BITS):
-                value = exact(*(mpmath.mpf(argument) for argument in arguments))
-                return mpmath.libmp.to_float(value._mpf_, rnd="n")
-        finally:
-            refining.pop()
-
-    return compute
 
 
 def _build_scheduler(job: Job, optimizer: Optimizer) -> LRScheduler | None:
     if job.scheduler is None:
         return None
-    with correctly_rounded_math():
+    with settled_rates(optimizer):
         scheduler = job.scheduler(optimizer)
     _require_type("scheduler", scheduler, LRScheduler)
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise JobError(
+            "scheduler: ReduceLROnPlateau follows a metric that is not part of a step; choose a "
+            "schedule over steps"
+        )
+    adopt_rates(scheduler, optimizer)
     return scheduler
 
 
