@@ -106,11 +106,11 @@ def covered() -> dict[str, Kind]:
 
 
 def _as_is_rule(operator: OpOverload, kind: Kind) -> Rule:
-    """The operator itself, unless its functional twin has a rule: then that rule."""
-    outs = [argument for argument in _arguments(operator) if argument.is_out]
-    twin = _functional_twin(operator, short_name(operator)) if outs else None
-    if twin is not None and twin in _RULES:
-        return _into_out(operator, short_name(operator))
+    """The operator itself; where it writes into `out` and its functional twin has a rule, that rule."""
+    if any(argument.is_out for argument in _arguments(operator)):
+        twin = _functional_twin(operator, short_name(operator))
+        if twin is None or twin in _RULES:
+            return _into_out(operator, short_name(operator))
     return Rule(kind, operator)
 
 
@@ -149,11 +149,11 @@ def _into_out(operator: OpOverload, name: str) -> Rule:
 
 def _functional_twin(operator: OpOverload, name: str) -> OpOverload | None:
     """The overload that takes the same arguments but for `out`."""
-    inputs = [str(argument) for argument in _arguments(operator) if not argument.is_out]
+    inputs = [(a.name, str(a.type)) for a in _arguments(operator) if not a.is_out]
     packet = getattr(aten, name)
     for overload in packet.overloads():
         twin = getattr(packet, overload)
-        if [str(argument) for argument in _arguments(twin)] == inputs:
+        if [(a.name, str(a.type)) for a in _arguments(twin)] == inputs:
             return twin
     return None
 

@@ -1,0 +1,231 @@
+"""What has no definition is refused by name, with what to do; it never passes silently."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from rules_support import exact, numbers, same
+
+from veritrain.errors import NumericsError, UnsupportedOperatorError, VeritrainError
+from veritrain.numerics.rules import covered
+
+X = numbers(1, 4, 4)
+HALF, BRAIN = X.half(), X.bfloat16()
+COMPLEX = torch.view_as_complex(numbers(1, 4, 2))
+META = torch.empty(4, 4, device="meta")
+SPARSE = X.relu().to_sparse()
+INDEX = torch.zeros(4, 4, dtype=torch.int64)
+GENERATOR = torch.Generator()
+
+REFUSED = {
+    "unknown": (lambda: torch.linalg.qr(X), "linalg_qr.*covered operators"),
+    "float cumsum": (lambda: X.cumsum(0), "cumsum"),
+    "float cumsum in place": (lambda: X.clone().cumsum_(0), "cumsum"),
+    "remainder": (lambda: X % 0.3, "remainder"),
+    "floor division": (lambda: X // 0.3, "floor_divide"),
+    "div floor": (lambda: torch.div(X, 0.3, rounding_mode="floor"), r"div.*\.floor\(\)"),
+    "div floor in place": (lambda: X.clone().div_(0.3, rounding_mode="floor"), "div"),
+    "div floor out": (lambda: torch.div(X, X, rounding_mode="floor", out=torch.empty(4, 4)), "div"),
+    "round decimals": (lambda: X.round(decimals=2), "round.decimals"),
+    "round decimals in place": (lambda: X.clone().round_(decimals=2), "round.decimals"),
+    "pow": (lambda: X.pow(2.5), "pow.*2.5"),
+    "pow tensor": (lambda: X.pow(X), "pow"),
+    "scatter add": (lambda: X.scatter(0, INDEX, X, reduce="add"), "scatter.*scatter_add"),
+    "scatter add in place": (lambda: X.clone().scatter_(0, INDEX, X, reduce="add"), "scatter"),
+    "scatter multiply": (lambda: X.scatter(0, INDEX, 2.0, reduce="multiply"), "scatter"),
+    "scatter_reduce": (lambda: X.scatter_reduce(0, INDEX, X, "sum"), "scatter_reduce"),
+    "index_reduce": (lambda: X.index_reduce(0, INDEX[0], X, "mean"), "index_reduce"),
+    "put": (lambda: X.clone().put_(INDEX, X, accumulate=True), "put"),
+    "norm 3": (lambda: X.norm(p=3), "linalg_vector_norm of order 3"),
+    "max_norm": (lambda: F.embedding(INDEX, X.clone(), max_norm=1.0), "embedding_renorm"),
+    "mm 64": (lambda: X.double() @ X.double(), "mm on torch.float64"),
+    "mm int": (lambda: X.long() @ X.long(), "mm on torch.int64"),
+    "conv 64": (lambda: F.conv1d(X.double()[None], X.double()[None]), "convolution.*float64"),
+    "sum 64": (lambda: X.double().sum(), "sum on torch.float64"),
+    "mean bool": (lambda: (X > 0).mean(dtype=torch.float64), "mean"),
+    "exp 64": (lambda: X.double().exp(), "exp.*float64"),
+    "mm half": (lambda: HALF @ HALF, "mm.*float16"),
+    "add half": (lambda: HALF + HALF, r"add.*float16.*\.float\(\)"),
+    "mul bfloat16": (lambda: BRAIN * 2, "mul.*bfloat16"),
+    "square bfloat16": (lambda: BRAIN.square(), "pow.*bfloat16"),
+    "lerp half": (lambda: torch.lerp(HALF, HALF, 0.5), "lerp.*float16"),
+    "sigmoid backward half": (lambda: torch.ops.aten.sigmoid_backward(HALF, HALF), "float16"),
+    "foreach half": (lambda: torch._foreach_mul([HALF], 2.0), "mul.*float16"),
+    "out half": (lambda: torch.mul(HALF, HALF, out=torch.empty(4, 4).half()), "mul.*float16"),
+    "float8": (lambda: X.to(torch.float8_e4m3fn) + 1, "add.*float8"),
+    "complex sum": (lambda: COMPLEX.sum(), "sum.*complex64"),
+    "complex power": (lambda: COMPLEX**3, "pow.*complex64"),
+    "complex cumsum": (lambda: COMPLEX.cumsum(0), "cumsum.*complex64"),
+    "complex index_add": (lambda: COMPLEX.index_add(0, INDEX[0], COMPLEX), "index_add.*complex64"),
+    "complex list": (lambda: torch.cat([COMPLEX, COMPLEX]), "cat.*complex64"),
+    "new meta": (lambda: torch.nn.Linear(2, 2, device="meta"), "device meta"),
+    "meta": (lambda: META + 1, "add.*meta"),
+    "meta mm": (lambda: META @ META, "mm.*meta"),
+    "meta list": (lambda: torch.cat([META, META]), "cat.*meta"),
+    "sparse": (lambda: SPARSE * 2, "mul.*sparse_coo"),
+    "sparse list": (lambda: torch.stack([SPARSE, SPARSE]), "sparse_coo"),
+    "sparse mm": (lambda: torch.sparse.mm(SPARSE, X), "sparse"),
+    "to sparse": (lambda: X.to_sparse(), "to_sparse"),
+    "to csr": (lambda: X.to_sparse_csr(), "to_sparse"),
+    "rand generator": (lambda: torch.rand(3, generator=GENERATOR), "rand.*generator=None"),
+    "randperm generator": (lambda: torch.randperm(3, generator=GENERATOR), "randperm.*generator=None"),
+    "uniform generator": (lambda: X.clone().uniform_(generator=GENERATOR), "uniform_.*generator=None"),
+    "bernoulli generator": (
+        lambda: torch.bernoulli(X.sigmoid(), generator=GENERATOR), "bernoulli.*generator=None",
+    ),
+    "normal generator": (
+        lambda: torch.normal(0.0, 1.0, (3,), generator=GENERATOR), "normal.*generator=None",
+    ),
+    "rand 64": (lambda: torch.rand(3, dtype=torch.float64), "float64"),
+    "rand half": (lambda: torch.rand(3, dtype=torch.float16), "float16"),
+    "exponential": (lambda: X.clone().exponential_(), "exponential"),
+    "multinomial": (lambda: torch.multinomial(X.sigmoid(), 1), "multinomial"),
+    "avg_pool ceil": (lambda: F.avg_pool2d(X[None], 3, ceil_mode=True), "avg_pool2d with ceil_mode"),
+    "avg_pool count": (
+        lambda: F.avg_pool2d(X[None], 2, padding=1, count_include_pad=False), "count_include_pad",
+    ),
+    "adaptive": (lambda: F.adaptive_avg_pool2d(X[None], 3), "adaptive_avg_pool2d.*divide"),
+    "lstm": (lambda: torch.nn.LSTM(4, 2)(X), "rnn"),
+    "bilinear": (lambda: F.interpolate(X[None, None], scale_factor=2, mode="bilinear"), "bilinear"),
+    "fft": (lambda: torch.fft.fft(X), "fft"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_is_refused_by_name(name):
+    function, message = REFUSED[name]
+    with exact(), pytest.raises(VeritrainError, match=message):
+        function()
+
+
+GRADIENTS = {
+    "embedding by frequency": (
+        lambda w: F.embedding(INDEX, w, scale_grad_by_freq=True), "scale_grad_by_freq",
+    ),
+    "sparse embedding": (lambda w: F.embedding(INDEX, w, sparse=True), "sparse"),
+    "nearest": (lambda x: F.interpolate(x[None], scale_factor=2), "upsample_nearest1d_backward"),
+    "reflection": (lambda x: F.pad(x, (1, 1), mode="reflect"), "reflection_pad1d_backward"),
+    "fold": (lambda x: F.unfold(x[None, None], 2), "col2im"),
+    "unfold": (lambda x: x.unfold(0, 2, 1), "unfold_backward"),
+    "take": (lambda x: x.take(INDEX), "put"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradient_is_refused_by_name(name):
+    function, message = GRADIENTS[name]
+    with exact(), pytest.raises(UnsupportedOperatorError, match=message):
+        function(X.clone().requires_grad_()).sum().backward()
+
+
+def test_autocast_is_refused():
+    with (
+        exact(),
+        torch.autocast("cpu"),
+        pytest.raises(UnsupportedOperatorError, match="mm.*bfloat16"),
+    ):
+        X @ X
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e9, -3e9])
+def test_cast_beyond_an_integer_type_is_refused(value):
+    x = torch.tensor([1.0, value])
+    with exact():
+        for cast in (
+            lambda: x.int(),
+            lambda: x.to(torch.uint8),
+            lambda: INDEX[0, :2].int().copy_(x),
+        ):
+            with pytest.raises(NumericsError, match="do not fit"):
+                cast()
+        assert x.bool().tolist() == [True, True]
+
+
+def test_cast_within_an_integer_type_truncates():
+    with exact():
+        x = torch.tensor([255.9, -0.9, 0.0, 7.5])
+        assert x.to(torch.uint8).tolist() == [255, 0, 0, 7]
+        assert torch.tensor([2.0**63 - 2**39]).long().item() == 2**63 - 2**39
+        assert torch.empty(0).int().numel() == 0
+
+
+def opaque(graph: torch.fx.GraphModule, inputs):
+    """A compiler backend whose kernels no dispatch mode sees, and which computes something else."""
+
+    def run(*arguments):
+        with torch.utils._python_dispatch._disable_current_modes():
+            return [torch.full((), 123.0)]
+
+    return run
+
+
+def test_compiled_code_runs_as_plain_python():
+    def loss(x):
+        return (x * x).sum()
+
+    compiled = torch.compile(loss, backend=opaque)
+    before = torch.compile(loss, backend=opaque)
+    assert before(X) == 123  # compiled and cached outside
+    with exact():
+        same(compiled(X), loss(X))
+        same(before(X), loss(X))
+    assert before(X) == 123
+
+
+def test_inference_mode_is_exact_or_refused():
+    with exact():
+        want = torch.max(X.mm(X), X)
+        with torch.inference_mode():
+            got = torch.max(X.mm(X), X)
+            with pytest.raises(UnsupportedOperatorError, match="linear"):
+                F.linear(X, X)
+    same(got, want)
+
+
+def test_other_default_type_does_not_matter():
+    def run():
+        y = F.layer_norm(X @ X, (4,)) + F.conv1d(X[None], X[:, :, None])[0]
+        y = F.max_pool2d(F.batch_norm(y[None, None], None, None, training=True), 2)
+        return y.flatten(), F.cross_entropy(X, INDEX[0]), X.sum(0), torch.randn_like(X)
+
+    with exact():
+        want = run()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with exact():
+            same(run(), want)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_dimensions_out_of_range_are_errors():
+    with exact():
+        for function in (lambda: X.sum(2), lambda: X.mean(-3), lambda: X.var(5)):
+            with pytest.raises(IndexError, match="outside"):
+                function()
+        with pytest.raises(IndexError, match="outside"):
+            X.scatter_add(1, INDEX + 4, X)
+        with pytest.raises(IndexError, match="outside"):
+            X.scatter_add(1, INDEX - 1, X)
+        with pytest.raises(IndexError, match="outside"):
+            X.index_add(0, INDEX[0] + 4, X)
+        with pytest.raises(IndexError, match="topk"):
+            X.topk(5)
+
+
+def test_in_place_does_not_lose_the_kind_of_number():
+    with exact():
+        for function in (
+            lambda: INDEX.clone().addcmul_(X, X),
+            lambda: INDEX.clone().add_(0.5),
+            lambda: INDEX.clone().lerp_(X, 0.5),
+        ):
+            with pytest.raises((TypeError, RuntimeError), match="cast|dtype"):
+                function()
+
+
+def test_refused_overloads_are_not_listed_as_covered():
+    assert "aten.scatter.reduce" not in covered()
+    assert "aten.round.decimals" not in covered()
+    assert "scatter" in covered()
