@@ -38,7 +38,7 @@ bench: $(ready)
 lint: $(ready)
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
-	$(bin)/pyright
+	$(bin)/pyright --pythonpath $(bin)/python
 
 format: $(ready)
 	$(bin)/ruff check --fix .
