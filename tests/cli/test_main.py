@@ -79,7 +79,7 @@ def test_every_error_has_its_exit_code(monkeypatch, capfd, error, code):
 
     monkeypatch.setattr(show.command, "callback", raise_error)
     monkeypatch.setattr(os, "dup2", lambda *_: None)  # of a broken pipe: stdout is the test's
-    assert main(["show", "x"]) == code
+    assert main(["show", "."]) == code
     err = capfd.readouterr().err
     assert err.count("\n") == (0 if code == 141 else 1)
     assert "\x1b" not in err

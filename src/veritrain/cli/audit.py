@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from veritrain.cli import keys, output
+from veritrain.cli import keys, output, params
 
 if TYPE_CHECKING:
     from veritrain.verify.report import AuditReport, CheckResult
@@ -24,20 +24,6 @@ _MARKS = {
 }
 
 
-class _StepRange(click.ParamType[tuple[int, int]]):
-    """`a:b`, the first and the last step."""
-
-    name = "a:b"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        match = re.fullmatch(r"(\d{1,15}):(\d{1,15})", str(value), re.ASCII)
-        if match is None:
-            self.fail(f"expected the first and the last step, 100:200 for example, got {value!r}")
-        return int(match[1]), int(match[2])
-
-
 @click.command(
     "audit",
     epilog="""\b
@@ -50,11 +36,11 @@ Examples:
 Exit status: 0 accepted, 1 rejected, 3 inconclusive,
 2 bad usage or a folder that is not a readable run.""",
 )
-@click.argument("run")
+@click.argument("run", type=params.Run())
 @click.option(
     "--job", required=True, type=click.Path(path_type=Path), help="Your own copy of the job file."
 )
-@click.option("--steps", type=_StepRange(), help="Recompute these steps only, both included.")
+@click.option("--steps", type=params.StepRange(), help="Recompute these steps only, both included.")
 @click.option(
     "--sample",
     type=click.IntRange(1),

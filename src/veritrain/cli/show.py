@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from veritrain.cli import output
+from veritrain.cli import output, params
 from veritrain.cli.plot import plot
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ Examples:
 
 To find out whether it is true: veritrain audit runs/a --job job.py""",
 )
-@click.argument("run")
+@click.argument("run", type=params.Run())
 @output.json_option
 def command(run: str, as_json: bool) -> int:
     """Show what RUN, a folder or fsspec URL, says: job, key, losses, checkpoints, digest.
