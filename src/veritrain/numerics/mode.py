@@ -82,7 +82,10 @@ def _single(name: str, args: Sequence[Any]) -> Callable[..., Any]:
     bound = {"maximum": "clamp_min", "minimum": "clamp_max"}.get(base)
     if bound is not None and not isinstance(_at(args[1], 0), Tensor):
         name = name.replace(base, bound)
-    return getattr(torch.ops.aten, name)
+    if hasattr(torch.ops.aten, name):
+        return getattr(torch.ops.aten, name)
+    functional = getattr(torch.ops.aten, name.removesuffix("_"))  # maximum and minimum
+    return lambda x, *rest, **options: x.copy_(functional(x, *rest, **options))
 
 
 _NARROW = (

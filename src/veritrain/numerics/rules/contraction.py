@@ -152,7 +152,13 @@ def _apply_weight(image: Tensor, w: Tensor, geometry: Any, *, over_inputs: bool)
     image_q, image_scale = quantise(image, image_shape, bits)
     y = torch.ops.aten.convolution(image_q, w_q, None, *geometry).contiguous()
     scale = image_scale.view(num_n, groups, 1) * w_scale.view(1, groups, -1)
-    return rescale_rows(y.view(scale.numel(), -1), scale.view(-1)).view(y.shape)
+    return rescale_rows(_as_rows(y, scale), scale.view(-1)).view(y.shape)
+
+
+def _as_rows(integers: Tensor, scale: Tensor) -> Tensor:
+    """One row for each scale, also where there are none."""
+    count = scale.numel()
+    return integers.view(count, integers.numel() // max(count, 1))
 
 
 def _is_plain(image: Tensor, groups: int) -> bool:
@@ -220,7 +226,11 @@ def _input_gradient(grad: Tensor, x: Tensor, w: Tensor, geometry: Any) -> Tensor
     stride, padding, dilation, transposed, _, groups = geometry
     if transposed:  # the gradient of a transposed convolution is a forward one
         forward = (stride, padding, dilation, False, [0] * len(stride), groups)
-        return _apply_weight(grad, w, forward, over_inputs=True)
+        result = _apply_weight(grad, w, forward, over_inputs=True)
+        # output padding of a whole stride makes positions that no input has
+        for d, size in enumerate(x.shape[2:], 2):
+            result = result.narrow(d, 0, size)
+        return result.contiguous()
     # positions that the stride never reached
     missing = [
         size - ((out - 1) * s - 2 * p + d * (k - 1) + 1)
