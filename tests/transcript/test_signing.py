@@ -34,7 +34,9 @@ def test_a_signature_verifies_for_its_key_domain_and_data_only() -> None:
         (b"short", "head", b"data", signature),
         (b"\xff" * 32, "head", b"data", signature),
     ]:
-        with pytest.raises(VerificationError, match=f"signature of the {domain} is not by key"):
+        with pytest.raises(
+            VerificationError, match=f"signature of the {domain}: expected one by key"
+        ):
             verify_signature(key, domain, data, given_signature)
 
 

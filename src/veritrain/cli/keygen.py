@@ -29,9 +29,9 @@ def command(path: Path | None, with_password: bool, as_json: bool) -> int:
     makes a key there by itself when it needs one. A key is never overwritten. The password may
     also stand in $VERITRAIN_KEY_PASSWORD.
     """
-    from veritrain.transcript.signing import Signer
+    from veritrain.transcript.signing import Signer, default_key_path
 
-    place = path if path is not None else keys.default_path()
+    place = path if path is not None else default_key_path()
     signer = Signer.generate()
     signer.save(place, keys.new_password() if with_password else None)
     data = {

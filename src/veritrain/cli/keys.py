@@ -19,23 +19,15 @@ PASSWORD_VARIABLE = "VERITRAIN_KEY_PASSWORD"  # noqa: S105 - the name of a varia
 _ENCRYPTED = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"  # RFC 7468 section 11
 
 
-def default_path() -> Path:
-    """Where the trainer's key is kept: $VERITRAIN_KEY or ~/.config/veritrain/trainer.key."""
-    from veritrain.training.recorder import DEFAULT_KEY, KEY_VARIABLE
-
-    return Path(os.environ.get(KEY_VARIABLE) or DEFAULT_KEY).expanduser()
-
-
 def load(path: Path | None) -> Signer:
     """The trainer's key; without a path the one at the default place, made on first use.
 
     Raises:
         UsageError: not a key, or its password is missing or wrong.
     """
-    from veritrain.training.recorder import default_signer
-    from veritrain.transcript import Signer
+    from veritrain.transcript.signing import Signer, default_key_path, default_signer
 
-    place = path if path is not None else default_path()
+    place = path if path is not None else default_key_path()
     if path is None and not place.exists():
         return default_signer()
     return Signer.load(place, _password(place) if _is_encrypted(place) else None)

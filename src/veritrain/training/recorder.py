@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -37,9 +36,7 @@ from veritrain.transcript import (
     state_entries,
     state_root,
 )
-
-KEY_VARIABLE = "VERITRAIN_KEY"  # path of the trainer's key; not a setting of any run
-DEFAULT_KEY = Path("~/.config/veritrain/trainer.key")
+from veritrain.transcript.signing import default_signer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,20 +209,6 @@ def train(
             if on_step is not None:
                 on_step(step.number, loss)
     return run.digest
-
-
-def default_signer() -> Signer:
-    """The trainer's own key: at $VERITRAIN_KEY or ~/.config/veritrain/trainer.key; made if missing.
-
-    Raises:
-        UsageError: the file is not a key, or needs a password.
-    """
-    path = Path(os.environ.get(KEY_VARIABLE) or DEFAULT_KEY).expanduser()
-    if path.exists():
-        return Signer.load(path)
-    signer = Signer.generate()
-    signer.save(path)
-    return signer
 
 
 class _Run:

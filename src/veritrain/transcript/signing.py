@@ -20,6 +20,9 @@ from veritrain.transcript.limits import LIMITS
 _PREFIX = b"veritrain v1 signature\x00"
 _FINGERPRINT_BYTES = 16
 
+KEY_VARIABLE = "VERITRAIN_KEY"  # path of the trainer's key; not a setting of any run
+DEFAULT_KEY = Path("~/.config/veritrain/trainer.key")
+
 
 class Signer:
     """A private key. Its text form shows the fingerprint only."""
@@ -100,6 +103,25 @@ def fingerprint(public_key: bytes) -> str:
     return digest("public key", public_key)[:_FINGERPRINT_BYTES].hex()
 
 
+def default_key_path() -> Path:
+    """Where the trainer's own key is kept: $VERITRAIN_KEY or ~/.config/veritrain/trainer.key."""
+    return Path(os.environ.get(KEY_VARIABLE) or DEFAULT_KEY).expanduser()
+
+
+def default_signer() -> Signer:
+    """The trainer's own key, made on first use.
+
+    Raises:
+        UsageError: the file is not a key, or needs a password.
+    """
+    path = default_key_path()
+    if path.exists():
+        return Signer.load(path)
+    signer = Signer.generate()
+    signer.save(path)
+    return signer
+
+
 def verify_signature(public_key: bytes, domain: str, data: bytes, signature: bytes) -> None:
     """Check a signature that `Signer.sign` made.
 
@@ -110,7 +132,8 @@ def verify_signature(public_key: bytes, domain: str, data: bytes, signature: byt
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, _message(domain, data))
     except (InvalidSignature, ValueError):
         raise VerificationError(
-            f"the signature of the {domain} is not by key {fingerprint(public_key)}"
+            f"signature of the {domain}: expected one by key {fingerprint(public_key)}, "
+            f"got {signature[:8].hex()}…, which is not"
         ) from None
 
 
