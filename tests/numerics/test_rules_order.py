@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rules_support import exact, layouts, numbers, same
 
@@ -29,6 +29,8 @@ BINARY = {
 
 @pytest.mark.parametrize("name", BINARY)
 @given(vectors, vectors)
+@example([0.0, -0.0] * 20, [-0.0, 0.0] * 20)
+@example([float("nan"), 1.0] * 20, [1.0, float("nan")] * 20)
 @settings(max_examples=15, deadline=None)
 def test_value_does_not_depend_on_its_place(name, first, second):
     count = min(len(first), len(second))
