@@ -84,8 +84,12 @@ def _single(name: str, args: Sequence[Any]) -> Callable[..., Any]:
         name = name.replace(base, bound)
     if hasattr(torch.ops.aten, name):
         return getattr(torch.ops.aten, name)
-    functional = getattr(torch.ops.aten, name.removesuffix("_"))  # maximum and minimum
-    return lambda x, *rest, **options: x.copy_(functional(x, *rest, **options))
+    functional = getattr(torch.ops.aten, name.removesuffix("_"))
+
+    def in_place(x: Tensor, other: Tensor) -> Tensor:  # maximum and minimum
+        return x.copy_(functional(x, other))
+
+    return in_place
 
 
 _NARROW = (
