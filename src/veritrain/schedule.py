@@ -40,10 +40,20 @@ def settled_rates(optimizer: Optimizer) -> Generator[None]:
             group[key] = settle(group[key])
 
 
-def adopt_rates(scheduler: LRScheduler, optimizer: Optimizer) -> None:
-    """Make the scheduler's record of the last rates agree with the settled ones."""
-    if hasattr(scheduler, "_last_lr"):
-        scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]  # pyright: ignore[reportPrivateUsage]
+def settle_records(scheduler: LRScheduler) -> None:
+    """Settle the last rates that a scheduler, and those it is made of, remember."""
+    rates = getattr(scheduler, "_last_lr", None)
+    if rates is not None:
+        scheduler._last_lr = [settle(rate) for rate in rates]  # pyright: ignore[reportPrivateUsage]
+    for part in getattr(scheduler, "_schedulers", ()):
+        settle_records(part)
+
+
+def settle_group(group: dict[str, Any]) -> None:
+    """Settle every float among an optimiser group's hyper-parameters, as it is built: they too may
+    have been computed with `**`."""
+    for key in group.keys() - {"params"}:
+        group[key] = settle(group[key])
 
 
 def settle(value: Any) -> Any:

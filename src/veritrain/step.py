@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from veritrain.errors import JobError, NumericsError
 from veritrain.job import Job
 from veritrain.numerics import Profile, resolve
-from veritrain.schedule import adopt_rates, settled_rates
+from veritrain.schedule import settle_group, settle_records, settled_rates
 
 if TYPE_CHECKING:
     from veritrain.data import Batch
@@ -52,6 +52,8 @@ class Program:
             optimizer = job.optimizer(model)
             _require_type("optimizer", optimizer, Optimizer)
             profile.canonicalise(optimizer)
+            for group in optimizer.param_groups:
+                settle_group(group)
             scheduler = _build_scheduler(job, optimizer)
         return cls(job=job, profile=profile, model=model, optimizer=optimizer, scheduler=scheduler)
 
@@ -89,7 +91,7 @@ def run_step(program: Program, step: int, batch: Batch) -> float:
         if program.scheduler is not None:
             with settled_rates(program.optimizer):
                 program.scheduler.step()
-            adopt_rates(program.scheduler, program.optimizer)
+            settle_records(program.scheduler)
     return total
 
 
@@ -104,7 +106,7 @@ def _build_scheduler(job: Job, optimizer: Optimizer) -> LRScheduler | None:
             "scheduler: ReduceLROnPlateau follows a metric that is not part of a step; choose a "
             "schedule over steps"
         )
-    adopt_rates(scheduler, optimizer)
+    settle_records(scheduler)
     return scheduler
 
 

@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 
 from veritrain import numerics
 from veritrain.errors import NumericsError, UsageError
@@ -60,6 +61,33 @@ def test_the_callers_generators_are_as_before_also_after_an_error(profile):
         draws()
         raise ZeroDivisionError
     assert draws() == expected
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing_gets_the_same_dropout_again(reentrant):
+    """Recomputing with another mask would train, and replay, a wrong gradient."""
+    weight = torch.ones(64, requires_grad=True)
+
+    def dropped(x):
+        return torch.nn.functional.dropout(x * weight, 0.5)
+
+    def gradient(function):
+        weight.grad = None
+        with EXACT.active(seed=3, purpose="step", step=1):
+            torch.rand(2)  # the block is not the first to draw
+            out = function(torch.ones(64, requires_grad=True))
+            torch.rand(2)
+            (out * out).sum().backward()
+            after = torch.rand(3)
+        return weight.grad.clone(), after
+
+    plain, plain_after = gradient(dropped)
+    saved, saved_after = gradient(
+        lambda x: torch.utils.checkpoint.checkpoint(dropped, x, use_reentrant=reentrant)
+    )
+    assert 0 < int((plain == 0).sum()) < 64
+    assert torch.equal(plain, saved)
+    assert torch.equal(plain_after, saved_after)
 
 
 def test_an_unknown_profile_is_named():

@@ -35,10 +35,13 @@ class Scope(ABC):
         Args:
             seed: 0 <= seed < 2**256. purpose: what the numbers are for. step: counts from 0.
         """
-        stream = Stream(seed, purpose, step)
+        stream = self._stream(seed, purpose, step)
         python_random.seed(stream.next_key())
         np.random.seed(stream.next_key() % 2**32)
         self._take(stream)
+
+    def _stream(self, seed: int, purpose: str, step: int) -> Stream:
+        return Stream(seed, purpose, step)
 
     @abstractmethod
     def _take(self, stream: Stream) -> None:
@@ -54,7 +57,11 @@ class Profile(ABC):
     @contextmanager
     def active(self, *, seed: int, purpose: str, step: int) -> Generator[Scope]:
         """Put the profile in force, with random numbers keyed by (seed, purpose, step, call)."""
-        with _callers_generators_kept(), self._enter() as scope:
+        with (
+            _callers_generators_kept(),
+            torch.random.fork_rng(devices=[]),
+            self._enter() as scope,
+        ):
             scope.rekey(seed=seed, purpose=purpose, step=step)
             yield scope
 
@@ -80,16 +87,36 @@ class Native(Profile):
 
     @contextmanager
     def _enter(self) -> Generator[Scope]:
-        with torch.random.fork_rng(devices=[]):
-            yield _NativeScope()
+        yield _NativeScope()
 
     def canonicalise(self, optimizer: Optimizer) -> None:
         """The user's flags stand."""
 
 
+class _SavedStream(Stream):
+    """Keeps its call number as the seed of torch's own generator, which draws nothing here.
+
+    So code that saves and restores that generator gets the same numbers again: activation
+    checkpointing computes a forward pass a second time and needs the same dropout.
+    """
+
+    def __init__(self, seed: int, purpose: str, step: int) -> None:
+        super().__init__(seed, purpose, step)
+        torch.default_generator.manual_seed(0)
+
+    def next_key(self) -> int:
+        self.call = torch.default_generator.initial_seed()
+        key = super().next_key()
+        torch.default_generator.manual_seed(self.call)
+        return key
+
+
 class _ExactScope(Scope):
     def __init__(self, mode: ExactMode) -> None:
         self._mode = mode
+
+    def _stream(self, seed: int, purpose: str, step: int) -> Stream:
+        return _SavedStream(seed, purpose, step)
 
     def _take(self, stream: Stream) -> None:
         self._mode.stream = stream

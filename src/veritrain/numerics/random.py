@@ -51,12 +51,12 @@ class Stream:
         self._seed = seed.to_bytes(SEED_BYTES, "big")
         self._purpose = purpose
         self._step = step
-        self._call = 0
+        self.call = 0  # number of the next one
 
     def next_key(self) -> int:
         """Return the key of the next call, an integer of 64 bits."""
-        value: list[encoding.Value] = [self._seed, self._purpose, self._step, self._call]
-        self._call += 1
+        value: list[encoding.Value] = [self._seed, self._purpose, self._step, self.call]
+        self.call += 1
         return int.from_bytes(encoding.digest_value("random key", value)[:8], "little")
 
 
