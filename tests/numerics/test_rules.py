@@ -134,6 +134,13 @@ CASES = {
     "elementary in place": (lambda x: x.detach().clone().exp_().log1p_().sqrt_().tanh_(), X),
     "silu": (lambda x: F.silu(x), X),
     "gelu": (lambda x: (F.gelu(x), F.gelu(x, approximate="tanh")), X),
+    "softplus": (lambda x: (F.softplus(x), F.softplus(x, 2, 1.5), F.logsigmoid(x)), X),
+    "elu": (lambda x: (F.elu(x), F.elu(x, 0.5), F.selu(x), F.celu(x, 1.3)), X),
+    "elu in place": (lambda x: F.elu(x * 1, 0.7, inplace=True), X),
+    "hard": (lambda x: (F.hardswish(x), F.hardsigmoid(x), F.hardswish(x * 2)), X * 1.3),
+    "glu": (lambda x: (F.glu(x), F.glu(x, 0)), X),
+    "prelu": (lambda x, y: F.prelu(x, y[0]), X, Y),
+    "linspace": (lambda x: tuple(torch.linspace(-1, 2, n).to(x.dtype) for n in (0, 1, 2, 5, 8)), X),
     "arange": (
         lambda x: (torch.arange(5).to(x.dtype), torch.arange(1, 9, 3), torch.arange(7, 1, -2)), X,
     ),
@@ -165,6 +172,32 @@ CASES = {
     "unsafe_index_put": (lambda x, y: aten._unsafe_index_put(x.detach(), [ROWS], y.detach(), True), X, Y),
     "avg_pool": (lambda x: (F.avg_pool2d(x, 2), F.avg_pool2d(x, 3, 2, 1), F.avg_pool2d(x, (2, 3))), IMAGE),
     "adaptive": (lambda x: (F.adaptive_avg_pool2d(x, 1), F.adaptive_avg_pool2d(x, (3, 4))), IMAGE),
+    "std": (lambda x: (x.std(), x.std(1), x.std(0, correction=0, keepdim=True)), X),
+    "logsumexp": (lambda x: (x.logsumexp(1), x.logsumexp((0, 1), keepdim=True)), X),
+    "smooth l1": (
+        lambda x, y: (
+            *(F.smooth_l1_loss(x, y, reduction=r) for r in ("none", "mean", "sum")),
+            F.smooth_l1_loss(x, y, beta=0.3), F.huber_loss(x, y, delta=0.7),
+            F.huber_loss(x, y, reduction="sum"), F.l1_loss(x, y),
+        ), X, Y,
+    ),
+    "bce logits": (
+        lambda x, y: (
+            *(
+                F.binary_cross_entropy_with_logits(x, y.sigmoid(), reduction=r)
+                for r in ("none", "mean", "sum")
+            ),
+            F.binary_cross_entropy_with_logits(
+                x, (y > 0).to(x.dtype), POSITIVE.to(x.dtype), pos_weight=POSITIVE[0].to(x.dtype)
+            ),
+        ), X, Y,
+    ),
+    "kl": (
+        lambda x, y: (
+            F.kl_div(x.log_softmax(1), y.softmax(1), reduction="batchmean"),
+            F.kl_div(x.log_softmax(1), y.log_softmax(1), reduction="sum", log_target=True),
+        ), X, Y,
+    ),
     "mse": (lambda x, y: tuple(F.mse_loss(x, y, reduction=r) for r in ("none", "mean", "sum")), X, Y),
     # contractions
     "mm": (lambda x, y: (x @ y.T, x.mm(y.T)), X, Y),

@@ -4,6 +4,7 @@ Importing this package registers all of them; `lookup` finds the rule of an ATen
 """
 
 from veritrain.numerics.rules import (
+    activations,
     as_is,
     contraction,
     losses,
@@ -18,6 +19,7 @@ from veritrain.numerics.rules import (
 from veritrain.numerics.rules.table import Kind, Rule, covered, lookup, short_name
 
 ROOMS = (
+    activations,
     as_is,
     contraction,
     losses,

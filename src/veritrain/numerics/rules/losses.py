@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from veritrain.numerics import elementary
 from veritrain.numerics.rules.sums import reduce_sum
 from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
 
@@ -88,3 +89,65 @@ def _nll_loss_backward(
         1, safe.unsqueeze(1), torch.where(weights == 0, 0.0, -(weights * each)).unsqueeze(1)
     )
     return filled.view(x.shape)
+
+
+@rule(Kind.COMPOSITE, aten.smooth_l1_loss.default)
+def _smooth_l1(x: Tensor, target: Tensor, reduction: int = _MEAN, beta: float = 1.0) -> Tensor:
+    require_float32("smooth_l1_loss", x, target)
+    size = (x - target).abs()
+    near = (size * size) * 0.5 / beta if beta > 0 else size
+    return _reduce(torch.where(size < beta, near, size - 0.5 * beta), reduction)
+
+
+@rule(Kind.COMPOSITE, aten.smooth_l1_loss_backward.default)
+def _smooth_l1_backward(
+    grad: Tensor, x: Tensor, target: Tensor, reduction: int, beta: float
+) -> Tensor:
+    require_float32("smooth_l1_loss_backward", grad, x, target)
+    difference = x - target
+    each = _reduced_grad(grad, x.numel(), reduction)
+    near = difference / beta if beta > 0 else difference
+    return each * torch.where(difference.abs() < beta, near, difference.sign())
+
+
+@rule(Kind.COMPOSITE, aten.huber_loss.default)
+def _huber(x: Tensor, target: Tensor, reduction: int = _MEAN, delta: float = 1.0) -> Tensor:
+    require_float32("huber_loss", x, target)
+    size = (x - target).abs()
+    far = (size - 0.5 * delta) * delta
+    return _reduce(torch.where(size <= delta, (size * size) * 0.5, far), reduction)
+
+
+@rule(Kind.COMPOSITE, aten.huber_loss_backward.default)
+def _huber_backward(
+    grad: Tensor, x: Tensor, target: Tensor, reduction: int, delta: float
+) -> Tensor:
+    require_float32("huber_loss_backward", grad, x, target)
+    difference = x - target
+    each = _reduced_grad(grad, x.numel(), reduction)
+    far = difference.sign() * delta
+    return each * torch.where(difference.abs() <= delta, difference, far)
+
+
+@rule(Kind.COMPOSITE, aten.binary_cross_entropy_with_logits.default)
+def _binary_cross_entropy_with_logits(
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+    reduction: int = _MEAN,
+) -> Tensor:
+    require_float32("binary_cross_entropy_with_logits", x, target, weight, pos_weight)
+    slope = elementary.apply("softplus", -x)
+    if pos_weight is not None:
+        slope = slope * ((pos_weight - 1) * target + 1)
+    losses = (1 - target) * x + slope
+    return _reduce(losses if weight is None else losses * weight, reduction)
+
+
+@rule(Kind.COMPOSITE, aten.xlogy.Tensor)
+def _xlogy(x: Tensor, y: Tensor) -> Tensor:
+    """x * log(y), and 0 where x is 0 and y is a number."""
+    require_float32("xlogy", x, y)
+    zero = (x == 0) & ~y.isnan()
+    return torch.where(zero, 0.0, x * elementary.apply("log", y))

@@ -175,6 +175,18 @@ def _arange_start(start: float, end: float, **options: Any) -> Tensor:
     return _arange(start, end, 1, **options)
 
 
+@rule(Kind.COMPOSITE, aten.linspace.default)
+def _linspace(start: float, end: float, steps: int, **options: Any) -> Tensor:
+    """In binary64: from the start in the lower half, from the end in the upper one; then a cast."""
+    dtype = options.get("dtype") or torch.float32
+    if dtype not in (torch.float32, torch.float64):
+        raise UnsupportedOperatorError(f"linspace of {dtype} has no exact rule")
+    step = (end - start) / (steps - 1) if steps > 1 else 0.0
+    count = torch.arange(steps, dtype=torch.float64)
+    rising, falling = count * step + start, end - (steps - 1 - count) * step
+    return torch.where(count < steps / 2, rising, falling).to(dtype)
+
+
 @rule(Kind.MOVEMENT, aten.cumsum.default)
 def _cumsum(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
     if (x if dtype is None else torch.empty(0, dtype=dtype)).is_floating_point():

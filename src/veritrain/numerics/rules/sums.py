@@ -111,6 +111,27 @@ def _var(
     return reduce_sum(deviation * deviation, dims, keepdim) / divisor
 
 
+@rule(Kind.COMPOSITE, aten.std.correction)
+def _std(
+    x: Tensor,
+    dims: list[int] | None = None,
+    *,
+    correction: float | None = None,
+    keepdim: bool = False,
+) -> Tensor:
+    return elementary.apply("sqrt", _var(x, dims, correction=correction, keepdim=keepdim))
+
+
+@rule(Kind.COMPOSITE, aten.logsumexp.default)
+def _logsumexp(x: Tensor, dims: list[int], keepdim: bool = False) -> Tensor:
+    """log(sum(exp(x - m))) + m with m the largest value, or 0 where that is infinite."""
+    require_float32("logsumexp", x)
+    top = x.amax(dims, keepdim=True)
+    top = torch.where(top.abs() == math.inf, 0.0, top)
+    sums = reduce_sum(elementary.apply("exp", x - top), dims, keepdim)
+    return elementary.apply("log", sums) + top.view(sums.shape)
+
+
 @rule(Kind.COMPOSITE, aten.linalg_vector_norm.default)
 def _vector_norm(
     x: Tensor,

@@ -170,9 +170,11 @@ def _write(target: Tensor, result: Tensor) -> Tensor:
 
 
 def _no_rule(operator: OpOverload) -> UnsupportedOperatorError:
-    remedy = "write this part of the model with covered operators (docs/numerics.md lists them)"
-    if "generator" in (argument.name for argument in _arguments(operator)):
+    remedy = "write this part of the model with covered operators (docs/operators.md lists them)"
+    if operator.name().endswith("generator"):
         remedy = "leave generator=None: the random numbers of a step come from (seed, step, call)"
+    elif "generator" in (argument.name for argument in _arguments(operator)):
+        remedy = "draw from torch.rand, randn, randint, randperm or bernoulli instead"
     return UnsupportedOperatorError(
         f"operator {operator} has no rule under exact numerics; {remedy} or choose numerics='native'"
     )
