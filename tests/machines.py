@@ -1,8 +1,8 @@
 """The machine matrix: settings that give unlike bits on one computer, each as a fresh process.
 
 A *machine* here is a thread count, PyTorch's own kernels (ATEN_CPU_CAPABILITY), the instruction sets of
-MKL and oneDNN, the target of our compiled kernels (NUMBA_CPU_NAME) and of the C library's mathematics
-(GLIBC_TUNABLES). Under `native` numerics every one of them trains to other weights after one step
+MKL and oneDNN, the target of our compiled kernels (NUMBA_CPU_NAME), of numpy's (NPY_DISABLE_CPU_FEATURES)
+and of the C library's mathematics (GLIBC_TUNABLES). Under `native` numerics every one of them trains to other weights after one step
 (test_machines.py shows it), so agreement over the matrix is a real test.
 """
 
@@ -27,12 +27,16 @@ class Machine:
     onednn: bool = True
 
 
+# by numpy's names, old and new; it ignores those that it does not know
+_NUMPY_AVX512 = "AVX512F AVX512CD AVX512_SKX X86_V4 AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR"
+
 _AVX2 = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "NUMBA_CPU_NAME": "haswell",
     "NUMBA_CPU_FEATURES": "",
+    "NPY_DISABLE_CPU_FEATURES": _NUMPY_AVX512,
 }
 _SSE4 = {
     "ATEN_CPU_CAPABILITY": "default",
@@ -40,6 +44,7 @@ _SSE4 = {
     "ONEDNN_MAX_CPU_ISA": "SSE41",
     "NUMBA_CPU_NAME": "nehalem",
     "NUMBA_CPU_FEATURES": "",
+    "NPY_DISABLE_CPU_FEATURES": f"{_NUMPY_AVX512} X86_V3 AVX2 FMA3",
     "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-FMA,-FMA4,-AVX512F",
 }
 
