@@ -19,13 +19,14 @@ reassociation (fastmath stays off), or an integer operation: the bits do not dep
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from veritrain.numerics.parallel import run
+from veritrain.numerics.parallel import grain_of, run
 
 # Adding 1.5 * 2**52 to |x| <= 2**51 rounds x half to even to an integer (round-to-nearest mode); the
 # low bits of the sum then are that integer.
@@ -33,9 +34,10 @@ ROUNDING = 1.5 * 2.0**52
 ROUNDING_BITS = np.float64(ROUNDING).view(np.int64)
 _NOT_FINITE = np.int32(0x7F800000)  # magnitude bits of infinity; NaN is above
 _MAGNITUDE = np.int32(0x7FFFFFFF)
-_GRAIN = 1 << 15  # values that one thread should have at least
 
 jit = numba.njit(nogil=True, cache=True, error_model="numpy")
+
+Slices: TypeAlias = tuple[int, int, int, int]  # (P, A, C, B)
 
 MAX_BITS = 51  # of a rounded value, by the rounding trick
 EXACT_BITS = 53  # integers up to 2**53 are exact in binary64
@@ -250,7 +252,17 @@ def _accumulate_kernel(values_nd, row_n, factor, total_rd, start, stop):
             target[d] += rounded.view(np.int64) - ROUNDING_BITS
 
 
-def _pacb(x: Tensor, shape: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+def rows_of(x: Tensor) -> Slices:
+    """One slice for each row of (R, D)."""
+    return 1, 1, x.shape[0], x.shape[1]
+
+
+def channels_of(x: Tensor) -> Slices:
+    """One slice for each channel of (N, C, *S), over all samples."""
+    return 1, x.shape[0], x.shape[1], math.prod(x.shape[2:])
+
+
+def _pacb(x: Tensor, shape: Slices) -> tuple[np.ndarray, np.ndarray]:
     """The values of a contiguous fp32 tensor as (P, A, C, B), and the same memory as int32."""
     values = x.detach().numpy().reshape(shape)
     return values, values.view(np.int32)
@@ -259,7 +271,7 @@ def _pacb(x: Tensor, shape: tuple[int, int, int, int]) -> tuple[np.ndarray, np.n
 _COLUMN_BLOCK = 256  # slices; two such rows of fp32 and their factors stay in the first-level cache
 
 
-def quantise(x: Tensor, shape: tuple[int, int, int, int], bits: int) -> tuple[Tensor, Tensor]:
+def quantise(x: Tensor, shape: Slices, bits: int) -> tuple[Tensor, Tensor]:
     """Round each slice of `x` to scaled integers.
 
     Args:
@@ -281,17 +293,17 @@ def quantise(x: Tensor, shape: tuple[int, int, int, int], bits: int) -> tuple[Te
         run(
             _quantise_columns_kernel, blocks,
             values[..., 0], pattern[..., 0], bits, target[..., 0], scale.numpy(), width,
-            grain=_grain(num_a * width),
+            grain=grain_of(num_a * width),
         )  # fmt: skip
     else:
         run(
             _quantise_kernel, num_p * num_c, values, pattern, bits, target, scale.numpy(),
-            grain=_grain(num_a * num_b),
+            grain=grain_of(num_a * num_b),
         )  # fmt: skip
     return q, scale
 
 
-def total(x: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+def total(x: Tensor, shape: Slices) -> Tensor:
     """Sum each slice of `x` as integers of `sum_bits(A * B)`, rounded once to float32: (P, C).
 
     The sum of an empty slice is +0.
@@ -307,12 +319,12 @@ def total(x: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
         run(
             _total_columns_kernel, num_p * -(-num_c // max(width, 1)),
             values[..., 0], pattern[..., 0], bits, out.numpy(), width,
-            grain=_grain(num_a * width),
+            grain=grain_of(num_a * width),
         )  # fmt: skip
     else:
         run(
             _total_kernel, num_p * num_c, values, pattern, bits, out.numpy(),
-            grain=_grain(num_a * num_b),
+            grain=grain_of(num_a * num_b),
         )  # fmt: skip
     return out
 
@@ -333,7 +345,7 @@ def rescale(c: Tensor, row_scale: Tensor, column_scale: Tensor) -> Tensor:
         _rescale_kernel, num_p * num_m,
         c.numpy().reshape(num_p * num_m, num_n), row_scale.numpy().reshape(-1),
         column_scale.numpy(), max(num_m, 1), out.numpy().reshape(num_p * num_m, num_n),
-        grain=_grain(num_n),
+        grain=grain_of(num_n),
     )  # fmt: skip
     return out
 
@@ -343,7 +355,7 @@ def rescale_rows(c: Tensor, scale: Tensor) -> Tensor:
     out = torch.empty(c.shape, dtype=torch.float32)
     run(
         _rescale_rows_kernel, c.shape[0], c.numpy(), scale.numpy(), out.numpy(),
-        grain=_grain(c.shape[1]),
+        grain=grain_of(c.shape[1]),
     )  # fmt: skip
     return out
 
@@ -376,16 +388,12 @@ def accumulate(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     run(
         _accumulate_kernel, num_d,
         values.detach().numpy(), rows.numpy(), math.ldexp(1.0, shift), totals.numpy(),
-        grain=max(16, _grain(num_n)),
+        grain=max(16, grain_of(num_n)),
     )  # fmt: skip
     return totals.double().mul_(math.ldexp(1.0, -shift)).float()
 
 
-def _grain(values_per_item: int) -> int:
-    return max(1, _GRAIN // max(values_per_item, 1))
-
-
-def slice_scales(x: Tensor, shape: tuple[int, int, int, int], bits: int) -> tuple[Tensor, Tensor]:
+def slice_scales(x: Tensor, shape: Slices, bits: int) -> tuple[Tensor, Tensor]:
     """Factor to integers and scale back of each slice, float64 (P, C), without rounding anything.
 
     A slice that is not finite has the factor 0 and the scale NaN.
@@ -396,6 +404,6 @@ def slice_scales(x: Tensor, shape: tuple[int, int, int, int], bits: int) -> tupl
     scale = torch.empty((num_p, num_c), dtype=torch.float64)
     run(
         _scales_kernel, num_p * num_c, pattern, bits, factor.numpy(), scale.numpy(),
-        grain=_grain(num_a * num_b),
+        grain=grain_of(num_a * num_b),
     )  # fmt: skip
     return factor, scale

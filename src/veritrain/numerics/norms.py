@@ -17,10 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from veritrain.numerics.integers import exact_sum, jit
-from veritrain.numerics.parallel import run
-
-_GRAIN = 1 << 14  # values per thread
+from veritrain.numerics.integers import Slices, exact_sum, jit
+from veritrain.numerics.parallel import grain_of, run
 
 
 @jit
@@ -165,29 +163,26 @@ def _softmax_backward_kernel(grad_rd, y_rd, out_rd, start, stop):
             out[d] = (grad[d] - total) * y[d]
 
 
-Shape = tuple[int, int, int, int]
-
-
-def moments(x: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
+def moments(x: Tensor, shape: Slices) -> tuple[Tensor, Tensor]:
     """Mean and sum of squared deviations of each slice: float32 (P, C) each."""
     num_p, num_a, num_c, num_b = shape
     mean, square = torch.empty((2, num_p, num_c), dtype=torch.float32)
     run(
         _moments_kernel, num_p * num_c, _view(x, shape), mean.numpy(), square.numpy(),
-        grain=_grain(num_a * num_b),
+        grain=grain_of(num_a * num_b),
     )  # fmt: skip
     return mean, square
 
 
 def normalise(
-    x: Tensor, shape: Shape, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor
+    x: Tensor, shape: Slices, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor
 ) -> Tensor:
     """((x - mean) * rstd) * weight + bias with mean, rstd (P, C) and weight, bias (C,)."""
     out = torch.empty(x.shape, dtype=torch.float32)
     run(
         _normalise_kernel, shape[0] * shape[2], _view(x, shape), mean.numpy(), rstd.numpy(),
         weight.detach().numpy(), bias.detach().numpy(), _view(out, shape),
-        grain=_grain(shape[1] * shape[3]),
+        grain=grain_of(shape[1] * shape[3]),
     )  # fmt: skip
     return out
 
@@ -198,13 +193,13 @@ def normalise_rows(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: 
     run(
         _normalise_rows_kernel, x.shape[0], x.detach().numpy(), mean.numpy(), rstd.numpy(),
         weight.detach().numpy(), bias.detach().numpy(), out.numpy(),
-        grain=_grain(x.shape[1]),
+        grain=grain_of(x.shape[1]),
     )  # fmt: skip
     return out
 
 
 def normalise_backward(
-    grad: Tensor, x: Tensor, shape: Shape, mean: Tensor, rstd: Tensor, factor: Tensor
+    grad: Tensor, x: Tensor, shape: Slices, mean: Tensor, rstd: Tensor, factor: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dx, sum(g), sum(g * xhat)) for g = `grad`; mean, rstd, factor and the sums are (P, C)."""
     num_p, num_a, num_c, num_b = shape
@@ -213,17 +208,17 @@ def normalise_backward(
     run(
         _backward_kernel, num_p * num_c, _view(grad, shape), _view(x, shape), mean.numpy(),
         rstd.numpy(), factor.numpy(), total.numpy(), dot.numpy(), _view(dx, shape),
-        grain=_grain(num_a * num_b),
+        grain=grain_of(num_a * num_b),
     )  # fmt: skip
     return dx, total, dot
 
 
-def times_xhat(grad: Tensor, x: Tensor, shape: Shape, mean: Tensor, rstd: Tensor) -> Tensor:
+def times_xhat(grad: Tensor, x: Tensor, shape: Slices, mean: Tensor, rstd: Tensor) -> Tensor:
     """g * ((x - mean) * rstd), elementwise."""
     out = torch.empty(x.shape, dtype=torch.float32)
     run(
         _xhat_times_kernel, shape[0] * shape[2], _view(grad, shape), _view(x, shape),
-        mean.numpy(), rstd.numpy(), _view(out, shape), grain=_grain(shape[1] * shape[3]),
+        mean.numpy(), rstd.numpy(), _view(out, shape), grain=grain_of(shape[1] * shape[3]),
     )  # fmt: skip
     return out
 
@@ -233,14 +228,14 @@ def subtract_row_max(x_rd: Tensor) -> Tensor:
     out = torch.empty(x_rd.shape, dtype=torch.float32)
     run(
         _row_max_kernel, x_rd.shape[0], x_rd.detach().numpy(), out.numpy(),
-        grain=_grain(x_rd.shape[1]),
+        grain=grain_of(x_rd.shape[1]),
     )  # fmt: skip
     return out
 
 
 def divide_by_row_sum_(x_rd: Tensor) -> Tensor:
     """x (R, D) over the exact sum of its row, in place."""
-    run(_divide_by_sum_kernel, x_rd.shape[0], x_rd.numpy(), grain=_grain(x_rd.shape[1]))
+    run(_divide_by_sum_kernel, x_rd.shape[0], x_rd.numpy(), grain=grain_of(x_rd.shape[1]))
     return x_rd
 
 
@@ -249,14 +244,10 @@ def softmax_backward(grad_rd: Tensor, y_rd: Tensor) -> Tensor:
     out = torch.empty(y_rd.shape, dtype=torch.float32)
     run(
         _softmax_backward_kernel, y_rd.shape[0], grad_rd.detach().numpy(), y_rd.detach().numpy(),
-        out.numpy(), grain=_grain(y_rd.shape[1]),
+        out.numpy(), grain=grain_of(y_rd.shape[1]),
     )  # fmt: skip
     return out
 
 
-def _view(x: Tensor, shape: Shape) -> np.ndarray:
+def _view(x: Tensor, shape: Slices) -> np.ndarray:
     return x.detach().numpy().reshape(shape)
-
-
-def _grain(values_per_item: int) -> int:
-    return max(1, _GRAIN // max(values_per_item, 1))

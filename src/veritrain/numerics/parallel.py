@@ -25,6 +25,11 @@ GRAIN = 16_384  # entries per piece at least: about the work that repays handing
 _MAX_THREADS = 1024  # the pool starts a thread only when all that it has are busy
 
 
+def grain_of(values_per_item: int, values: int = 2 * GRAIN) -> int:
+    """Items per piece, for a kernel whose items have several values each."""
+    return max(1, values // max(values_per_item, 1))
+
+
 class _Pool:
     """One executor per process, made when it is first needed and again after a fork."""
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from veritrain.numerics.integers import ROUNDING, jit
-from veritrain.numerics.parallel import run
+from veritrain.numerics.parallel import grain_of, run
 
 _CHUNK_BYTES = 1 << 20  # of unfolded columns: about a second-level cache
 
@@ -158,7 +158,7 @@ def forward(
         product = torch.mm(w_q, columns)
         run(
             _rescale_kernel, (last - first) * num_o, product.numpy(), first, scale_no.numpy(), flat,
-            grain=_grain(area),
+            grain=grain_of(area),
         )  # fmt: skip
     return out
 
@@ -191,7 +191,7 @@ def input_gradient(
         columns = torch.mm(w_q.t(), integers)
         run(
             _fold_kernel, shape[1], columns.numpy(), first, window.flat, scale_nc.numpy(),
-            out.numpy(), *size, grain=_grain((last - first) * area * num_k // shape[1]),
+            out.numpy(), *size, grain=grain_of((last - first) * area * num_k // shape[1]),
         )  # fmt: skip
     return out
 
@@ -222,10 +222,6 @@ def _unfold(
     columns = torch.empty((num_k, (last - first) * size[0] * size[1]), dtype=torch.float64)
     run(
         _unfold_kernel, x.shape[1], x.detach().numpy(), factor_nc.numpy(), first, window.flat,
-        columns.numpy(), *size, grain=_grain(columns.numel() // x.shape[1]),
+        columns.numpy(), *size, grain=grain_of(columns.numel() // x.shape[1]),
     )  # fmt: skip
     return columns
-
-
-def _grain(values_per_item: int) -> int:
-    return max(1, (1 << 15) // max(values_per_item, 1))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from veritrain.numerics import unfold
 from veritrain.numerics.integers import (
+    channels_of,
     contraction_bits,
     quantise,
     rescale,
@@ -217,8 +218,7 @@ def _convolution_backward(
     grad = grad.contiguous()
     grad_x = _input_gradient(grad, x, w, geometry) if output_mask[0] else None
     grad_w = _weight_gradient(grad, x.contiguous(), w, geometry) if output_mask[1] else None
-    channels = (1, grad.shape[0], grad.shape[1], math.prod(grad.shape[2:]))
-    grad_bias = total(grad, channels).view(-1) if output_mask[2] else None
+    grad_bias = total(grad, channels_of(grad)).view(-1) if output_mask[2] else None
     return grad_x, grad_w, grad_bias
 
 
@@ -251,8 +251,8 @@ def _weight_gradient(grad: Tensor, x: Tensor, w: Tensor, geometry: Any) -> Tenso
         # a transposed convolution unfolds its gradient where a forward one unfolds its image
         rows, image = (x, grad) if transposed else (grad, x)
         return _unfolded_weight_gradient(rows, image, w, bits, geometry)
-    grad_q, grad_scale = quantise(grad, _channels(grad), bits)
-    x_q, x_scale = quantise(x, _channels(x), bits)
+    grad_q, grad_scale = quantise(grad, channels_of(grad), bits)
+    x_q, x_scale = quantise(x, channels_of(x), bits)
     integers = torch.ops.aten.convolution_backward(
         grad_q, x_q, w.double(), None, stride, padding, dilation, transposed, output_padding, groups,
         [False, True, False],
@@ -266,15 +266,11 @@ def _weight_gradient(grad: Tensor, x: Tensor, w: Tensor, geometry: Any) -> Tenso
 def _unfolded_weight_gradient(
     rows: Tensor, image: Tensor, w: Tensor, bits: int, geometry: Any
 ) -> Tensor:
-    row_factor, row_scale = slice_scales(rows, _channels(rows), bits)
-    factor, scale = slice_scales(image, _channels(image), bits)
+    row_factor, row_scale = slice_scales(rows, channels_of(rows), bits)
+    factor, scale = slice_scales(image, channels_of(image), bits)
     integers = unfold.weight_gradient(
         rows, row_factor.expand(rows.shape[0], -1).contiguous(),
         image, factor.expand(image.shape[0], -1).contiguous(), _window(w, geometry),
     )  # fmt: skip
     each = (row_scale.view(-1, 1) * scale.view(1, -1)).reshape(-1)
     return rescale_rows(integers.view(each.numel(), -1), each).view(w.shape)
-
-
-def _channels(x: Tensor) -> tuple[int, int, int, int]:
-    return 1, x.shape[0], x.shape[1], math.prod(x.shape[2:])

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from veritrain.numerics import elementary, norms
-from veritrain.numerics.integers import total
+from veritrain.numerics.integers import Slices, channels_of, rows_of, total
 from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
-
-Shape = tuple[int, int, int, int]
 
 
 def _rstd(variance: Tensor, eps: float) -> Tensor:
@@ -30,10 +28,6 @@ def _or_zeros(bias: Tensor | None, count: int) -> Tensor:
 # Batch norm: one slice per channel of x (N, C, *S).
 
 
-def _channels(x: Tensor) -> Shape:
-    return 1, x.shape[0], x.shape[1], math.prod(x.shape[2:])
-
-
 def _batch_norm(
     x: Tensor,
     weight: Tensor | None,
@@ -47,7 +41,7 @@ def _batch_norm(
     """Normalise; in training also move the running statistics. Returns (y, mean, rstd)."""
     require_float32("batch_norm", x, weight, bias, running_mean, running_var)
     x = x.contiguous()
-    shape = _channels(x)
+    shape = channels_of(x)
     count = shape[1] * shape[3]
     channels = x.shape[1]
     if training or running_mean is None or running_var is None:
@@ -113,7 +107,7 @@ def _native_batch_norm_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     require_float32("batch_norm_backward", grad, x, weight)
     grad, x = grad.contiguous(), x.contiguous()
-    shape = _channels(x)
+    shape = channels_of(x)
     scale = _or_ones(weight, x.shape[1]).detach()
     if training:
         if save_mean is None or save_rstd is None:
@@ -140,10 +134,6 @@ def _native_batch_norm_backward(
 # Layer norm: one slice per row of x (rows, D).
 
 
-def _row_slices(rows: Tensor) -> Shape:
-    return 1, 1, rows.shape[0], rows.shape[1]
-
-
 @rule(Kind.COMPOSITE, aten.native_layer_norm.default)
 def _native_layer_norm(
     x: Tensor, normalized_shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
@@ -151,7 +141,7 @@ def _native_layer_norm(
     require_float32("layer_norm", x, weight, bias)
     width = math.prod(normalized_shape)
     rows = x.contiguous().view(-1, width)
-    mean, square = norms.moments(rows, _row_slices(rows))
+    mean, square = norms.moments(rows, rows_of(rows))
     rstd = _rstd(square[0] / width, eps)
     y = norms.normalise_rows(
         rows, mean[0], rstd, _flat(_or_ones(weight, width)), _flat(_or_zeros(bias, width))
@@ -174,13 +164,13 @@ def _native_layer_norm_backward(
     require_float32("layer_norm_backward", grad, x, weight)
     width = math.prod(normalized_shape)
     rows, grad_rows = x.contiguous().view(-1, width), grad.contiguous().view(-1, width)
-    shape = _row_slices(rows)
+    shape = rows_of(rows)
     mean, rstd = mean.reshape(1, -1), rstd.reshape(1, -1)
     weighted = grad_rows if weight is None else grad_rows * _flat(weight)
     dx = None
     if output_mask[0]:
         dx = norms.normalise_backward(weighted, rows, shape, mean, rstd, rstd)[0].view(x.shape)
-    columns: Shape = (1, rows.shape[0], width, 1)
+    columns: Slices = (1, rows.shape[0], width, 1)
     dweight = dbias = None
     if output_mask[1]:
         products = norms.times_xhat(grad_rows, rows, shape, mean, rstd)
@@ -236,13 +226,13 @@ def _native_group_norm_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     require_float32("group_norm_backward", grad, x, weight)
     grad, x = grad.contiguous(), x.contiguous()
-    per_group: Shape = (1, 1, num_n * groups, num_c // groups * area)
+    per_group: Slices = (1, 1, num_n * groups, num_c // groups * area)
     mean, rstd = mean.reshape(1, -1), rstd.reshape(1, -1)
     scaled = grad if weight is None else grad * weight.view(1, -1, *[1] * (x.ndim - 2))
     dx = None
     if output_mask[0]:
         dx = norms.normalise_backward(scaled, x, per_group, mean, rstd, rstd)[0]
-    channels: Shape = (1, num_n, num_c, area)
+    channels: Slices = (1, num_n, num_c, area)
     dweight = dbias = None
     if output_mask[1]:
         products = norms.times_xhat(grad, x, per_group, mean, rstd)
@@ -294,7 +284,7 @@ def _log_softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     if not x.numel():
         return torch.empty_like(x)
     shifted = norms.subtract_row_max(_rows(x, dim))
-    sums = total(elementary.apply("exp", shifted), _row_slices(shifted)).view(-1, 1)
+    sums = total(elementary.apply("exp", shifted), rows_of(shifted)).view(-1, 1)
     return _unrows(shifted - elementary.apply("log", sums), x, dim)
 
 
@@ -312,5 +302,5 @@ def _log_softmax_backward(grad: Tensor, y: Tensor, dim: int, input_dtype: Any) -
     if not y.numel():
         return torch.empty_like(y)
     rows, grads = _rows(y, dim), _rows(grad, dim)
-    sums = total(grads, _row_slices(grads)).view(-1, 1)
+    sums = total(grads, rows_of(grads)).view(-1, 1)
     return _unrows(grads - elementary.apply("exp", rows) * sums, y, dim)
