@@ -218,6 +218,39 @@ def parse(name: str, description: str, change: Change, message: str) -> Case:
     )
 
 
+def bombs() -> list[tuple[str, str, bytes]]:
+    """Few bytes that a general CBOR decoder turns into much work or memory."""
+    shared = b"\x85\xd8\x1c\x80"  # tag 28 marks a value to share, tag 29 refers to one
+    for level in range(4):
+        shared += b"\xd8\x1c\x98\x64" + bytes([0xD8, 0x1D, level]) * 100
+    big = b"\x59\x10\x00" + b"\xfe" * 4096
+    exponent = b"\x1b" + (10**12).to_bytes(8, "big")
+    text = b"\x79\x10\x00" + b"a" * 4096
+    named = b"\xd9\x01\x00\x99\x04\x00" + text + b"\xd8\x19\x00" * 1023
+    pattern = b"\xd8\x23\x79\x13\x88" + b"(a|b)" * 1000
+    return [
+        ("shared-values", "A value that holds another 100 times, four levels deep.", shared),
+        ("string-references", "One text of 4 KiB, named 1023 times.", named),
+        ("bignum", "An integer of 4 KiB.", b"\xc2" + big),
+        ("negative-bignum", "A negative integer of 4 KiB.", b"\xc3" + big),
+        ("decimal", "A decimal fraction of 10^(10^12).", b"\xc4\x82" + exponent + b"\x01"),
+        ("decimal-bignum", "A decimal fraction of an integer of 4 KiB.", b"\xc4\x82\0\xc2" + big),
+        ("bigfloat", "A float of 2^(10^12).", b"\xc5\x82" + exponent + b"\x01"),
+        (
+            "rational",
+            "A quotient of two integers of 4 KiB.",
+            b"\xd8\x1e" + b"\x82" + b"\xc2".join((b"", big, big)),
+        ),
+        ("regular-expression", "A pattern of 1000 groups.", pattern),
+        (
+            "claimed-array",
+            "Arrays of 2^40 items in each other.",
+            (b"\x9b" + (1 << 40).to_bytes(8, "big")) * 8,
+        ),
+        ("claimed-bytes", "A byte string of 2^40 bytes.", b"\x5b" + (1 << 40).to_bytes(8, "big")),
+    ]
+
+
 ACCEPTED = [
     Case(name="accepted", description="An honest run: three commits, tied and frozen weights."),
     Case(
@@ -265,6 +298,10 @@ MALFORMED = [
     parse("leaves-nested", "A million arrays.", add(SEGMENT, b"\x81" * 10**4), "canonical"),
     parse(
         "leaves-huge-array", "Claims 2^63 items.", add(SEGMENT, b"\x9b\x7f" + b"\xff" * 7), "CBOR"
+    ),
+    *(
+        parse(f"bomb-{name}", description, add(SEGMENT, data), "CBOR")
+        for name, description, data in bombs()
     ),
     parse("leaves-none", "An empty segment.", add(SEGMENT, encode([])), "expected an array of 1"),
     parse(
