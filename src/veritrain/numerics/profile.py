@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import ASGD, SGD, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam
 
-from veritrain.errors import NumericsError, UsageError
+from veritrain.errors import NumericsError, UnsupportedOperatorError, UsageError
 from veritrain.numerics.random import Stream
 
 if TYPE_CHECKING:
@@ -139,7 +139,17 @@ class Exact(Profile):
             yield _ExactScope(mode)
 
     def canonicalise(self, optimizer: Optimizer) -> None:
-        """SGD, Adam and AdamW take the fused update; others their plain loop."""
+        """SGD, Adam and AdamW take the fused update; others their plain loop.
+
+        Raises:
+            UnsupportedOperatorError: the plain loop computes powers through the C library.
+        """
+        if isinstance(optimizer, _POWERS_IN_PYTHON):
+            raise UnsupportedOperatorError(
+                f"optimizer {type(optimizer).__name__} computes powers of its coefficients in Python, "
+                "through the C library, which differs between machines; use SGD, Adam, AdamW, "
+                "Adagrad, Adadelta, RMSprop or Rprop"
+            )
         fused = isinstance(optimizer, (SGD, Adam, AdamW))
         for group in optimizer.param_groups:
             if "foreach" in group:
@@ -148,6 +158,9 @@ class Exact(Profile):
                 group["fused"] = fused and not group["differentiable"]
         if isinstance(optimizer, SGD):
             optimizer.register_step_pre_hook(_choose_sgd_path)
+
+
+_POWERS_IN_PYTHON = (ASGD, Adamax, NAdam, RAdam)
 
 
 def _choose_sgd_path(optimizer: Optimizer, args: object, kwargs: object) -> None:
