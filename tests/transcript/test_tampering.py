@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from run_builder import COMMITS, Files, make_run, verify_all, write_files
+from run_builder import COMMITS, SIGNER, Files, make_header, make_run, verify_all, write_files
 
 from veritrain.errors import TranscriptError, VerificationError
-from veritrain.transcript import files
+from veritrain.transcript import files, tensors
+from veritrain.transcript import reader as reader_module
 from veritrain.transcript.limits import LIMITS
 from veritrain.transcript.reader import Transcript
+from veritrain.transcript.records import TensorEntry, state_root
+from veritrain.transcript.store import LocalStore
+from veritrain.transcript.tensors import state_entries
+from veritrain.transcript.writer import TranscriptWriter
 
 RUN = make_run()
 PATHS = sorted(RUN)
@@ -160,3 +167,98 @@ def test_a_tensor_in_an_older_pack_is_checked_for_every_checkpoint_that_needs_it
             transcript.load_state(step)
         with pytest.raises(VerificationError, match="tensor 'model/frozen'"):
             transcript.verify_checkpoint(step)
+
+
+LARGE = 64 << 20  # bytes
+
+
+def large_run(folder: Path, fill: int) -> Transcript:
+    """A run of one large tensor, its pack a sparse file of zeros."""
+    state = {"big": torch.full((LARGE,), fill, dtype=torch.uint8)}
+    entries = state_entries(state)
+    writer = TranscriptWriter.create(folder, make_header(), SIGNER)
+    writer.append(state=state_root(entries), batch=None, loss=None)
+    writer.commit(state, entries)
+    pack = folder / files.pack_path(0)
+    os.truncate(pack, pack.stat().st_size - LARGE)
+    os.truncate(pack, pack.stat().st_size + LARGE)
+    return Transcript.open(folder)
+
+
+def test_a_content_is_hashed_in_parts(tmp_path: Path) -> None:
+    transcript = large_run(tmp_path, 0)
+    tracemalloc.start()
+    try:
+        transcript.verify_checkpoint(0)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_no_tensor_is_made_for_a_content_that_the_pack_does_not_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transcript = large_run(tmp_path, 1)
+    monkeypatch.setattr(tensors, "empty", lambda entry: pytest.fail(f"{entry.name} was made"))
+    for method in (transcript.verify_checkpoint, transcript.load_state):
+        with pytest.raises(VerificationError, match="step 0: tensor 'big' in checkpoints"):
+            method(0)
+
+
+def test_a_caller_can_refuse_a_state_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transcript = Transcript.open(write_files(tmp_path, RUN))
+    seen: list[TensorEntry] = []
+    assert transcript.load_state(0, check=seen.extend).keys() == {entry.name for entry in seen}
+
+    def refuse(entries: tuple[TensorEntry, ...]) -> None:
+        raise VerificationError(f"{entries[0].name} is not welcome")
+
+    monkeypatch.setattr(LocalStore, "open_file", lambda *_: pytest.fail("a pack was opened"))
+    with pytest.raises(VerificationError, match="model/frozen is not welcome"):
+        transcript.load_state(0, check=refuse)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory")])
+def test_a_tensor_that_does_not_fit_into_memory_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def empty(entry: TensorEntry) -> None:
+        raise error
+
+    transcript = Transcript.open(write_files(tmp_path, RUN))
+    monkeypatch.setattr(tensors, "empty", empty)
+    path = files.pack_path(0)
+    with pytest.raises(TranscriptError, match=rf"^{path}: tensor 'model/frozen': no memory for"):
+        transcript.load_state(0)
+
+
+@pytest.mark.parametrize("remembered", [1 << 20, 12])
+def test_manifests_are_read_a_few_times_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remembered: int
+) -> None:
+    """Every step changes another tensor, so that the last state lies in as many packs."""
+    monkeypatch.setattr(reader_module, "_REMEMBERED_CONTENTS", remembered)
+    count = 12
+    state = {f"{index:02d}": torch.tensor(-index) for index in range(count)}
+    writer = TranscriptWriter.create(tmp_path, make_header(), SIGNER)
+    for step in range(count):
+        state[f"{step:02d}"] = torch.tensor(100 + step)
+        entries = state_entries(state)
+        batch, loss = (bytes(32), 0.5) if step else (None, None)
+        writer.append(state=state_root(entries), batch=batch, loss=loss)
+        writer.commit(dict(state), entries)
+    transcript = Transcript.open(tmp_path)
+    reads: list[str] = []
+    read = LocalStore.read
+
+    def counting(store: LocalStore, path: str, limit: int) -> bytes:
+        reads.append(path)
+        return read(store, path, limit)
+
+    monkeypatch.setattr(LocalStore, "read", counting)
+    for step in range(count):
+        transcript.verify_checkpoint(step)
+    assert (len(reads) <= 3 * count) == (remembered > count)
+    assert torch.equal(transcript.load_state(count - 1)["00"], torch.tensor(100))

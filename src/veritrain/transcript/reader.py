@@ -10,12 +10,13 @@ job is for `verify.replay` to say.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, BinaryIO
 
-from veritrain.encoding import Digest, digest
+from veritrain.encoding import Digest, digest, digest_parts
 from veritrain.errors import TranscriptError, UsageError, VerificationError
 from veritrain.transcript import files
 from veritrain.transcript.fields import shown
@@ -38,6 +39,38 @@ from veritrain.transcript.store import Store
 if TYPE_CHECKING:
     from torch import Tensor
 
+_READ_BYTES = 1 << 20  # of a content at once, to hash it
+_REMEMBERED_CONTENTS = 1 << 20  # digests and sizes, about 200 bytes each
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where a content is, for errors."""
+
+    step: int  # whose state it belongs to
+    pack: int
+    name: str  # of a tensor
+
+    def __str__(self) -> str:
+        return f"step {self.step}: tensor {shown(self.name)} in {files.pack_path(self.pack)}"
+
+
+class _Contents:
+    """What the packs of some steps hold, of a bounded size together; the oldest are forgotten."""
+
+    def __init__(self) -> None:
+        self._by_step: dict[int, dict[Digest, int]] = {}
+        self._count = 0
+
+    def get(self, step: int) -> dict[Digest, int] | None:
+        return self._by_step.get(step)
+
+    def add(self, step: int, sizes: dict[Digest, int]) -> None:
+        self._count += len(sizes)
+        while self._by_step and self._count > _REMEMBERED_CONTENTS:
+            self._count -= len(self._by_step.pop(next(iter(self._by_step))))
+        self._by_step[step] = sizes
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Transcript:
@@ -52,6 +85,7 @@ class Transcript:
     segments: tuple[Digest, ...] = field(repr=False)  # digest of each segment file as found
     _store: Store = field(repr=False)
     _verified_packs: set[int] = field(repr=False, default_factory=set[int])
+    _remembered: _Contents = field(repr=False, default_factory=lambda: _Contents())
 
     @classmethod
     def open(cls, url: str | os.PathLike[str]) -> Transcript:
@@ -141,9 +175,9 @@ class Transcript:
             UsageError: there is no checkpoint at this step.
             TranscriptError, VerificationError: the file is not the one the head names.
         """
-        if step not in self.checkpoint_steps:
+        if step not in self._places:
             raise UsageError(f"step {step} has no checkpoint")
-        head = self.heads[self.checkpoint_steps.index(step)].head
+        head = self.heads[self._places[step]].head
         checkpoint = _read_checkpoint(self._store, step)
         check_equal(f"step {step}: checkpoint", head.checkpoint, checkpoint.digest)
         return checkpoint
@@ -156,7 +190,7 @@ class Transcript:
           3. every pack that it refers to exists and holds what it looks for there;
           4. these packs and its own are byte for byte what their manifests say.
 
-        A pack is read once per opened transcript. Memory: the largest tensor of a pack.
+        A pack is read once per opened transcript, a MiB at a time.
 
         Raises:
             UsageError: there is no checkpoint at this step.
@@ -165,29 +199,50 @@ class Transcript:
         """
         checkpoint = self._sound_checkpoint(step)  # 1, 2
         by_pack = _by_pack(checkpoint).items()
-        holders = [self._holder(checkpoint, pack, entries) for pack, entries in by_pack]  # 3
-        for holder in (checkpoint, *holders):  # 4
-            self._verify_pack(holder)
+        for pack, entries in by_pack:  # 3
+            self._check_held(checkpoint, pack, entries)
+        for pack in (step, *dict(by_pack)):  # 4
+            self._verify_pack(pack)
 
-    def load_state(self, step: int) -> dict[str, Tensor]:
+    def load_state(
+        self, step: int, *, check: Callable[[tuple[TensorEntry, ...]], None] | None = None
+    ) -> dict[str, Tensor]:
         """The state after `step`: new CPU tensors, each verified as it was read.
+
+        Memory is taken for a content that was found in a pack, whole, and for no other. But a
+        content can be gigabytes of zeros in a small, sparse file: a caller who knows what the
+        state may be says so by `check`.
+
+        Args:
+            step: of a checkpoint.
+            check: is shown the state's entries (names, dtypes, shapes), sorted by name, before
+                anything of a pack is read; what it raises is raised.
 
         Raises:
             UsageError: there is no checkpoint at this step.
-            TranscriptError: a pack is missing, unreadable or of another size.
+            TranscriptError: a pack is missing, unreadable or of another size, or there is no
+                memory for one of its tensors.
             VerificationError: names the step and the tensor, expected and got.
         """
-        from veritrain.transcript import tensors  # torch: records are read without it
-
         checkpoint = self._sound_checkpoint(step)
+        if check is not None:
+            check(checkpoint.tensors)
         state: dict[str, Tensor] = {}
         for pack, entries in _by_pack(checkpoint).items():
-            holder = self._holder(checkpoint, pack, entries)
-            with self._open_pack(holder) as (file, spans):
+            self._check_held(checkpoint, pack, entries)
+            with self._open_pack(pack) as (file, spans):
                 for entry in entries:
-                    state[entry.name], into = tensors.empty(entry)
-                    _read_content(file, spans, entry, into, step, pack)
+                    place = _Place(step=step, pack=pack, name=entry.name)
+                    offset, _ = spans[entry.digest]
+                    if pack not in self._verified_packs:
+                        _check_content(file, offset, entry, place)
+                    state[entry.name] = _read_tensor(file, offset, entry, place)
         return {entry.name: state[entry.name] for entry in checkpoint.tensors}
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        """Step of a checkpoint: its place among the heads."""
+        return {step: place for place, step in enumerate(self.checkpoint_steps)}
 
     def _require_heads(self) -> None:
         if not self.heads:
@@ -201,59 +256,55 @@ class Transcript:
         check_equal(f"step {step}: state of the checkpoint", expected, got)
         return checkpoint
 
-    def _holder(
+    def _check_held(
         self, checkpoint: Checkpoint, pack: int, entries: Iterable[TensorEntry]
-    ) -> Checkpoint:
-        """The checkpoint whose pack holds these entries of `checkpoint`."""
-        if pack == checkpoint.step:
-            return checkpoint
-        entry = next(iter(entries))
-        if pack not in self.checkpoint_steps:
-            raise VerificationError(
-                f"step {checkpoint.step}: tensor {shown(entry.name)}: "
-                f"there is no checkpoint at step {pack}, whose pack should hold it"
-            )
-        holder = self.checkpoint(pack)
-        stored = holder.stored_sizes()
+    ) -> None:
+        """Check that the pack of step `pack` is said to hold these entries of `checkpoint`."""
         for entry in entries:
-            if stored.get(entry.digest) != entry.num_bytes:
+            if pack not in self._places:
+                raise VerificationError(
+                    f"step {checkpoint.step}: tensor {shown(entry.name)}: "
+                    f"there is no checkpoint at step {pack}, whose pack should hold it"
+                )
+            if self._stored_sizes(pack).get(entry.digest) != entry.num_bytes:
                 raise VerificationError(
                     f"step {checkpoint.step}: tensor {shown(entry.name)}: the pack of step {pack} "
                     f"should hold {entry.digest.hex()} ({entry.num_bytes} bytes) and does not"
                 )
-        return holder
 
-    def _verify_pack(self, checkpoint: Checkpoint) -> None:
-        step = checkpoint.step
+    def _stored_sizes(self, step: int) -> dict[Digest, int]:
+        """`Checkpoint.stored_sizes` of a manifest that is the one its head names; remembered,
+        because a checkpoint may refer to the packs of all those before it."""
+        sizes = self._remembered.get(step)
+        if sizes is None:
+            sizes = self.checkpoint(step).stored_sizes()
+            self._remembered.add(step, sizes)
+        return sizes
+
+    def _verify_pack(self, step: int) -> None:
         if step in self._verified_packs:
             return
-        stored = [
-            entry
-            for entry, pack in zip(checkpoint.tensors, checkpoint.packs, strict=True)
-            if pack == step
-        ]
-        buffer = memoryview(bytearray(0))
-        with self._open_pack(checkpoint) as (file, spans):
-            distinct = {entry.digest: entry for entry in reversed(stored)}
+        checkpoint = self.checkpoint(step)
+        own = zip(checkpoint.tensors, checkpoint.packs, strict=True)
+        stored = [entry for entry, pack in own if pack == step]
+        distinct = {entry.digest: entry for entry in reversed(stored)}
+        with self._open_pack(step) as (file, spans):
             for entry in sorted(distinct.values(), key=lambda entry: entry.name):
-                if len(buffer) < entry.num_bytes:
-                    buffer = memoryview(bytearray(entry.num_bytes))
-                _read_content(file, spans, entry, buffer[: entry.num_bytes], step, step)
+                place = _Place(step=step, pack=step, name=entry.name)
+                _check_content(file, spans[entry.digest][0], entry, place)
         self._verified_packs.add(step)
 
     @contextmanager
-    def _open_pack(
-        self, checkpoint: Checkpoint
-    ) -> Generator[tuple[BinaryIO, Mapping[Digest, tuple[int, int]]]]:
+    def _open_pack(self, step: int) -> Generator[tuple[BinaryIO, Mapping[Digest, tuple[int, int]]]]:
         """A pack whose size and header are those that its manifest allows."""
-        path = files.pack_path(checkpoint.step)
-        layout = pack_layout(checkpoint.stored_sizes())
+        path = files.pack_path(step)
+        layout = pack_layout(self._stored_sizes(step))
         with self._store.open_file(path, layout.total_bytes) as file:
             header = file.read(len(layout.header))
             if header != layout.header:
                 place = _first_difference(layout.header, header)
                 raise VerificationError(
-                    f"step {checkpoint.step}: {path}: the header is not the one that the manifest "
+                    f"step {step}: {path}: the header is not the one that the manifest "
                     f"prescribes, from byte {place} on: expected "
                     f"{layout.header[place : place + 16]!a}, "
                     f"got {header[place : place + 16]!a}"
@@ -297,23 +348,42 @@ def _by_pack(checkpoint: Checkpoint) -> dict[int, list[TensorEntry]]:
     return groups
 
 
-def _read_content(
-    file: BinaryIO,
-    spans: Mapping[Digest, tuple[int, int]],
-    entry: TensorEntry,
-    into: memoryview,
-    step: int,
-    pack: int,
-) -> None:
-    """Read one content of a pack into `into` and check its digest."""
-    file.seek(spans[entry.digest][0])
+def _check_content(file: BinaryIO, offset: int, entry: TensorEntry, place: _Place) -> None:
+    """Check the digest of one content of a pack, a part at a time."""
+    file.seek(offset)
+    got = digest_parts("tensor", _parts(file, entry.num_bytes, place))
+    check_equal(str(place), entry.digest, got)
+
+
+def _parts(file: BinaryIO, size: int, place: _Place) -> Iterator[memoryview]:
+    buffer = memoryview(bytearray(min(size, _READ_BYTES)))
+    for left in range(size, 0, -_READ_BYTES):
+        part = buffer[: min(left, _READ_BYTES)]
+        _fill(file, part, place)
+        yield part
+
+
+def _read_tensor(file: BinaryIO, offset: int, entry: TensorEntry, place: _Place) -> Tensor:
+    """A new tensor of one content of a pack, its digest checked."""
+    from veritrain.transcript import tensors  # torch: records are read without it
+
+    try:
+        tensor, into = tensors.empty(entry)
+    except (MemoryError, RuntimeError):  # torch's allocator raises the latter
+        problem = f"tensor {shown(place.name)}: no memory for its {entry.num_bytes} bytes"
+        raise TranscriptError(files.pack_path(place.pack), problem) from None
+    file.seek(offset)
+    _fill(file, into, place)
+    check_equal(str(place), entry.digest, digest("tensor", into))
+    return tensor
+
+
+def _fill(file: BinaryIO, into: memoryview, place: _Place) -> None:
     done = 0
     while done < len(into) and (count := file.readinto(into[done:])):  # pyright: ignore
         done += count
     if done < len(into):
-        raise TranscriptError(files.pack_path(pack), "became shorter while it was read")
-    what = f"step {step}: tensor {shown(entry.name)} in {files.pack_path(pack)}"
-    check_equal(what, entry.digest, digest("tensor", into))
+        raise TranscriptError(files.pack_path(place.pack), "became shorter while it was read")
 
 
 def _first_difference(expected: bytes, got: bytes) -> int:
