@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 from collections import namedtuple
 from types import SimpleNamespace
 from typing import Any
@@ -148,6 +149,35 @@ def test_errors_of_a_data_set_name_the_place(workers: int) -> None:
     batches = Batches(jobs.make(dataset=[torch.zeros(i) for i in range(8)]))
     with pytest.raises(JobError, match="step 2: the records of a batch do not collate"):
         list(batches.iterate(2, 2, workers))
+    batches = Batches(jobs.make(dataset=[{"a": 1}, {"b": 1}] * 4))
+    with pytest.raises(JobError, match=r"step 1: the records of a batch do not collate \(KeyError"):
+        list(batches.iterate(1, 1, workers))
+
+
+class Leaving(Noisy):
+    def __getitem__(self, index: int) -> torch.Tensor:
+        sys.exit(0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_data_set_or_collate_that_exits_is_an_error(workers: int) -> None:
+    def leave(records: list[Any]) -> None:
+        sys.exit(0)
+
+    with pytest.raises(JobError, match=r"step 1\) raised SystemExit: 0"):
+        list(Batches(jobs.make(dataset=Leaving())).iterate(1, 1, workers))
+    with pytest.raises(JobError, match=r"collate \(step 1\) raised SystemExit: 0"):
+        list(Batches(jobs.make(collate=leave)).iterate(1, 1, workers))
+
+
+class Sizeless(Noisy):
+    def __len__(self) -> int:
+        raise OSError("no such disk")
+
+
+def test_a_length_that_raises_is_a_clear_error() -> None:
+    with pytest.raises(JobError, match="dataset: len raised OSError: no such disk"):
+        Batches(jobs.make(dataset=Sizeless()))
 
 
 class Suicidal(Noisy):
@@ -187,7 +217,8 @@ def test_swapped_records_change_the_commitment() -> None:
     )
 
 
-IMAGE = {"getbands": tuple, "mode": "RGB"}
+IMAGE = {"getpalette": None, "mode": "RGB", "info": {}}
+PALETTE = {"size": (1, 2), "tobytes": lambda: b"ab", "mode": "P"}  # as Pillow's have it
 # Every two of these are different values, so their canonical forms must be different.
 DISTINCT: list[Any] = [
     None, True, False, 0, 1, -1, 2**64, -(2**70), 0.0, -0.0, 1.0, float("nan"), float("inf"),
@@ -201,6 +232,10 @@ DISTINCT: list[Any] = [
     SimpleNamespace(size=(1, 2), tobytes=lambda: b"ab", **IMAGE),
     SimpleNamespace(size=(2, 1), tobytes=lambda: b"ab", **IMAGE),
     SimpleNamespace(size=(2, 1), tobytes=lambda: b"ac", **IMAGE),
+    SimpleNamespace(**PALETTE, getpalette=lambda mode: [1, 2, 3, 255], info={}),
+    SimpleNamespace(**PALETTE, getpalette=lambda mode: [1, 2, 4, 255], info={}),
+    SimpleNamespace(**PALETTE, getpalette=lambda mode: [1, 2, 4, 255], info={"transparency": 0}),
+    SimpleNamespace(**PALETTE, getpalette=lambda mode: [1, 2, 4, 255], info={"transparency": b"a"}),
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -229,6 +230,94 @@ def test_refuses_bad_losses(loss: Callable[..., Any], message: str) -> None:
 def test_refuses_parts_of_the_wrong_type(change: dict[str, Any], message: str) -> None:
     with pytest.raises(JobError, match=message):
         Program.build(jobs.make(**change))
+
+
+class Expanded(jobs.Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.ones(1, 3).expand(2, 3))
+
+
+class KeyedByName(SGD):
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        super().step(closure)
+        self.state["count"] = 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": Expanded}, "model: mask overlaps itself in memory"),
+        (
+            {"optimizer": lambda m: torch.optim.LBFGS(m.parameters()), "scheduler": None},
+            r"optimizer: LBFGS.step\(\) needs closure",
+        ),
+        ({"model": lambda: 1 / 0}, "model raised ZeroDivisionError"),
+        ({"optimizer": lambda m: 1 / 0}, "optimizer raised ZeroDivisionError"),
+        ({"scheduler": lambda o: 1 / 0}, "scheduler raised ZeroDivisionError"),
+        ({"model": lambda: sys.exit(0)}, "model raised SystemExit: 0"),
+    ],
+)
+def test_refuses_parts_that_cannot_work_when_built(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(JobError, match=message):
+        Program.build(jobs.make(**change))
+
+
+def test_ordinary_layouts_do_not_overlap() -> None:
+    class Strided(jobs.Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("a", torch.ones(2, 3, 4).permute(2, 0, 1))
+            self.register_buffer("b", torch.ones(4, 6)[::2, ::3])
+            self.register_buffer("c", torch.ones(()).expand(1, 1))
+            self.register_buffer("d", torch.ones(0, 3))
+
+    assert "model/b" in capture(Program.build(jobs.make(model=Strided)))
+
+
+def test_state_under_a_name_is_refused_by_name() -> None:
+    program = Program.build(
+        jobs.make(optimizer=lambda m: KeyedByName(m.parameters(), lr=0.1), scheduler=None)
+    )
+    run_step(program, 1, Batches(program.job)[1])
+    with pytest.raises(JobError, match="optimizer: keeps a int as state of 'count'"):
+        capture(program)
+
+
+class Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        raise LookupError("no gradient")
+
+
+class Failing(SGD):
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        raise LookupError("no step")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": lambda m, b: b["gone"]}, "step 3: loss raised TypeError"),
+        ({"loss": lambda m, b: sys.exit(0)}, "step 3: loss raised SystemExit: 0"),
+        (
+            {"loss": lambda m, b: Backward.apply(jobs.loss(m, b))},
+            "step 3: backward raised LookupError: no gradient",
+        ),
+        (
+            {"optimizer": lambda m: Failing(m.parameters(), lr=0.1), "scheduler": None},
+            r"step 3: optimizer.step raised LookupError: no step",
+        ),
+    ],
+)
+def test_errors_of_the_users_code_name_step_and_part(change: dict[str, Any], message: str) -> None:
+    program = Program.build(jobs.make(**change))
+    with pytest.raises(JobError, match=message):
+        run_step(program, 3, Batches(program.job)[3])
 
 
 def test_refuses_a_foreign_parameter() -> None:

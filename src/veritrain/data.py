@@ -13,7 +13,7 @@ from __future__ import annotations
 import multiprocessing
 import struct
 from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from veritrain.encoding import Digest, Value, digest, digest_value
 from veritrain.errors import JobError, UsageError, VeritrainError
-from veritrain.job import Job, MapDataset
+from veritrain.job import Job, MapDataset, users_code
 from veritrain.numerics import random, resolve
 from veritrain.numerics.profile import Scope
 from veritrain.transcript import merkle, tensors
@@ -44,7 +44,8 @@ class Batches:
         self.job = job
         self.profile = resolve(job.numerics)
         self.dataset = self._open()
-        self.count = len(self.dataset)
+        with users_code("dataset: len"):
+            self.count = len(self.dataset)
         if self.count < job.batch_size:
             raise JobError(
                 f"dataset: expected at least batch_size = {job.batch_size} records, "
@@ -117,7 +118,7 @@ class Batches:
         with self._active("sample", step) as scope:
             for position, index in enumerate(self.indices(step)):
                 scope.rekey(seed=self.job.seed, purpose=f"sample/{position}", step=step)
-                with _named(f"record {index} (step {step})"):
+                with users_code(f"dataset: record {index} (step {step})"):
                     records.append(self.dataset[index])
         return records
 
@@ -128,7 +129,7 @@ class Batches:
             with self._active("record", start) as scope:
                 for index in chunk:
                     scope.rekey(seed=0, purpose="record", step=index)
-                    with _named(f"record {index}"):
+                    with users_code(f"dataset: record {index}"):
                         records.append(self.dataset[index])
             for index, record in zip(chunk, records, strict=True):
                 yield _digest("record", record, f"record {index}")
@@ -139,7 +140,7 @@ class Batches:
     def _open(self) -> MapDataset:
         source = self.job.dataset
         if isinstance(source, type) or not isinstance(source, MapDataset):
-            with _named("the function"), self._active("dataset", 0):
+            with users_code("dataset: the function"), self._active("dataset", 0):
                 source = source()
         if isinstance(source, IterableDataset) or not isinstance(source, MapDataset):
             raise JobError(
@@ -150,25 +151,15 @@ class Batches:
 
     def _collate(self, records: list[Any], step: int) -> Any:
         if self.job.collate is not None:
-            with _named(f"collate (step {step})"), self._active("collate", step):
+            with users_code(f"dataset: collate (step {step})"), self._active("collate", step):
                 return self.job.collate(records)
         try:
             return default_collate(records)  # only moves bytes: it needs no numerics
-        except (TypeError, RuntimeError) as error:
+        except Exception as error:  # KeyError where dicts have different keys, for example
             raise JobError(
-                f"step {step}: the records of a batch do not collate ({error}); pass collate=..."
+                f"step {step}: the records of a batch do not collate "
+                f"({type(error).__name__}: {error}); pass collate=..."
             ) from error
-
-
-@contextmanager
-def _named(what: str) -> Generator[None]:
-    """Give an error of the user's own code the place where it happened."""
-    try:
-        yield
-    except VeritrainError:
-        raise
-    except Exception as error:
-        raise JobError(f"dataset: {what} raised {type(error).__name__}: {error}") from error
 
 
 def batch_digest(batch: Batch) -> Digest:
@@ -220,8 +211,7 @@ def canonical(value: object, where: str) -> Value:
     if isinstance(value, list):
         return ["list", *(canonical(item, f"{where}[{i}]") for i, item in enumerate(value))]
     if _is_image(value):
-        image = cast("Any", value)
-        return ["image", image.mode, list(image.size), digest("tensor", image.tobytes())]
+        return _canonical_image(cast("Any", value), where)
     raise JobError(
         f"{where}: a value of type {type(value).__module__}.{type(value).__qualname__} has no "
         "canonical bytes; return tensors, arrays, numbers, text, bytes, images, lists, tuples "
@@ -242,9 +232,17 @@ def _canonical_array(array: np.ndarray[Any, Any], where: str) -> Value:
     return ["array", little.dtype.str, shape, digest("tensor", little.tobytes())]
 
 
+def _canonical_image(image: Any, where: str) -> Value:
+    # Pixels of palette images are numbers of colours, and one colour or value may be transparent.
+    palette = bytes(image.getpalette("RGBA")) if image.mode in ("P", "PA") else None
+    transparency = canonical(image.info.get("transparency"), f"{where} (transparency)")
+    pixels = digest("tensor", image.tobytes())
+    return ["image", image.mode, list(image.size), pixels, palette, transparency]
+
+
 def _is_image(value: object) -> bool:
     """A PIL image, told by what it offers: the library itself is not needed."""
-    return all(hasattr(value, name) for name in ("mode", "size", "tobytes", "getbands"))
+    return all(hasattr(value, name) for name in ("mode", "size", "tobytes", "getpalette", "info"))
 
 
 class _Guarded:

@@ -13,7 +13,8 @@ import linecache
 import math
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -26,7 +27,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import IterableDataset
 
 from veritrain.encoding import Value
-from veritrain.errors import JobError, UsageError
+from veritrain.errors import JobError, UsageError, VeritrainError
 from veritrain.numerics import resolve
 from veritrain.sources import forget_stale_modules
 
@@ -140,11 +141,28 @@ def load_job(path: Source) -> Job:
         raise JobError(f"{file}: expected a function `def job() -> veritrain.Job`, got none")
     try:
         job = make()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise JobError(_describe(file, error)) from error
     if not isinstance(job, Job):
         raise JobError(f"{file}: job() must return a veritrain.Job, got {type(job).__name__}")
     return replace(job, origin=file)
+
+
+@contextmanager
+def users_code(what: str) -> Generator[None]:
+    """Run the job's own code: what it raises becomes one clear error that names the place.
+
+    `sys.exit()` is an error too: a program that ends early must not look like one that succeeded.
+
+    Raises:
+        JobError: `what` raised something; errors of Veritrain pass unchanged.
+    """
+    try:
+        yield
+    except VeritrainError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise JobError(f"{what} raised {type(error).__name__}: {error}") from error
 
 
 _module_numbers = itertools.count()
@@ -164,7 +182,7 @@ def _execute(file: Path) -> ModuleType:
     try:
         code = compile(file.read_bytes(), str(file), "exec", dont_inherit=True)
         exec(code, module.__dict__)  # noqa: S102 - executing the caller's own file is the purpose
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         sys.path[:] = path
         raise JobError(_describe(file, error)) from error
@@ -172,7 +190,7 @@ def _execute(file: Path) -> ModuleType:
     return module
 
 
-def _describe(file: Path, error: Exception) -> str:
+def _describe(file: Path, error: BaseException) -> str:
     """`FILE, line N: LINE` with the error, for the last line of the job file that was reached."""
     what = f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError):

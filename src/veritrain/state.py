@@ -47,6 +47,7 @@ def capture(program: Program) -> dict[str, Tensor]:
         state |= {f"groups/{index}/{key}": tensor for key, tensor in tensors.items()}
     carried: dict[str, Value] = {}
     for parameter, values in program.optimizer.state.items():
+        _require_state_of_tensor(parameter, values)
         name = _name_of(parameter, names)
         plain, tensors = _split(values, f"optimizer state of {name}")
         if plain:
@@ -104,6 +105,15 @@ def _name_of(parameter: Tensor, names: Mapping[int, str]) -> str:
             "of the model; register it in the model"
         )
     return name
+
+
+def _require_state_of_tensor(key: object, values: object) -> None:
+    if not isinstance(key, Tensor) or not isinstance(values, Mapping):
+        name = "a parameter" if isinstance(key, Tensor) else repr(key)
+        raise JobError(
+            f"optimizer: keeps a {type(values).__name__} as state of {name}; "
+            "keep a dict for each parameter, or values in its parameter groups"
+        )
 
 
 def _split(

@@ -8,6 +8,7 @@ steps this process ran before.
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from veritrain.errors import JobError, NumericsError
-from veritrain.job import Job
+from veritrain.job import Job, users_code
 from veritrain.numerics import Profile, resolve
 from veritrain.schedule import settle_group, settle_records, settled_rates
 
@@ -45,12 +46,16 @@ class Program:
         """
         profile = resolve(job.numerics)
         with profile.active(seed=job.seed, purpose="init", step=0):
-            model = job.model()
+            with users_code("model"):
+                model = job.model()
             _require_type("model", model, nn.Module)
             _require_initialised(model)
+            _require_own_memory(model)
             model.train()
-            optimizer = job.optimizer(model)
+            with users_code("optimizer"):
+                optimizer = job.optimizer(model)
             _require_type("optimizer", optimizer, Optimizer)
+            _require_plain_step(optimizer)
             profile.canonicalise(optimizer)
             for group in optimizer.param_groups:
                 settle_group(group)
@@ -71,6 +76,7 @@ def run_step(program: Program, step: int, batch: Batch) -> float:
 
     Raises:
         NumericsError: the loss is not a finite scalar, or an operator has no rule.
+        JobError: the job's own code raised; names the step and the part.
     """
     job = program.job
     parameters = [p for group in program.optimizer.param_groups for p in group["params"]]
@@ -79,17 +85,20 @@ def run_step(program: Program, step: int, batch: Batch) -> float:
         program.model.train()
         program.optimizer.zero_grad(set_to_none=True)
         for micro in batch:
-            loss = job.loss(program.model, micro)
+            with users_code(f"step {step}: loss"):
+                loss = job.loss(program.model, micro)
             _require_scalar(loss, step)
             part = loss / job.accumulate if job.accumulate > 1 else loss
             total += float(part.detach().item())
-            part.backward()
+            with users_code(f"step {step}: backward"):
+                part.backward()
         _require_finite(total, step)
         if job.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, job.clip_norm, foreach=False)
-        program.optimizer.step()
+        with users_code(f"step {step}: optimizer.step"):
+            program.optimizer.step()
         if program.scheduler is not None:
-            with settled_rates(program.optimizer):
+            with users_code(f"step {step}: scheduler.step"), settled_rates(program.optimizer):
                 program.scheduler.step()
             settle_records(program.scheduler)
     return total
@@ -98,7 +107,7 @@ def run_step(program: Program, step: int, batch: Batch) -> float:
 def _build_scheduler(job: Job, optimizer: Optimizer) -> LRScheduler | None:
     if job.scheduler is None:
         return None
-    with settled_rates(optimizer):
+    with users_code("scheduler"), settled_rates(optimizer):
         scheduler = job.scheduler(optimizer)
     _require_type("scheduler", scheduler, LRScheduler)
     if isinstance(scheduler, ReduceLROnPlateau):
@@ -119,6 +128,34 @@ def _require_initialised(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise JobError(f"model: parameter {name} is lazy; give its shape when it is built")
+
+
+def _require_own_memory(model: nn.Module) -> None:
+    """Refuse tensors that hold one place of memory twice: they cannot be written to."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        reach = 0  # of the dimensions with smaller strides
+        for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+            if size > 1 and stride <= reach:
+                raise JobError(
+                    f"model: {name} overlaps itself in memory (made by expand, perhaps); "
+                    "register a .clone() of it"
+                )
+            reach += (size - 1) * stride
+
+
+def _require_plain_step(optimizer: Optimizer) -> None:
+    parameters = inspect.signature(optimizer.step).parameters.values()
+    needed = [
+        parameter.name
+        for parameter in parameters
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    if needed:
+        raise JobError(
+            f"optimizer: {type(optimizer).__name__}.step() needs {', '.join(needed)}; a step "
+            "computes the loss once, so choose an optimiser whose step() takes no arguments"
+        )
 
 
 def _require_scalar(loss: object, step: int) -> None:

@@ -114,7 +114,7 @@ def test_an_error_in_a_step_commits_nothing_false(tmp_path: Path) -> None:
             raise RuntimeError("in the step")
         return value
 
-    with pytest.raises(RuntimeError, match="in the step"):
+    with pytest.raises(vt.JobError, match="step 7: loss raised RuntimeError: in the step"):
         train(jobs.make(loss=failing), tmp_path / "run")
     assert Transcript.open(tmp_path / "run").checkpoint_steps == (0, 4)
 
