@@ -98,6 +98,8 @@ def test_loads_a_job_file(folder: Path) -> None:
         ("def job():\n    y = 2\n    y / 0", "line 3: `y / 0` raised ZeroDivisionError"),
         ("a = 1\nimport nowhere_to_be_found", "line 2: `import nowhere_to_be_found` raised"),
         ("a = 1\ndef job(:", "line 2: invalid syntax"),
+        ("import sys\nsys.exit(0)", r"line 2: `sys.exit\(0\)` raised SystemExit: 0"),
+        ("import sys\ndef job():\n    sys.exit(0)", r"line 3: `sys.exit\(0\)` raised SystemExit"),
         ("\x00", "job_bad.py"),
     ],
 )
@@ -159,6 +161,36 @@ def test_each_job_runs_the_modules_beside_it(folder: Path, tmp_path_factory) -> 
     assert (first[0], second[0]) == (1, 0)
     with pytest.raises(JobError, match="was loaded from"):  # helper is now the second job's
         commitment(replace(load_job(other / "job.py"), origin=(folder / "job.py")))
+
+
+def test_modules_beside_a_job_in_a_package_are_covered(folder: Path) -> None:
+    """At run time the job's own folder comes first, whether or not it is a package."""
+    (folder / "__init__.py").write_text("")
+    helper = folder / "helper.py"
+    before = load_job(folder / "job.py")
+    names = set(commitment(before)["sources"])
+    assert {"job.py", "helper.py", "deep.py", "package/inner.py"} <= names
+    helper.write_text(HELPER.replace("0.1", "0.2"))
+    assert load_job(folder / "job.py").dataset.__globals__["RATE"] == 0.2  # not a stale module
+
+
+def test_packages_may_be_named_in_full_and_relatively(tmp_path: Path, monkeypatch) -> None:
+    package = tmp_path / "some_package"
+    (package / "parts").mkdir(parents=True)
+    for place in (package, package / "parts"):
+        (place / "__init__.py").write_text("")
+    (package / "job.py").write_text("import some_package.parts.one\n" + JOB_FILE)
+    (package / "helper.py").write_text(HELPER.replace("import deep", "pass"))
+    (package / "parts/one.py").write_text("from . import two\nfrom ..three import X\n")
+    (package / "parts/two.py").write_text("")
+    (package / "three.py").write_text("X = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = set(commitment(load_job(package / "job.py"))["sources"])
+    found = {"helper.py", "three.py", "parts/__init__.py", "parts/one.py", "parts/two.py"}
+    assert names == {"__init__.py", "job.py", *found}
+    (package / "three.py").write_text("X = 2\n")
+    load_job(package / "job.py")
+    assert sys.modules["some_package.three"].X == 2
 
 
 def test_a_local_file_may_not_hide_an_installed_module(folder: Path) -> None:

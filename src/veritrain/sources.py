@@ -60,9 +60,9 @@ def source_files(job: Job) -> list[Path]:
     found = {(folder / source).resolve() for source in job.sources}
     for root in roots:
         imported = local_imports(root)
-        for file in imported:
-            _require_loaded_from(file, _import_root(root))
-        found |= {root, *imported}
+        for name, file in imported.items():
+            _require_loaded_from(file, name)
+        found |= {root, *imported.values()}
     return sorted(found)
 
 
@@ -93,27 +93,28 @@ def forget_stale_modules(file: Path) -> None:
     Raises:
         JobError: a file beside the job has the name of an installed module.
     """
-    for path in local_imports(file):
-        name = _module_name(path, _import_root(file))
+    for name, path in local_imports(file).items():
         loaded = _loaded_file(name)
         if loaded is not None and loaded != path.resolve() and _is_installed(loaded):
             raise JobError(f"{path}: has the name of the installed module {loaded}; rename it")
         sys.modules.pop(name, None)
 
 
-def local_imports(file: Path) -> set[Path]:
-    """Files of the same folder (or of the package that the file is in) that it imports."""
-    found: set[Path] = set()
-    waiting = [file]
+def local_imports(file: Path) -> dict[str, Path]:
+    """Modules of the same folder (or of the package that the file is in) that it imports, by the
+    name under which they are imported."""
+    roots = [file.parent, _import_root(file)]  # the file's folder is first on the import path
+    found: dict[str, Path] = {}
+    waiting = [(_module_name(file, roots[-1]), file)]
     while waiting:
-        current = waiting.pop()
-        fresh = set(_direct_imports(current, _import_root(file))) - found - {file}
-        found |= fresh
-        waiting.extend(fresh)
+        for name, path in _direct_imports(*waiting.pop(), roots):
+            if name not in found and path != file:
+                found[name] = path
+                waiting.append((name, path))
     return found
 
 
-def _direct_imports(file: Path, root: Path) -> Iterator[Path]:
+def _direct_imports(name: str, file: Path, roots: list[Path]) -> Iterator[tuple[str, Path]]:
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):
@@ -121,26 +122,47 @@ def _direct_imports(file: Path, root: Path) -> Iterator[Path]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield from _resolve(root, alias.name.split("."))
+                yield from _resolve(roots, alias.name.split("."))
         elif isinstance(node, ast.ImportFrom):
-            start = root if node.level == 0 else file.parents[node.level - 1]
             parts = node.module.split(".") if node.module else []
             for alias in node.names:
-                yield from _resolve(start, [*parts, alias.name])
+                if node.level == 0:
+                    yield from _resolve(roots, [*parts, alias.name])
+                else:
+                    package = _package(name, file, node.level)
+                    yield from _walk(file.parents[node.level - 1], package, [*parts, alias.name])
 
 
-def _resolve(folder: Path, parts: list[str]) -> Iterator[Path]:
-    """Every file that importing the dotted name `parts` from `folder` would execute."""
+def _resolve(roots: list[Path], parts: list[str]) -> Iterator[tuple[str, Path]]:
+    """As `_walk`, from the first folder of the import path that has something of this name."""
+    for root in roots:
+        found = list(_walk(root, [], parts))
+        if found:
+            yield from found
+            return
+
+
+def _walk(folder: Path, package: list[str], parts: list[str]) -> Iterator[tuple[str, Path]]:
+    """Name and file of every module that importing `parts` from the package `package`, which lies
+    in `folder`, would execute."""
     for part in parts:
-        module, package = folder / f"{part}.py", folder / part
-        if (package / "__init__.py").is_file():
-            yield package / "__init__.py"
+        package = [*package, part]
+        module, inner = folder / f"{part}.py", folder / part
+        if (inner / "__init__.py").is_file():
+            yield ".".join(package), inner / "__init__.py"
         elif module.is_file():
-            yield module
+            yield ".".join(package), module
             return
-        elif not package.is_dir():
+        elif not inner.is_dir():
             return
-        folder = package
+        folder = inner
+
+
+def _package(name: str, file: Path, level: int) -> list[str]:
+    """The package that a relative import of this level starts from."""
+    parts = name.split(".")
+    up = level - 1 if file.name == "__init__.py" else level
+    return parts[: max(0, len(parts) - up)]
 
 
 def _import_root(file: Path) -> Path:
@@ -161,9 +183,9 @@ def _loaded_file(name: str) -> Path | None:
     return Path(file).resolve() if isinstance(file, str) else None
 
 
-def _require_loaded_from(file: Path, root: Path) -> None:
+def _require_loaded_from(file: Path, name: str) -> None:
     """The digest must be of the code that runs: refuse a module loaded from another folder."""
-    loaded = _loaded_file(_module_name(file, root))
+    loaded = _loaded_file(name)
     if loaded is not None and loaded != file.resolve():
         raise JobError(
             f"{file}: the module of this name was loaded from {loaded}; "
