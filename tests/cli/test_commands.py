@@ -158,14 +158,18 @@ def test_unreadable_input_is_not_a_verdict(call_json, folder, copy):
     assert data["error"]["message"].startswith("leaves/000000000004: ")
 
 
-def test_trusted_keys(call, folder):
+def test_trusted_keys(call, call_json, folder):
     signer = Signer.load(folder / "trainer.key")
     audit = ("audit", folder / "run", "--job", folder / "job.py", "--key")
     assert call(*audit, signer.public_key.hex())[0] == 0
     assert call(*audit, signer.fingerprint.upper())[0] == 0
     code, out, _ = call(*audit, Signer.generate().public_key.hex())
     assert (code, out.splitlines()[-1][:8]) == (1, "REJECTED")
-    assert call(*audit, Signer.generate().fingerprint)[0] == 1
+    other = Signer.generate()
+    for name in (other.public_key.hex(), other.fingerprint):
+        code, data = call_json(*audit, name)
+        assert (code, data["verdict"]) == (1, "rejected")
+        assert f"expected {other.fingerprint}" in data["reason"]
     assert call(*audit, "")[0] == 2
     assert call(*audit, signer.fingerprint[:-1])[0] == 2
 

@@ -127,6 +127,8 @@ def test_a_sample_is_drawn_anew_each_time(honest: Path) -> None:
         ({"workers": 0}, "workers: expected 1 or more"),
         ({"workers": 2}, r"workers: expected a job from load_job\(\)"),
         ({"trusted_key": b"short"}, "trusted_key: expected 32 bytes, got 5"),
+        ({"trusted_key": "x" * 32}, "trusted_key: expected a fingerprint of 32 hexadecimal digits"),
+        ({"trusted_key": "a" * 64}, "hexadecimal digits, got 64 characters"),
     ],
 )
 def test_refuses_bad_options(honest: Path, options: dict[str, Any], message: str) -> None:
@@ -135,12 +137,77 @@ def test_refuses_bad_options(honest: Path, options: dict[str, Any], message: str
 
 
 def test_trusted_key(honest: Path) -> None:
-    report = vt.audit(honest, jobs.make(), trusted_key=KEY.public_key)
-    assert report.verdict is vt.Verdict.ACCEPTED
+    for key in (KEY.public_key, KEY.fingerprint, KEY.fingerprint.upper()):
+        report = vt.audit(honest, jobs.make(), trusted_key=key)
+        assert report.verdict is vt.Verdict.ACCEPTED
     other = vt.Signer.generate()
-    report = vt.audit(honest, jobs.make(), trusted_key=other.public_key)
-    assert failed(report) == "signatures"
-    assert f"expected {other.fingerprint}, got {KEY.fingerprint}" in report.reason
+    for key in (other.public_key, other.fingerprint):
+        report = vt.audit(honest, jobs.make(), trusted_key=key)
+        assert failed(report) == "signatures"
+        assert f"expected {other.fingerprint}, got {KEY.fingerprint}" in report.reason
+
+
+class Counting(jobs.Net):
+    """Carries a number from step to step outside of its state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return super().forward(x) * (1 + self.calls / 64)
+
+
+@pytest.mark.parametrize("steps", [None, (5, 6), (1, 10)])
+def test_hidden_state_is_rejected_however_the_audit_is_cut(
+    steps: tuple[int, int] | None, tmp_path: Path
+) -> None:
+    job = jobs.make(model=Counting)
+    record(job, tmp_path / "run")
+    report = vt.audit(tmp_path / "run", job, steps=steps)
+    assert failed(report) == "replay"
+    assert report.findings[0].step == 5
+
+
+def test_a_run_in_memory_needs_one_process(job_file: Path) -> None:
+    job = vt.load_job(job_file)
+    vt.train(job, "memory://audited", signer=KEY)
+    with pytest.raises(vt.UsageError, match="cannot read memory://audited"):
+        vt.audit("memory://audited", job, workers=2)
+    assert vt.audit("memory://audited", job).verdict is vt.Verdict.ACCEPTED
+
+
+def test_processes_do_not_start_from_standard_input(job_file: Path, honest: Path) -> None:
+    script = f"import veritrain as vt; vt.audit({str(honest)!r}, vt.load_job({str(job_file)!r}), workers=2)"
+    done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True)
+    assert "UsageError: workers: other processes cannot start from a script" in done.stderr
+
+
+@pytest.mark.parametrize("error", ["sys.exit(0)", "raise KeyError('gone')"])
+def test_an_error_of_the_job_in_a_replay_process_is_inconclusive(
+    error: str, job_file: Path, tmp_path: Path
+) -> None:
+    """The job's data set works in this process and fails in others."""
+    text = job_file.read_text().replace(
+        "    return jobs.make(steps=12)",
+        "    import sys\n"
+        "    class Data(jobs.Points):\n"
+        "        def __len__(self):\n"
+        f"            if os.environ.get('FAIL'): {error}\n"
+        "            return 40\n"
+        "    return jobs.make(steps=12, dataset=Data)",
+    )
+    (tmp_path / "job.py").write_text(text)
+    job = vt.load_job(tmp_path / "job.py")
+    record(job, tmp_path / "run")
+    batches = replay.Batches(job)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAIL", "1")
+        patch.setattr(replay, "Batches", lambda job: batches)
+        report = vt.audit(tmp_path / "run", job, workers=2)
+    assert report.verdict is vt.Verdict.INCONCLUSIVE
+    assert "dataset: len raised" in report.reason
 
 
 CHEATS: dict[str, tuple[Callable[[vt.Job], vt.Job], str, int, str]] = {
@@ -380,7 +447,7 @@ def test_a_step_that_cannot_be_recomputed_is_inconclusive(tmp_path: Path, job_fi
 
     report = vt.audit(tmp_path / "run", replace(job, loss=failing))
     assert report.verdict is vt.Verdict.INCONCLUSIVE
-    assert "step 3 could not be recomputed: MemoryError: too big" in report.reason
+    assert "step 3: loss raised MemoryError: too big" in report.reason
 
 
 def test_a_claim_beyond_a_failing_step_is_rejected(tmp_path: Path, job_file: Path) -> None:

@@ -84,7 +84,7 @@ def command(
             steps=steps,
             sample=sample,
             workers=workers,
-            trusted_key=keys.trusted(key, run) if key is not None else None,
+            trusted_key=keys.trusted(key) if key is not None else None,
             on_step=on_step,
         )
     output.emit(report.to_dict(), _lines(report), as_json=as_json)

@@ -24,9 +24,10 @@ is INCONCLUSIVE: honest machines differ there. It is never accepted.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 from veritrain.data import Batches
@@ -50,10 +51,13 @@ from veritrain.verify.segments import (
     differ,
     plan,
     replay_in_processes,
-    require_loadable,
+    require_shareable,
 )
 
 NONCE_BYTES = 32
+_DATA_HINT = (
+    "if both hold the same files, the data set computes its records differently on this machine"
+)
 _NAMED_DIFFERENCES = 8  # a hostile header can have thousands
 
 
@@ -64,7 +68,7 @@ def audit(
     steps: tuple[int, int] | None = None,
     sample: int | None = None,
     workers: int = 1,
-    trusted_key: bytes | None = None,
+    trusted_key: bytes | str | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> AuditReport:
     """Check the run at `url` against `job`.
@@ -76,16 +80,17 @@ def audit(
         sample: recompute only this many intervals between checkpoints, drawn with fresh
             randomness after the run was read (all of them, where it has no more).
         workers: processes that recompute; more than one needs a job from `load_job`.
-        trusted_key: the trainer's Ed25519 public key, 32 bytes; None accepts any key, which the
-            report names.
+        trusted_key: the trainer's Ed25519 public key, 32 bytes, or its fingerprint, 32 hexadecimal
+            digits; None accepts any key, which the report names.
         on_step: called with the number of each step that was found equal.
 
     Raises:
         TranscriptError: the bytes are not a well-formed run.
         UsageError: arguments that do not fit together or to the run, or a job that cannot be used.
     """
-    options = _Options(steps=steps, sample=sample, workers=workers, trusted_key=trusted_key)
-    _require_options(options, job)
+    trusted = trusted_key.lower() if isinstance(trusted_key, str) else trusted_key
+    options = _Options(steps=steps, sample=sample, workers=workers, trusted=trusted)
+    _require_options(options, job, os.fspath(url))
     return _Audit(Transcript.open(url), job, options, on_step).run()
 
 
@@ -94,7 +99,7 @@ class _Options:
     steps: tuple[int, int] | None
     sample: int | None
     workers: int
-    trusted_key: bytes | None = field(repr=False)
+    trusted: bytes | str | None  # the trainer's key, or its fingerprint
 
 
 class _Audit:
@@ -163,11 +168,11 @@ class _Audit:
         if not self._transcript.heads:
             raise InconclusiveError("the run has no signed head yet: there is nothing to check")
         self._transcript.verify_signatures()
-        key, trusted = self._transcript.header.public_key, self._options.trusted_key
-        if trusted is not None and trusted != key:
+        key, trusted = self._transcript.header.public_key, self._options.trusted
+        if trusted not in (None, key, fingerprint(key)):
+            expected = trusted if isinstance(trusted, str) else fingerprint(trusted)
             raise VerificationError(
-                f"the run is signed by another key: expected {fingerprint(trusted)}, "
-                f"got {fingerprint(key)}"
+                f"the run is signed by another key: expected {expected}, got {fingerprint(key)}"
             )
         by = "the trusted key" if trusted is not None else "key"
         return f"{len(self._transcript.heads)} heads signed by {by} {fingerprint(key)}"
@@ -205,7 +210,7 @@ class _Audit:
             findings.append(differ(None, "number of records", count, header.dataset_count))
         if root != header.dataset_root:
             findings.append(differ(None, "data set", root, header.dataset_root))
-        self._judge(tuple(findings), native=False)
+        self._judge(tuple(findings), native=False, hint=_DATA_HINT)
         return f"{count} records, root {root.hex()}"
 
     def _initial_state(self) -> str:
@@ -254,15 +259,14 @@ class _Audit:
     def _segments(self) -> list[Segment]:
         if self._last_step == 0:
             return []
-        split = self._options.workers > 1
         if self._options.steps is not None:
             first, last = self._options.steps
             if last > self._last_step:
                 raise UsageError(f"steps: the run has {self._last_step} steps, got {first}:{last}")
-            return plan(self._transcript, first, last, split=split)
+            return plan(self._transcript, first, last)
         if self._nonce is None or self._options.sample is None:
-            return plan(self._transcript, 1, self._last_step, split=split)
-        every = plan(self._transcript, 1, self._last_step, split=True)
+            return plan(self._transcript, 1, self._last_step)
+        every = plan(self._transcript, 1, self._last_step)
         seed = int.from_bytes(self._nonce, "big")
         order = random.permutation(seed, "audit sample", 0, len(every))
         return [every[int(index)] for index in sorted(order[: self._options.sample])]
@@ -296,7 +300,12 @@ class _Audit:
         return self._job.numerics == "native"
 
     def _judge(
-        self, findings: tuple[Finding, ...], *, native: bool, gap: str | None = None
+        self,
+        findings: tuple[Finding, ...],
+        *,
+        native: bool,
+        gap: str | None = None,
+        hint: str | None = None,
     ) -> None:
         """Say what follows from a difference."""
         if not findings:
@@ -315,7 +324,7 @@ class _Audit:
                 f"{text}; the run was recorded in another environment ({'; '.join(packages)}): "
                 "audit it in the recorded one"
             )
-        raise VerificationError(text)
+        raise VerificationError(f"{text}; {hint}" if hint else text)
 
 
 def _outcome(check: Callable[[], str]) -> tuple[Outcome, str]:
@@ -364,7 +373,7 @@ def _ignore(step: int) -> None:
     """The `on_step` of a caller who gave none."""
 
 
-def _require_options(options: _Options, job: Job) -> None:
+def _require_options(options: _Options, job: Job, url: str) -> None:
     if options.steps is not None and options.sample is not None:
         raise UsageError("steps and sample: give one of them")
     if options.steps is not None:
@@ -376,8 +385,15 @@ def _require_options(options: _Options, job: Job) -> None:
     if options.workers < 1:
         raise UsageError(f"workers: expected 1 or more, got {options.workers}")
     if options.workers > 1:
-        require_loadable(job)
-    if options.trusted_key is not None and len(options.trusted_key) != PUBLIC_KEY_BYTES:
+        require_shareable(job, url)
+    _require_key(options.trusted)
+
+
+def _require_key(trusted: bytes | str | None) -> None:
+    if isinstance(trusted, bytes) and len(trusted) != PUBLIC_KEY_BYTES:
+        raise UsageError(f"trusted_key: expected {PUBLIC_KEY_BYTES} bytes, got {len(trusted)}")
+    if isinstance(trusted, str) and not re.fullmatch("[0-9a-f]{32}", trusted, re.ASCII):
         raise UsageError(
-            f"trusted_key: expected {PUBLIC_KEY_BYTES} bytes, got {len(options.trusted_key)}"
+            "trusted_key: expected a fingerprint of 32 hexadecimal digits, "
+            f"got {len(trusted)} characters"
         )

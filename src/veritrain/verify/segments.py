@@ -1,14 +1,17 @@
 """Recomputing steps and comparing them with the leaves, in this process or in several.
 
-A segment starts at a checkpoint, whose state is first put into the auditor's own program and hashed
-again, or at step 0, where the auditor builds the state itself. Each step is then recomputed with
-the batch that the seed prescribes, and batch, loss and state are compared with the leaf. A segment
-ends at its first difference.
+A segment goes from one checkpoint to the next. The auditor builds a program anew, puts the stored
+state of its first checkpoint into it and hashes that again; at step 0 it is the state as built. So
+what a program remembers outside of its state ends with the segment, and a verdict does not depend on
+which segments are recomputed, or where. Each step is then recomputed with the batch that the seed
+prescribes, and batch, loss and state are compared with the leaf. A segment ends at its first
+difference.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -63,13 +66,11 @@ class SegmentResult:
     malformed: tuple[str, str] | None = None  # place and problem, for a TranscriptError
 
 
-def plan(transcript: Transcript, first: int, last: int, *, split: bool) -> list[Segment]:
-    """Segments that cover the steps first to last, from the nearest checkpoint before `first`; in
-    one piece, or split at every checkpoint."""
+def plan(transcript: Transcript, first: int, last: int) -> list[Segment]:
+    """Segments that cover the steps first to last, from the nearest checkpoint before `first`."""
     steps = transcript.checkpoint_steps
     start = max([0, *(step for step in steps if step < first)])
-    inner = [step for step in steps if start < step < last] if split else []
-    edges = [start, *inner, last]
+    edges = [start, *(step for step in steps if start < step < last), last]
     return [
         Segment(start=low, stop=high, leaves=transcript.leaves[low : high + 1])
         for low, high in pairwise(edges)
@@ -77,13 +78,12 @@ def plan(transcript: Transcript, first: int, last: int, *, split: bool) -> list[
 
 
 class Replayer:
-    """Recomputes segments of one run with one program."""
+    """Recomputes segments of one run."""
 
     def __init__(self, batches: Batches, transcript: Transcript, *, measure_gap: bool) -> None:
         self._batches = batches
         self._transcript = transcript
         self._measure_gap = measure_gap
-        self._program = Program.build(batches.job)
 
     def replay(
         self, segment: Segment, on_step: Callable[[int], None] | None = None
@@ -91,10 +91,14 @@ class Replayer:
         """Recompute a segment up to its first difference.
 
         Raises:
+            JobError: the job cannot be built.
             TranscriptError, VerificationError: the checkpoint that it starts from is not sound.
         """
+        program = Program.build(self._batches.job)
         try:
-            findings = self._begin(segment)
+            if segment.start > 0:
+                restore(program, self._transcript.load_state(segment.start))
+            findings = self._compare_state(program, segment.leaves[0])
         except VeritrainError:
             raise
         except Exception as error:  # stored values that the job's optimiser cannot live with
@@ -104,7 +108,7 @@ class Replayer:
             return SegmentResult(steps=0, findings=findings)
         for count, leaf in enumerate(segment.leaves[1:]):
             try:
-                findings = self._advance(leaf)
+                findings = self._advance(program, leaf)
             except (UnsupportedOperatorError, UsageError) as error:
                 return SegmentResult(steps=count, obstacle=f"step {leaf.step}: {error}")
             except NumericsError as error:
@@ -113,25 +117,18 @@ class Replayer:
                 why = f"step {leaf.step} could not be recomputed: {type(error).__name__}: {error}"
                 return SegmentResult(steps=count, obstacle=why)
             if findings:
-                gap = self._gap(leaf.step) if self._measure_gap else None
+                gap = self._gap(program, leaf.step) if self._measure_gap else None
                 return SegmentResult(steps=count, findings=findings, gap=gap)
             if on_step is not None:
                 on_step(leaf.step)
         return SegmentResult(steps=segment.stop - segment.start)
 
-    def _begin(self, segment: Segment) -> tuple[Finding, ...]:
-        if segment.start == 0:
-            self._program = Program.build(self._batches.job)
-        else:
-            restore(self._program, self._transcript.load_state(segment.start))
-        return self._compare_state(segment.leaves[0])
-
-    def _advance(self, leaf: Leaf) -> tuple[Finding, ...]:
+    def _advance(self, program: Program, leaf: Leaf) -> tuple[Finding, ...]:
         """Recompute the leaf's step; what differs, in the order of cause and effect."""
         batch = self._batches[leaf.step]
         got = batch_digest(batch)
-        loss = run_step(self._program, leaf.step, batch)
-        refuse_nan(capture(self._program), leaf.step)
+        loss = run_step(program, leaf.step, batch)
+        refuse_nan(capture(program), leaf.step)
         findings: list[Finding] = []
         if got != leaf.batch:
             findings.append(differ(leaf.step, "batch", got, leaf.batch))
@@ -139,22 +136,22 @@ class Replayer:
             findings.append(differ(leaf.step, "loss", loss, leaf.loss))
         if leaf.rounding is not None:
             findings.append(differ(leaf.step, "rounding log", None, leaf.rounding))
-        return (*findings, *self._compare_state(leaf))
+        return (*findings, *self._compare_state(program, leaf))
 
-    def _compare_state(self, leaf: Leaf) -> tuple[Finding, ...]:
-        return compare_state(self._transcript, leaf, state_entries(capture(self._program)))
+    def _compare_state(self, program: Program, leaf: Leaf) -> tuple[Finding, ...]:
+        return compare_state(self._transcript, leaf, state_entries(capture(program)))
 
-    def _gap(self, step: int) -> str | None:
+    def _gap(self, program: Program, step: int) -> str | None:
         """Largest relative difference of a tensor at the next checkpoint, as text."""
         following = [other for other in self._transcript.checkpoint_steps if other >= step]
         if not following:
             return None
         try:
             for later in range(step + 1, following[0] + 1):
-                run_step(self._program, later, self._batches[later])
+                run_step(program, later, self._batches[later])
             return _largest_gap(
                 following[0],
-                capture(self._program),
+                capture(program),
                 self._transcript.load_state(following[0]),
             )
         except Exception as error:  # the measurement informs; the verdict does not rest on it
@@ -184,16 +181,28 @@ def differ(step: int | None, what: str, expected: object, got: object) -> Findin
     return Finding(step=step, what=what, expected=_text(expected), got=_text(got))
 
 
-def require_loadable(job: Job) -> Path:
-    """The job's file, which other processes can load.
+def require_shareable(job: Job, url: str) -> Path:
+    """The job's file, which other processes can load, with a run that they can read.
 
     Raises:
-        UsageError: the job was made in a script.
+        UsageError: the job was made in a script, the run is in this process's memory, or other
+            processes cannot start from the script that runs here.
     """
     if job.origin is None:
         raise UsageError(
             "workers: expected a job from load_job(), got one made in a script; "
             "other processes can only load a job file"
+        )
+    if any(part.startswith("memory://") for part in url.split("::")):
+        raise UsageError(
+            f"workers: other processes cannot read {url}, which is in the memory of this one; "
+            "use one worker"
+        )
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if isinstance(script, str) and Path(script).name == "<stdin>":
+        raise UsageError(
+            "workers: other processes cannot start from a script that is read from standard "
+            "input; save it to a file, or use one worker"
         )
     return job.origin
 
@@ -209,10 +218,10 @@ def replay_in_processes(
     """Results in the order of the segments, computed by `workers` processes.
 
     Raises:
-        UsageError: the job is not from a file, so other processes cannot load it.
+        UsageError: as `require_shareable`.
     """
     shared = _Shared(
-        job_file=require_loadable(job),
+        job_file=require_shareable(job, transcript.location),
         job_digest=digest_value("job", commitment(job)),
         url=transcript.location,
         measure_gap=measure_gap,
@@ -224,7 +233,8 @@ def replay_in_processes(
         yield from pool.map(_work, [shared] * len(segments), segments)
     except BrokenProcessPool as error:
         raise InconclusiveError(
-            "a replay process ended unexpectedly (killed, or out of memory); use fewer workers"
+            "a replay process ended unexpectedly: killed, out of memory (use fewer workers), or "
+            "started by a script that lacks `if __name__ == '__main__':`"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -248,18 +258,25 @@ def _work(shared: _Shared, segment: Segment) -> SegmentResult:
     """Runs in a replay process. Errors come back as values: a foreign traceback helps nobody."""
     try:
         if shared not in _replayers:
-            torch.set_num_threads(shared.threads)
-            job = load_job(shared.job_file)
-            if digest_value("job", commitment(job)) != shared.job_digest:
-                raise UsageError(f"{shared.job_file} changed during the audit")
-            transcript = Transcript.open(shared.url)
-            _replayers[shared] = Replayer(Batches(job), transcript, measure_gap=shared.measure_gap)
+            _replayers[shared] = _replayer(shared)
         return _replayers[shared].replay(segment)
     except TranscriptError as error:
         return SegmentResult(steps=0, malformed=(error.where, error.problem))
-    except (VeritrainError, OSError, RuntimeError) as error:
+    except (Exception, SystemExit) as error:
+        text = (
+            str(error) if isinstance(error, VeritrainError) else f"{type(error).__name__}: {error}"
+        )
         what = f"steps {segment.start + 1} to {segment.stop} could not be recomputed"
-        return SegmentResult(steps=0, obstacle=f"{what}: {error} (process {os.getpid()})")
+        return SegmentResult(steps=0, obstacle=f"{what}: {text} (process {os.getpid()})")
+
+
+def _replayer(shared: _Shared) -> Replayer:
+    torch.set_num_threads(shared.threads)
+    job = load_job(shared.job_file)
+    if digest_value("job", commitment(job)) != shared.job_digest:
+        raise UsageError(f"{shared.job_file} changed during the audit")
+    transcript = Transcript.open(shared.url)
+    return Replayer(Batches(job), transcript, measure_gap=shared.measure_gap)
 
 
 def _text(value: object) -> str:
