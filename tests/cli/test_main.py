@@ -69,6 +69,8 @@ def test_version(call):
         (errors.VerificationError("x"), 1),
         (errors.InconclusiveError("x"), 3),
         (RuntimeError("two\nlines \x1b[31m"), 2),
+        (SystemExit(0), 2),
+        (SystemExit(), 2),
         (KeyboardInterrupt(), 130),
         (BrokenPipeError(), 141),
     ],
@@ -148,3 +150,62 @@ def test_ctrl_c_says_how_to_go_on_and_loses_nothing(call_json, folder, tmp_path)
     assert code == 0
     code, again = call_json("train", job, "--out", tmp_path / "again", "--key", key)
     assert (code, resumed["digest"]) == (0, again["digest"])
+
+
+@pytest.mark.parametrize("place", ["top", "job", "loss", "model"])
+def test_a_job_that_exits_is_an_error(call, tmp_path, folder, place):
+    text = (folder / "job.py").read_text()
+    if place == "top":
+        text += "\nimport sys; sys.exit(0)\n"
+    else:
+        text = text.replace(
+            f"def {place}(", f"def {place}(*_):\n    raise SystemExit\ndef _{place}("
+        )
+    (tmp_path / "job.py").write_text(text)
+    key = folder / "trainer.key"
+    code, out, err = call("train", tmp_path / "job.py", "--out", tmp_path / "run", "--key", key)
+    assert (code, out) == (2, "")
+    assert "raised SystemExit" in err
+    assert "please report" not in err
+
+
+SET_ORDER = """
+print("order:", [*{*"abcdefghijklmnop"}], "seed:", __import__("os").environ["PYTHONHASHSEED"])
+"""
+
+
+@pytest.mark.parametrize("seed", [None, "random", "5"])
+@pytest.mark.parametrize("command", ["train", "audit"])
+def test_the_order_of_sets_is_fixed_before_a_job_runs(folder, tmp_path, command, seed):
+    job = tmp_path / "job.py"
+    job.write_text((folder / "job.py").read_text() + SET_ORDER + "\nraise SystemExit\n")
+    rest = ["--out", "x"] if command == "train" else ["--job", job]
+    words = ["train", job, *rest] if command == "train" else ["audit", folder / "run", *rest]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONHASHSEED"}
+    environment |= {"VERITRAIN_KEY": str(folder / "trainer.key")}
+    environment |= {} if seed is None else {"PYTHONHASHSEED": seed}
+    done = subprocess.run(
+        [sys.executable, "-m", "veritrain.cli", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    fixed = subprocess.run(
+        [sys.executable, "-c", SET_ORDER],
+        env={**environment, "PYTHONHASHSEED": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert fixed.stdout in done.stderr
+    assert fixed.stdout.endswith("seed: 0\n")
+
+
+@pytest.mark.parametrize(
+    "words", [["show", "x"], ["keygen", "-h"], ["train", "--help"], [], ["-h"]]
+)
+def test_other_commands_do_not_start_anew(monkeypatch, words):
+    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("started anew"))
+    monkeypatch.setenv("PYTHONHASHSEED", "5")
+    monkeypatch.setattr(sys, "argv", ["veritrain", *words])
+    main()

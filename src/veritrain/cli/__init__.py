@@ -24,6 +24,8 @@ from veritrain.errors import UsageError, VeritrainError
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 READER_GONE = 141  # 128 + SIGPIPE; neither "accepted" nor "rejected"
 
+_HASH_SEED = "PYTHONHASHSEED"
+
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -47,6 +49,8 @@ for _module in (train, audit, show, keygen):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the only place where errors become messages and exit codes."""
+    if arguments is None:
+        _fix_hashes(sys.argv[1:])
     given = list(sys.argv[1:] if arguments is None else arguments)
     output.tolerate_any_text()
     try:
@@ -57,6 +61,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_GONE
     return code
+
+
+def _fix_hashes(arguments: list[str]) -> None:
+    """Start anew with PYTHONHASHSEED=0 where a job will run: the order of a set of text must be the
+    same for the trainer, for every auditor and after --resume. It is fixed when Python starts."""
+    runs_job = arguments[:1] in (["train"], ["audit"]) and not {"-h", "--help"} & set(arguments)
+    is_fixed = os.environ.get(_HASH_SEED) == "0" or sys.flags.ignore_environment
+    if runs_job and not is_fixed and os.name == "posix" and sys.executable:
+        words = [sys.executable, *sys.orig_argv[1:]]
+        os.execve(words[0], words, {**os.environ, _HASH_SEED: "0"})  # noqa: S606 - ourselves
 
 
 def _run(arguments: list[str]) -> int:
@@ -78,7 +92,7 @@ def _run(arguments: list[str]) -> int:
     except VeritrainError as error:
         kind = type(error).__name__
         return output.fail(describe(error), kind, error.exit_code, as_json=as_json)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         kind = type(error).__name__
         return output.fail(describe(error), kind, UsageError.exit_code, as_json=as_json)
 

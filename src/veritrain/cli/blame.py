@@ -18,7 +18,7 @@ _FOREIGN = tuple(
 )
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """The error's message; where it came out of the user's own code, with the line."""
     if isinstance(error, VeritrainError):
         text, source = str(error), error.__cause__
