@@ -174,7 +174,78 @@ def test_resume_names_what_differs_in_the_header(tmp_path: Path, honest_run: Fil
     for field, value in [("numerics", "native"), ("dataset_root", bytes(32)), ("job", {})]:
         with pytest.raises(UsageError, match=f"cannot resume: {field} "):
             TranscriptWriter.resume(tmp_path, replace(make_header(), **{field: value}), SIGNER)
+    job = {"config": {"seed": 8, "rate": 0.1}, "sources": {"job.py": bytes(32), "x.py": b"\1" * 32}}
+    with pytest.raises(UsageError) as caught:
+        TranscriptWriter.resume(tmp_path, replace(make_header(), job=job), SIGNER)
+    assert str(caught.value) == (
+        "cannot resume: job is not what the run began with: config: seed: expected 7, got 8; "
+        f"sources: x.py: expected nothing, got {'01' * 32}"
+    )
     assert read_files(tmp_path) == honest_run
+
+
+def test_a_run_that_is_being_written_is_not_resumed(tmp_path: Path) -> None:
+    with TranscriptWriter.create(tmp_path, make_header(), SIGNER) as writer:
+        continue_run(writer, 2)
+        before = read_files(tmp_path)
+        for begin in (TranscriptWriter.resume, TranscriptWriter.create):
+            with pytest.raises(UsageError, match="is being written by another process"):
+                begin(tmp_path, make_header(), SIGNER)
+        assert read_files(tmp_path) == before
+        Transcript.open(tmp_path).verify_chain()
+        continue_run(writer, LAST)
+    with TranscriptWriter.resume(tmp_path, make_header(), SIGNER) as second:
+        assert second.last_step == LAST
+
+
+def test_a_writer_that_could_not_begin_holds_no_lock(tmp_path: Path, honest_run: Files) -> None:
+    write_files(tmp_path, honest_run)
+    with pytest.raises(UsageError, match="holds files already") as first:
+        TranscriptWriter.create(tmp_path, make_header(), SIGNER)
+    with pytest.raises(UsageError, match="cannot resume") as second:
+        TranscriptWriter.resume(tmp_path, make_header(seed=1), SIGNER)
+    TranscriptWriter.resume(tmp_path, make_header(), SIGNER)
+    del first, second  # their tracebacks kept the writers
+
+
+def test_a_closed_writer_commits_nothing(tmp_path: Path) -> None:
+    writer = TranscriptWriter.create(tmp_path, make_header(), SIGNER)
+    continue_run(writer, 1)
+    writer.close()
+    writer.close()
+    with pytest.raises(UsageError, match="the writer is closed"):
+        continue_run(writer, 2)
+    assert Transcript.open(tmp_path).checkpoint_steps == (0,)
+
+
+def test_what_another_writer_committed_is_never_deleted() -> None:
+    """Where there is no lock, the second writer fails, however often it tries."""
+    url = "memory://runs/two-writers"
+    first = TranscriptWriter.create(url, make_header(), SIGNER)
+    continue_run(first, 0)
+    second = TranscriptWriter.resume(url, make_header(), SIGNER)
+    continue_run(first, 2)
+    with pytest.raises(UsageError, match="exists already"):
+        continue_run(second, 2)
+    for _ in range(2):
+        with pytest.raises(UsageError, match="exists already"):
+            second.commit(state_at(2), state_entries(state_at(2)))
+    continue_run(first, LAST)
+    assert verify_all(url).checkpoint_steps == COMMITS
+    fsspec.filesystem("memory").rm("/runs/two-writers", recursive=True)
+
+
+def test_a_head_of_someone_else_is_neither_deleted_nor_taken_over(tmp_path: Path) -> None:
+    TranscriptWriter.create(tmp_path, make_header(), SIGNER)
+    store = FailingStore(Store.open(tmp_path), 3, after=True)
+    writer = TranscriptWriter(store, make_header(), SIGNER)
+    with pytest.raises(KeyboardInterrupt):
+        continue_run(writer, 0)
+    (tmp_path / files.signature_path(0)).write_bytes(b"theirs")
+    before = read_files(tmp_path)
+    with pytest.raises(UsageError, match="written by someone else"):
+        writer.commit(state_at(0), state_entries(state_at(0)))
+    assert read_files(tmp_path) == before
 
 
 @pytest.mark.parametrize("path", [f"leaves/{0:012d}", f"checkpoints/{LAST:012d}.safetensors"])

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import fsspec
 import pytest
 
 from veritrain.errors import TranscriptError, UsageError, VerificationError
+from veritrain.transcript import locks
 from veritrain.transcript import store as store_module
 from veritrain.transcript.limits import Limits
 from veritrain.transcript.store import LocalStore, RemoteStore, Store
@@ -36,16 +40,16 @@ def test_paths_and_file_urls_are_local_and_others_remote(tmp_path: Path) -> None
 def test_files_come_back_sorted_and_whole(store: Store) -> None:
     assert store.list() == []
     store.write("b", [b"12", memoryview(b"345"), b""])
-    store.write("a/2", [])
-    store.write("a/1", [b"x"])
-    assert store.list() == ["a/1", "a/2", "b"]
+    store.write("leaves/2", [])
+    store.write("leaves/1", [b"x"])
+    assert store.list() == ["b", "leaves/1", "leaves/2"]
     assert store.read("b", 5) == b"12345"
-    assert store.read("a/2", 0) == b""
+    assert store.read("leaves/2", 0) == b""
     with store.open_file("b", 5) as file:
         file.seek(3)
         assert file.read() == b"45"
-    store.delete("a/1")
-    assert store.list() == ["a/2", "b"]
+    store.delete("leaves/1")
+    assert store.list() == ["b", "leaves/2"]
 
 
 def test_a_file_is_written_once(store: Store) -> None:
@@ -104,7 +108,7 @@ def test_paths_cannot_leave_the_folder(store: Store, path: str) -> None:
 def test_too_many_files_are_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "LIMITS", Limits(files=3))
     for index in range(3):
-        store.write(f"a/{index}", [b""])
+        store.write(f"leaves/{index}", [b""])
     assert len(store.list()) == 3
     store.write("b", [b""])
     with pytest.raises(TranscriptError, match="expected at most 3 files"):
@@ -112,21 +116,21 @@ def test_too_many_files_are_refused(store: Store, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_folder_in_a_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    with pytest.raises(TranscriptError, match=r"'a/b': a folder, expected a file"):
+    (tmp_path / "leaves" / "b").mkdir(parents=True)
+    with pytest.raises(TranscriptError, match=r"'leaves/b': a folder, expected a file"):
         Store.open(tmp_path).list()
 
 
 def test_remote_folders_are_not_deep() -> None:
-    fsspec.filesystem("memory").pipe_file("/deep/a/b/c", b"")
-    with pytest.raises(TranscriptError, match=r"'a/b': a 'directory', expected a file"):
+    fsspec.filesystem("memory").pipe_file("/deep/leaves/b/c", b"")
+    with pytest.raises(TranscriptError, match=r"'leaves/b': a folder, expected a file"):
         Store.open("memory://deep").list()
 
 
 @pytest.mark.parametrize("target", [".", "..", "link", "/etc/passwd", "missing", "real"])
-@pytest.mark.parametrize("link", ["link", "folder/link"])
+@pytest.mark.parametrize("link", ["link", "leaves/link"])
 def test_links_are_refused_wherever_they_point(tmp_path: Path, target: str, link: str) -> None:
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "leaves").mkdir()
     (tmp_path / "real").write_bytes(b"x")
     (tmp_path / link).symlink_to(target)
     store = Store.open(tmp_path)
@@ -182,7 +186,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
 
     store = Store.open(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        store.write("a/b", parts())
+        store.write("leaves/b", parts())
     assert store.list() == []
 
 
@@ -201,3 +205,74 @@ def test_a_run_that_is_a_file_and_a_folder_that_is_a_file_are_clear_errors(tmp_p
 def test_unknown_kinds_of_urls_are_usage_errors(url: str) -> None:
     with pytest.raises(UsageError, match="cannot be opened"):
         Store.open(url)
+
+
+@pytest.mark.parametrize("name", ["rounding", "Leaves", ".git", ".tmp-0f", "header", "leaves "])
+def test_a_folder_that_no_run_has_is_refused_even_if_it_is_empty(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / "leaves").mkdir(exist_ok=True)
+    with pytest.raises(TranscriptError, match=rf"^'{name}': unexpected folder"):
+        Store.open(tmp_path).list()
+
+
+def test_a_remote_folder_that_no_run_has_is_refused() -> None:
+    fsspec.filesystem("memory").makedirs("/odd/rounding")
+    with pytest.raises(TranscriptError, match="'rounding': unexpected folder"):
+        Store.open("memory://odd").list()
+
+
+def test_the_folders_of_a_run_may_be_empty(tmp_path: Path) -> None:
+    for name in store_module.FOLDERS:
+        (tmp_path / name).mkdir()
+    assert Store.open(tmp_path).list() == []
+
+
+def test_a_local_folder_has_one_writer(tmp_path: Path) -> None:
+    first, second = Store.open(tmp_path / "run"), Store.open(tmp_path / "run")
+    second.unlock()
+    first.lock()
+    for store in (second, first):
+        with pytest.raises(UsageError, match="is being written by another process or recorder"):
+            store.lock()
+    assert first.list() == []
+    first.unlock()
+    second.lock()
+    del second
+    first.lock()
+
+
+def test_the_lock_ends_with_its_process_even_if_a_worker_lives_on(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        store = Store.open(tmp_path)
+        store.lock()
+        worker = os.fork()
+        if worker == 0:
+            time.sleep(60)
+        os.write(writer, worker.to_bytes(4, "little"))
+        time.sleep(60)
+        os._exit(0)
+    worker = int.from_bytes(os.read(reader, 4), "little")
+    try:
+        with pytest.raises(UsageError, match="is being written"):
+            Store.open(tmp_path).lock()
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        Store.open(tmp_path).lock()
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_a_file_system_without_locks_is_used_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    code = errno.ENOLCK
+    Store.open(tmp_path).lock()
+    code = errno.EIO
+    with pytest.raises(UsageError, match="cannot be written"):
+        Store.open(tmp_path).lock()

@@ -125,11 +125,12 @@ class Recorder:
     ) -> None:
         run = self._current()
         self._open = False
-        run.batches.close()
-        if (name := run.changed()) is None:
-            run.commit()
-        elif error is None:
-            raise _changed_outside(name)
+        with run.writer:
+            run.batches.close()
+            if (name := run.changed()) is None:
+                run.commit()
+            elif error is None:
+                raise _changed_outside(name)
 
     def __iter__(self) -> Iterator[TrainingStep]:
         """The remaining steps, in order.

@@ -8,12 +8,16 @@ when the bytes came from someone else.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from veritrain.encoding import DIGEST_BYTES
 from veritrain.errors import UsageError
 
 _SHOWN_CHARS = 80
+_NOTHING = object()  # where a map has no such entry
+_NAMED_DIFFERENCES = 8  # a hostile map can have thousands
 
 
 def shown(value: object) -> str:
@@ -29,6 +33,39 @@ def shown(value: object) -> str:
 def wrong(name: str, expected: str, value: object) -> UsageError:
     """The error of one field."""
     return UsageError(f"field {name}: expected {expected}, got {shown(value)}")
+
+
+def differences(expected: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
+    """Each entry in which two maps differ, also in maps that they hold, as text for people:
+    `config: rate: expected 0.1, got 0.2`. Only the first few are named, then how many are left."""
+    found = _differing("", expected, got)
+    texts = [f"{name}expected {left}, got {right}" for name, left, right in found]
+    left = len(texts) - _NAMED_DIFFERENCES
+    return [*texts[:_NAMED_DIFFERENCES], f"and {left} more"] if left > 0 else texts
+
+
+def _differing(
+    prefix: str, expected: Mapping[str, Any], got: Mapping[str, Any]
+) -> list[tuple[str, str, str]]:
+    found: list[tuple[str, str, str]] = []
+    for name in sorted(expected.keys() | got.keys()):
+        place = f"{prefix}{_plain(name)}: "
+        left, right = expected.get(name, _NOTHING), got.get(name, _NOTHING)
+        if isinstance(left, dict) and isinstance(right, dict):
+            found += _differing(place, left, right)
+        elif (type(left), left) != (type(right), right):
+            found.append((place, _text(left), _text(right)))
+    return found
+
+
+def _plain(name: str) -> str:
+    return name if re.fullmatch(r"[\w./ -]{1,80}", name, re.ASCII) else shown(name)
+
+
+def _text(value: object) -> str:
+    if value is _NOTHING:
+        return "nothing"
+    return value[:DIGEST_BYTES].hex() if isinstance(value, bytes) else shown(value)
 
 
 def check_names(record: str, names: Iterable[str], expected: Iterable[str]) -> None:

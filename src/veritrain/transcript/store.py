@@ -3,7 +3,7 @@
 Files are written once and never changed, so that object stores without append or rename will do.
 Locally a file appears under its name only when its bytes are on disk (temporary file, fsync,
 rename, fsync of the folder). Whoever wrote the folder is not trusted: reads are bounded, nothing
-but plain files in the folder and its direct sub-folders is accepted, and links are never followed.
+but plain files in the folder and in `FOLDERS` is accepted, and links are never followed.
 A folder at a remote store is as bounded as the listing that its fsspec driver makes of it.
 """
 
@@ -22,11 +22,17 @@ from typing import Any, BinaryIO, cast
 
 from veritrain.errors import TranscriptError, UsageError, VeritrainError
 from veritrain.transcript.limits import LIMITS
+from veritrain.transcript.locks import FolderLock
 
 TEMPORARY_PREFIX = ".tmp-"  # followed by hexadecimal digits
+FOLDERS = ("checkpoints", "leaves", "signatures")  # in a run; any may be missing
 
 _COPY_BYTES = 1 << 20
 _PATH = re.compile(r"[A-Za-z0-9_.-]{1,255}(/[A-Za-z0-9_.-]{1,255})?", re.ASCII)
+
+
+class AlreadyWrittenError(UsageError):
+    """The file to write exists, by someone else or an earlier writer; it was not touched."""
 
 
 class Store(ABC):
@@ -62,7 +68,7 @@ class Store(ABC):
         """All files, sorted; a folder that does not exist has none.
 
         Raises:
-            TranscriptError: a link, a special file, a folder in a folder, or too many files.
+            TranscriptError: a link, a special file, a folder that no run has, or too many files.
         """
 
     @abstractmethod
@@ -78,7 +84,8 @@ class Store(ABC):
         """Write a new file made of `parts`; it appears when it is complete and durable.
 
         Raises:
-            UsageError: the file exists already or cannot be written.
+            AlreadyWrittenError: the file exists.
+            UsageError: it cannot be written.
         """
 
     @abstractmethod
@@ -97,12 +104,26 @@ class Store(ABC):
             UsageError: it cannot be deleted.
         """
 
+    def lock(self) -> None:  # noqa: B027
+        """Make this the only writer until `unlock` or the end of the process.
+
+        A local folder is made if it does not exist. Remote stores have no locks: there the caller
+        sees to it that a run has one writer.
+
+        Raises:
+            UsageError: another writer has the lock, or the folder cannot be made.
+        """
+
+    def unlock(self) -> None:  # noqa: B027
+        """Let others write; may be called at any time."""
+
 
 class LocalStore(Store):
     """A folder of this machine."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._lock: FolderLock | None = None
         self.location = str(root)
 
     def list(self) -> list[str]:
@@ -156,6 +177,19 @@ class LocalStore(Store):
         except OSError as error:
             raise UsageError(f"{target}: {_problem('deleted', error)}") from error
 
+    def lock(self) -> None:
+        """See `Store.lock`."""
+        try:
+            _make_folder(self._root)
+            self._lock = FolderLock(self._root)
+        except OSError as error:
+            raise UsageError(f"{self._root}: {_problem('written', error)}") from error
+
+    def unlock(self) -> None:
+        """See `Store.unlock`."""
+        if self._lock is not None:
+            self._lock.release()
+
     def _scan(self, folder: str, found: list[str]) -> None:
         with os.scandir(self._root / folder) as entries:
             for item in entries:
@@ -163,8 +197,7 @@ class LocalStore(Store):
                 if item.is_symlink():
                     raise TranscriptError(ascii(path), "a symbolic link; links are not followed")
                 if item.is_dir(follow_symlinks=False):
-                    if folder:
-                        raise TranscriptError(ascii(path), "a folder, expected a file")
+                    _check_folder(folder, path)
                     self._scan(path, found)
                 elif item.is_file(follow_symlinks=False):
                     found.append(path)
@@ -252,7 +285,8 @@ class RemoteStore(Store):
         prefix = f"{folder}/" if folder else ""
         for item in self._system.ls(f"{self._root}/{folder}".rstrip("/"), detail=True):
             path = prefix + str(item["name"]).rstrip("/").rpartition("/")[2]
-            if item["type"] == "directory" and not folder:
+            if item["type"] == "directory":
+                _check_folder(folder, path)
                 self._scan(path, found)
             elif item["type"] == "file":
                 found.append(path)
@@ -291,6 +325,13 @@ def _problem(verb: str, error: Exception) -> str:
     return f"cannot be {verb}: {reason}"
 
 
+def _check_folder(parent: str, path: str) -> None:
+    if parent:
+        raise TranscriptError(ascii(path), "a folder, expected a file")
+    if path not in FOLDERS:
+        raise TranscriptError(ascii(path), "unexpected folder in a run folder")
+
+
 def _checked(path: str) -> str:
     if not _PATH.fullmatch(path) or any(part in (".", "..") for part in path.split("/")):
         raise UsageError(f"{path!a} is not the path of a file of a run")
@@ -307,8 +348,8 @@ def _too_large(path: str, limit: int) -> TranscriptError:
     return TranscriptError(path, f"expected at most {limit} bytes, got more")
 
 
-def _exists(path: str) -> UsageError:
-    return UsageError(f"{path}: exists already; the files of a run are written once")
+def _exists(path: str) -> AlreadyWrittenError:
+    return AlreadyWrittenError(f"{path}: exists already; the files of a run are written once")
 
 
 def _write_durably(path: Path, parts: Iterable[bytes | memoryview]) -> None:

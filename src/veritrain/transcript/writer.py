@@ -9,15 +9,18 @@ run has the same bytes as an uninterrupted one.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
+from types import TracebackType
+from typing import Self
 
 from torch import Tensor
 
 from veritrain.encoding import Digest, digest
 from veritrain.errors import UsageError
 from veritrain.transcript import files, tensors
-from veritrain.transcript.fields import shown
+from veritrain.transcript.fields import differences, shown
 from veritrain.transcript.limits import LIMITS
 from veritrain.transcript.merkle import Frontier
 from veritrain.transcript.packs import PackLayout, pack_layout
@@ -33,11 +36,14 @@ from veritrain.transcript.records import (
     state_root,
 )
 from veritrain.transcript.signing import Signer
-from veritrain.transcript.store import Store
+from veritrain.transcript.store import AlreadyWrittenError, Store
 
 
 class TranscriptWriter:
-    """The one writer of a run; made by `create` or `resume`."""
+    """The one writer of a run; made by `create` or `resume`, and to be closed.
+
+    A local run folder is locked until then: a second writer is refused.
+    """
 
     def __init__(self, store: Store, header: Header, signer: Signer) -> None:
         if signer.public_key != header.public_key:
@@ -52,7 +58,8 @@ class TranscriptWriter:
         self._previous: Digest = header.digest  # what the next leaf follows
         self._last_head: Head | None = None
         self._packs: dict[Digest, int] = {}  # content: step of the pack that holds it
-        self._interrupted = False  # a commit of this writer began and did not end
+        self._closed = False
+        self._unfinished: list[str] = []  # files of a commit of this writer that did not end
 
     @classmethod
     def create(
@@ -61,11 +68,16 @@ class TranscriptWriter:
         """Begin a run in a new or empty folder.
 
         Raises:
-            UsageError: the folder holds files already, cannot be written, or the key is not the
-                header's.
+            UsageError: the folder holds files already, is being written, cannot be written, or
+                the key is not the header's.
         """
-        store = Store.open(url)
-        writer = cls(store, header, signer)
+        writer = cls(Store.open(url), header, signer)
+        with writer._locked():
+            writer._begin()
+        return writer
+
+    def _begin(self) -> None:
+        store = self._store
         found = store.list()
         kept = [path for path in found if not files.is_temporary(path)]
         if kept:
@@ -75,8 +87,7 @@ class TranscriptWriter:
             )
         for path in found:
             store.delete(path)
-        store.write(files.HEADER, [header.to_bytes()])
-        return writer
+        store.write(files.HEADER, [self._header.to_bytes()])
 
     @classmethod
     def resume(
@@ -88,24 +99,54 @@ class TranscriptWriter:
         of an interrupted commit.
 
         Raises:
-            UsageError: `header` is not the header of the run, or the key is not the header's.
+            UsageError: `header` is not the header of the run, the key is not the header's, or
+                another writer is at work.
             TranscriptError: the folder is not a well-formed run.
             VerificationError: the run is not what its heads say.
         """
-        store = Store.open(url)
-        writer = cls(store, header, signer)
-        if all(map(files.is_temporary, store.list())):
-            return cls.create(url, header, signer)
-        transcript = Transcript.open(url)
-        _check_same_header(transcript.header, header)
+        writer = cls(Store.open(url), header, signer)
+        with writer._locked():
+            if all(map(files.is_temporary, writer._store.list())):
+                writer._begin()
+            else:
+                writer._continue(Transcript.open(url))
+        return writer
+
+    def _continue(self, transcript: Transcript) -> None:
+        _check_same_header(transcript.header, self._header)
         if transcript.heads:
             transcript.verify_signatures()
             transcript.verify_chain()
             transcript.verify_checkpoint(transcript.checkpoint_steps[-1])
-        writer._adopt(transcript)
+        self._adopt(transcript)
         for path in transcript.leftovers:
-            store.delete(path)
-        return writer
+            self._store.delete(path)
+
+    @contextmanager
+    def _locked(self) -> Generator[None]:
+        """Take the lock, and keep it unless the block fails."""
+        self._store.lock()
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let others write the run; what was not committed is not part of it."""
+        self._closed = True
+        self._store.unlock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
     @property
     def last_step(self) -> int:
@@ -161,15 +202,15 @@ class TranscriptWriter:
 
         Raises:
             UsageError: no step since the last commit, `state` or `entries` are not what the last
-                leaf recorded, or a file cannot be written.
+                leaf recorded, a file exists already (of another writer) or cannot be written, or
+                the writer is closed.
         """
+        if self._closed:
+            raise UsageError("the writer is closed; resume the run")
         if not self._pending:
             raise UsageError(f"step {self.last_step} is committed already")
         step = self._pending[-1].step
         _check_state(step, self._pending[-1], state, entries)
-        if self._interrupted:
-            self._delete_commit(step)
-        self._interrupted = True
         checkpoint = self._checkpoint(step, entries)
         manifest = checkpoint.to_bytes()
         segment = encode_segment(self._pending)
@@ -183,11 +224,13 @@ class TranscriptWriter:
         )
         signed = SignedHead(head=head, signature=self._signer.sign("head", head.to_bytes()))
         layout = pack_layout(checkpoint.stored_sizes())
-        self._store.write(files.pack_path(step), _pack_parts(layout, state, checkpoint))
-        self._store.write(files.manifest_path(step), [manifest])
-        self._store.write(files.segment_path(step), [segment])
-        self._store.write(files.signature_path(step), [signed.to_bytes()])
-        self._interrupted = False
+        if not self._is_committed(signed):
+            self._delete_unfinished()
+            self._write(files.pack_path(step), _pack_parts(layout, state, checkpoint))
+            self._write(files.manifest_path(step), [manifest])
+            self._write(files.segment_path(step), [segment])
+            self._write(files.signature_path(step), [signed.to_bytes()])
+        self._unfinished = []
         self._last_head = head
         self._pending = []
         self._packs.update(dict.fromkeys(layout.spans, step))
@@ -208,25 +251,40 @@ class TranscriptWriter:
         packs = tuple(self._packs.get(entry.digest, step) for entry in ordered)
         return Checkpoint(step=step, tensors=ordered, packs=packs)
 
-    def _delete_commit(self, step: int) -> None:
-        present = set(self._store.list())
-        for path in reversed(files.commit_paths(step)):  # the head first: it names the others
+    def _write(self, path: str, parts: Iterable[bytes | memoryview]) -> None:
+        self._unfinished.append(path)  # before: an interrupt can come just after the file appeared
+        try:
+            self._store.write(path, parts)
+        except AlreadyWrittenError:
+            self._unfinished.remove(path)  # someone else's
+            raise
+
+    def _is_committed(self, signed: SignedHead) -> bool:
+        """Did an earlier attempt, which failed after its last write, sign this already?"""
+        path = files.signature_path(signed.head.step)
+        if path not in self._unfinished or path not in self._store.list():
+            return False
+        if self._store.read(path, LIMITS.signature_bytes) != signed.to_bytes():
+            raise UsageError(f"{path}: was written by someone else; resume the run")
+        return True
+
+    def _delete_unfinished(self) -> None:
+        """Delete what this writer's last attempt left; no signed head covers it."""
+        present = set(self._store.list()) if self._unfinished else ()
+        for path in tuple(reversed(self._unfinished)):
             if path in present:
                 self._store.delete(path)
+            self._unfinished.remove(path)
 
 
 def _check_same_header(stored: Header, given: Header) -> None:
     for field in fields(Header):
         expected, got = getattr(stored, field.name), getattr(given, field.name)
         if expected != got:
-            raise UsageError(
-                f"cannot resume: {field.name} is not what the run began with: "
-                f"expected {_brief(expected)}, got {_brief(got)}"
-            )
-
-
-def _brief(value: object) -> str:
-    return value.hex() if isinstance(value, bytes) else shown(value)
+            name = field.name
+            texts = differences({name: expected}, {name: got})
+            different = "; ".join(text.removeprefix(f"{name}: ") for text in texts)
+            raise UsageError(f"cannot resume: {name} is not what the run began with: {different}")
 
 
 def _check_state(
