@@ -2,7 +2,7 @@
 
     records, merkle, signing     what is said, committed to and signed
     tensors, packs               states as digests and as stored bytes
-    store, files, limits         the folder: local or remote, bounded, crash-safe
+    store, locks, files, limits  the folder: local or remote, bounded, crash-safe, one writer
     writer, reader               the two ends: the trainer's and everyone else's
 
 The format is specified in docs/format.md. Names load on first use: keys and records need no torch.
