@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import mpmath
@@ -20,7 +21,7 @@ from tests import jobs
 from veritrain import Job, JobError, NumericsError, TranscriptError
 from veritrain.data import Batches
 from veritrain.schedule import correctly_rounded_math
-from veritrain.state import HYPER, SCHEDULER, capture, refuse_nan, restore
+from veritrain.state import HYPER, SCHEDULER, capture, refuse_nan, require_fit, restore
 from veritrain.step import Program, run_step
 from veritrain.transcript import state_entries, state_root
 
@@ -171,11 +172,11 @@ def damaged(kind: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
         ("shape", r"model/first.weight: expected shape \(8, 6\), got \(6, 8\)"),
         ("dtype", "model/first.weight: expected dtype torch.float32, got torch.float64"),
         ("hyper missing", "optimizer/hyper.* missing"),
-        ("hyper dtype", "optimizer/hyper: expected uint8"),
+        ("hyper dtype", "optimizer/hyper'?: expected uint8"),
         ("hyper bytes", "optimizer/hyper: not a canonical"),
         ("hyper pickle", "optimizer/hyper"),
-        ("hyper list", "optimizer/hyper: expected a map"),
-        ("hyper empty", "optimizer/hyper: expected 2 parameter groups"),
+        ("hyper list", "optimizer/hyper'?: expected a map"),
+        ("hyper empty", "optimizer/hyper'?: expected 2 parameter groups"),
         ("scheduler swapped", "scheduler/state"),
     ],
 )
@@ -184,6 +185,29 @@ def test_refuses_a_damaged_state_by_name(kind: str, message: str) -> None:
     run(program, 1, 1)
     with pytest.raises(TranscriptError, match=message):
         restore(program, damaged(kind, copied(program)))
+
+
+def test_a_later_state_fits_and_others_are_refused_before_they_are_read() -> None:
+    program = Program.build(jobs.make())
+    run(program, 1, 2)
+    good = {entry.name: entry for entry in state_entries(capture(program))}
+    fresh = Program.build(jobs.make())
+    require_fit(fresh, good.values())
+
+    def refuses(message: str, name: str, **change: Any) -> None:
+        changed = {**good, name: replace(good.get(name, good[HYPER]), name=name, **change)}
+        with pytest.raises(TranscriptError, match=message):
+            require_fit(fresh, changed.values())
+
+    refuses("model/first.weight: expected .* got .*9, 6", "model/first.weight", shape=(9, 6))
+    refuses("model/first.weight: expected .* got ", "model/first.weight", dtype="float64")
+    refuses("model/more'?: the job's state has no such", "model/more", shape=(2**40,))
+    refuses("optimizer/no/exp_avg'?: the job's state has no", "optimizer/no/exp_avg")
+    refuses("expected at most 48 values, got 49", "optimizer/first.weight/exp_avg", shape=(49,))
+    refuses("optimizer/hyper'?: expected at most", HYPER, shape=(2**30,))
+    refuses("scheduler/state'?: expected at most", SCHEDULER, shape=(2**30,))
+    with pytest.raises(TranscriptError, match="model/scale: is missing"):
+        require_fit(fresh, [entry for name, entry in good.items() if name != "model/scale"])
 
 
 @settings(max_examples=150, deadline=None)

@@ -13,8 +13,9 @@ parameters nor buffers are not state: a job must not carry information in them.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 HYPER = "optimizer/hyper"
 SCHEDULER = "scheduler/state"
+_TEXT_GROWTH = 64  # of the plain values of optimiser and scheduler, over those of step 0
+_TEXT_SPARE = 2**20
 
 
 def capture(program: Program) -> dict[str, Tensor]:
@@ -74,6 +77,53 @@ def restore(program: Program, state: Mapping[str, Tensor]) -> None:
         _restore_scheduler(program, _from_tensor(state, SCHEDULER, unused))
     if unused:
         raise TranscriptError(shown(min(unused)), "the job's state has no such tensor")
+
+
+def require_fit(program: Program, entries: Iterable[TensorEntry]) -> None:
+    """Check, before memory is taken for it, that a stored state may be one of this program.
+
+    Model and groups: names, dtypes and shapes are the program's own. Optimisers make their tensors
+    in the first step, so only those of PyTorch have a bound: no tensor is larger than its parameter.
+
+    Raises:
+        TranscriptError: names the first tensor that does not fit, expected and got.
+    """
+    own = capture(program)
+    sizes = {name: parameter.numel() for name, parameter in program.model.named_parameters()}
+    bounded = type(program.optimizer).__module__.startswith("torch.optim.")
+    found = {entry.name: entry for entry in entries}
+    for name, entry in found.items():
+        fresh = own.get(name)
+        kind, _, rest = name.partition("/")
+        if name in (HYPER, SCHEDULER) and fresh is not None:
+            limit = _TEXT_GROWTH * fresh.numel() + _TEXT_SPARE
+            _require_at_most(entry, limit)
+        elif kind == "optimizer" and (parameter := rest.rpartition("/")[0]) in sizes:
+            if bounded:
+                _require_at_most(entry, max(1, sizes[parameter]))
+        elif fresh is None:
+            raise TranscriptError(shown(name), "the job's state has no such tensor")
+        else:
+            _require_entry(fresh, entry)
+    for name in own.keys() - found.keys():
+        if not name.startswith("optimizer/"):
+            raise TranscriptError(name, "is missing from the stored state")
+
+
+def _require_at_most(entry: TensorEntry, limit: int) -> None:
+    count = math.prod(entry.shape)
+    if count > limit:
+        raise TranscriptError(shown(entry.name), f"expected at most {limit} values, got {count}")
+
+
+def _require_entry(own: Tensor, entry: TensorEntry) -> None:
+    expected = tensors.entry(entry.name, own)
+    if (expected.dtype, expected.shape) != (entry.dtype, entry.shape):
+        raise TranscriptError(
+            entry.name,
+            f"expected {expected.dtype} of shape {tuple(expected.shape)}, "
+            f"got {entry.dtype} of shape {tuple(entry.shape)}",
+        )
 
 
 def refuse_nan(state: Mapping[str, Tensor], step: int) -> None:

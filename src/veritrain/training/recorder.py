@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -25,7 +26,7 @@ from veritrain.encoding import Digest
 from veritrain.errors import JobError, UsageError
 from veritrain.job import Job
 from veritrain.sources import commitment, environment
-from veritrain.state import HYPER, SCHEDULER, capture, refuse_nan, restore
+from veritrain.state import HYPER, SCHEDULER, capture, refuse_nan, require_fit, restore
 from veritrain.step import Program, run_step
 from veritrain.transcript import (
     Header,
@@ -108,7 +109,8 @@ class Recorder:
         writer = start(self.out, header, signer)
         last = writer.last_step
         if last > 0:
-            restore(program, Transcript.open(self.out).load_state(last))
+            check = partial(require_fit, program)
+            restore(program, Transcript.open(self.out).load_state(last, check=check))
         ahead = batches.iterate(max(last, 0) + 1, self.job.steps, self._workers)
         self._run = _Run(program, writer, ahead)
         self._open = True

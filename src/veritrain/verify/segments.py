@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -35,7 +36,7 @@ from veritrain.errors import (
 )
 from veritrain.job import Job, load_job
 from veritrain.sources import commitment
-from veritrain.state import capture, refuse_nan, restore
+from veritrain.state import capture, refuse_nan, require_fit, restore
 from veritrain.step import Program, run_step
 from veritrain.transcript import Leaf, TensorEntry, Transcript, state_entries, state_root
 from veritrain.transcript.fields import shown
@@ -97,7 +98,7 @@ class Replayer:
         program = Program.build(self._batches.job)
         try:
             if segment.start > 0:
-                restore(program, self._transcript.load_state(segment.start))
+                restore(program, self._load_state(program, segment.start))
             findings = self._compare_state(program, segment.leaves[0])
         except VeritrainError:
             raise
@@ -141,6 +142,9 @@ class Replayer:
     def _compare_state(self, program: Program, leaf: Leaf) -> tuple[Finding, ...]:
         return compare_state(self._transcript, leaf, state_entries(capture(program)))
 
+    def _load_state(self, program: Program, step: int) -> dict[str, Tensor]:
+        return self._transcript.load_state(step, check=partial(require_fit, program))
+
     def _gap(self, program: Program, step: int) -> str | None:
         """Largest relative difference of a tensor at the next checkpoint, as text."""
         following = [other for other in self._transcript.checkpoint_steps if other >= step]
@@ -152,7 +156,7 @@ class Replayer:
             return _largest_gap(
                 following[0],
                 capture(program),
-                self._transcript.load_state(following[0]),
+                self._load_state(program, following[0]),
             )
         except Exception as error:  # the measurement informs; the verdict does not rest on it
             return f"not measured ({type(error).__name__}: {error})"
