@@ -64,7 +64,7 @@ def _step_row(name: str, workload: Workload) -> Row:
 def commit(steps: int = 40, every: int = 20) -> list[Row]:
     """Shares of a recorded step, and what it writes."""
     rows: list[Row] = []
-    for name in ("resnet", "transformer"):
+    for name in WORKLOADS:
         job = WORKLOADS[name].job("exact", steps, every)
         places = {
             "step": (recorder, "run_step"),

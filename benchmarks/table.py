@@ -1,0 +1,45 @@
+"""The README's figures, made from the committed results: `python -m benchmarks.table`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def rows(name: str) -> dict[str, dict[str, Any]]:
+    """The rows of a result by their first column."""
+    found = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
+    return {next(iter(row.values())): row for row in found}
+
+
+def table() -> str:
+    """Markdown: one line per model."""
+    steps, commits, audits = rows("step"), rows("commit"), rows("audit")
+    lines = [
+        "| model | parameters | `native` step | `exact` step | ratio | committing adds | written per step "
+        "| audit / training |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for model, row in steps.items():
+        commit = commits[model]
+        lines.append(
+            f"| {model} | {row['parameters']:,} | {row['native ms']:.1f} ms | {row['exact ms']:.1f} ms "
+            f"| {row['exact / native']:.2f} | {commit['committing / step']:.1%} "
+            f"| {commit['all bytes per step'] / 1000:,.1f} kB "
+            f"| {audits[model]['audit / training']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """Where the figures were measured."""
+    found = json.loads((RESULTS / "step.json").read_text())["machine"]
+    return f"{found['cpu']}, {found['threads']} threads, torch {found['torch']}"
+
+
+if __name__ == "__main__":
+    print(table())
+    print(machine())
