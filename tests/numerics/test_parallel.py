@@ -101,3 +101,28 @@ def test_thread_count_does_not_show_in_results(threads: int) -> None:
     expected = elementary.apply("gelu", x)
     torch.set_num_threads(threads)
     assert torch.equal(elementary.apply("gelu", x), expected)
+
+
+def test_products_run_with_one_thread_each_and_the_count_comes_back():
+    seen = []
+
+    def work(start: int, stop: int) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return torch.ones(8, 8) @ torch.full((8, 8), float(stop - start))
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        parts = parallel.run_products(work, 5)
+        assert sum(float(part[0, 0]) for part in parts) == 40
+        assert seen == [1, 1]
+        assert torch.get_num_threads() == 2
+
+        def fail(start: int, stop: int) -> None:
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            parallel.run_products(fail, 5)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)

@@ -63,6 +63,28 @@ def run(
         Exception: whatever a piece raised, after every piece has ended.
     """
     pieces = 1 if n <= grain else min(torch.get_num_threads(), n // grain)
+    return _run(kernel, n, args, pieces)
+
+
+def run_products(function: Callable[..., Result], n: int, *args: object) -> tuple[Result, ...]:
+    """As `run` with single entries, for a Python function that calls PyTorch's matrix products.
+
+    Meanwhile each product uses one thread: threads of two kinds that wait for each other by spinning
+    cost more than they bring.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or n <= 1:
+        return _run(function, n, args, 1)
+    torch.set_num_threads(1)
+    try:
+        return _run(function, n, args, min(threads, n))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(
+    kernel: Callable[..., Result], n: int, args: tuple[object, ...], pieces: int
+) -> tuple[Result, ...]:
     if pieces <= 1:
         return (kernel(*args, 0, n),)
     cuts = [n * piece // pieces for piece in range(pieces + 1)]

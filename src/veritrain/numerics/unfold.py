@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from veritrain.numerics.integers import ROUNDING, jit
-from veritrain.numerics.parallel import grain_of, run
+from veritrain.numerics.parallel import run_products
 
 _CHUNK_BYTES = 1 << 20  # of unfolded columns: about a second-level cache
 
@@ -45,6 +45,9 @@ def _valid(size, out, offset, stride):
     low = 0 if offset >= 0 else (-offset + stride - 1) // stride
     high = 0 if offset >= size else (size - 1 - offset) // stride + 1
     return min(low, out), max(min(high, out), min(low, out))
+
+
+_POINT = Window(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
 
 
 @jit
@@ -125,10 +128,25 @@ def _rescale_kernel(product, first, scale_no, out, start, stop):
             target[p] = np.float32(source[p] * scale + 0.0)
 
 
-def _chunks(num_n: int, column_bytes: int) -> Iterator[tuple[int, int]]:
-    size = max(1, _CHUNK_BYTES // max(column_bytes, 1))
-    for first in range(0, num_n, size):
-        yield first, min(first + size, num_n)
+@dataclass(frozen=True, kw_only=True)
+class _Chunks:
+    """Images a few at a time, so that their unfolded columns stay in the cache."""
+
+    num_n: int
+    size: int
+
+    @classmethod
+    def of(cls, num_n: int, column_bytes: int) -> _Chunks:
+        return cls(num_n=num_n, size=max(1, _CHUNK_BYTES // max(column_bytes, 1)))
+
+    @property
+    def count(self) -> int:
+        return -(-self.num_n // self.size)
+
+    def images(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """[first, last) of the chunks start to stop."""
+        for chunk in range(start, stop):
+            yield chunk * self.size, min((chunk + 1) * self.size, self.num_n)
 
 
 def forward(
@@ -153,13 +171,16 @@ def forward(
     num_o, num_k = w_q.shape
     out = torch.empty((x.shape[0], num_o, *size), dtype=torch.float32)
     flat = out.numpy().reshape(x.shape[0], num_o, area)
-    for first, last in _chunks(x.shape[0], num_k * area * 8):
-        columns = _unfold(x, factor_nc, first, last, window, size)
-        product = torch.mm(w_q, columns)
-        run(
-            _rescale_kernel, (last - first) * num_o, product.numpy(), first, scale_no.numpy(), flat,
-            grain=grain_of(area),
-        )  # fmt: skip
+    chunks = _Chunks.of(x.shape[0], num_k * area * 8)
+
+    def work(start: int, stop: int) -> None:
+        for first, last in chunks.images(start, stop):
+            product = torch.mm(w_q, _unfold(x, factor_nc, first, last, window, size))
+            _rescale_kernel(
+                product.numpy(), first, scale_no.numpy(), flat, 0, (last - first) * num_o
+            )
+
+    run_products(work, chunks.count)
     return out
 
 
@@ -182,17 +203,25 @@ def input_gradient(
         float32 `shape`.
     """
     size = (grad.shape[2], grad.shape[3])
-    area = size[0] * size[1]
-    num_k = w_q.shape[1]
     out = torch.empty(shape, dtype=torch.float32)
-    one = Window(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
-    for first, last in _chunks(shape[0], num_k * area * 8):
-        integers = _unfold(grad, factor_no, first, last, one, size)
-        columns = torch.mm(w_q.t(), integers)
-        run(
-            _fold_kernel, shape[1], columns.numpy(), first, window.flat, scale_nc.numpy(),
-            out.numpy(), *size, grain=grain_of((last - first) * area * num_k // shape[1]),
-        )  # fmt: skip
+    chunks = _Chunks.of(shape[0], w_q.shape[1] * size[0] * size[1] * 8)
+
+    def work(start: int, stop: int) -> None:
+        for first, last in chunks.images(start, stop):
+            integers = _unfold(grad, factor_no, first, last, _POINT, size)
+            columns = torch.mm(w_q.t(), integers)
+            _fold_kernel(
+                columns.numpy(),
+                first,
+                window.flat,
+                scale_nc.numpy(),
+                out.numpy(),
+                *size,
+                0,
+                shape[1],
+            )
+
+    run_products(work, chunks.count)
     return out
 
 
@@ -206,13 +235,17 @@ def weight_gradient(
     """
     size = (grad.shape[2], grad.shape[3])
     num_k = x.shape[1] * window.kernel[0] * window.kernel[1]
-    total = torch.zeros((grad.shape[1], num_k), dtype=torch.float64)
-    one = Window(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
-    for first, last in _chunks(x.shape[0], num_k * size[0] * size[1] * 8):
-        columns = _unfold(x, factor_nc, first, last, window, size)
-        gradients = _unfold(grad, factor_no, first, last, one, size)
-        total.addmm_(gradients, columns.t())
-    return total
+    chunks = _Chunks.of(x.shape[0], num_k * size[0] * size[1] * 8)
+
+    def work(start: int, stop: int) -> Tensor:
+        total = torch.zeros((grad.shape[1], num_k), dtype=torch.float64)
+        for first, last in chunks.images(start, stop):
+            columns = _unfold(x, factor_nc, first, last, window, size)
+            total.addmm_(_unfold(grad, factor_no, first, last, _POINT, size), columns.t())
+        return total
+
+    parts = run_products(work, chunks.count)
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)  # integers: in any order
 
 
 def _unfold(
@@ -220,8 +253,8 @@ def _unfold(
 ) -> Tensor:
     num_k = x.shape[1] * window.kernel[0] * window.kernel[1]
     columns = torch.empty((num_k, (last - first) * size[0] * size[1]), dtype=torch.float64)
-    run(
-        _unfold_kernel, x.shape[1], x.detach().numpy(), factor_nc.numpy(), first, window.flat,
-        columns.numpy(), *size, grain=grain_of(columns.numel() // x.shape[1]),
+    _unfold_kernel(
+        x.detach().numpy(), factor_nc.numpy(), first, window.flat, columns.numpy(), *size, 0,
+        x.shape[1],
     )  # fmt: skip
     return columns
