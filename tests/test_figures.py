@@ -1,0 +1,17 @@
+"""The README's figures are those of the committed results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks import table
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_the_readme_holds_the_table_of_the_results():
+    assert table.table() in README, "run python -m benchmarks.table and copy what it prints"
+
+
+def test_the_readme_says_where_they_were_measured():
+    assert f"Measured on {table.machine()}." in README
