@@ -473,7 +473,9 @@ def test_a_checkpoint_that_the_job_cannot_hold_is_malformed(honest: Path, tmp_pa
         writer.append(state=digest, batch=leaf.batch, loss=leaf.loss)
         if state is not None:
             writer.commit(state, state_entries(state))
-    with pytest.raises(vt.TranscriptError, match=r"model/first.weight: expected float32 of shape \(8, 6\)"):
+    with pytest.raises(
+        vt.TranscriptError, match=r"model/first.weight: expected float32 of shape \(8, 6\)"
+    ):
         vt.audit(tmp_path / "run", jobs.make(), steps=(5, 6))
     assert failed(vt.audit(tmp_path / "run", jobs.make())) == "replay"
 
