@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.machines import MACHINES, run
-from tests.zoo import Images, image_loss, perceptron
+from tests.zoo.small import Images, image_loss, perceptron
 from veritrain import Job
 from veritrain.errors import JobError
 from veritrain.schedule import settle

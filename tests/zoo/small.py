@@ -1,8 +1,6 @@
-"""The models that `exact` numerics promises, as jobs on generated data: ordinary PyTorch.
-
-Small enough that twenty steps of each take seconds, and each with what its family is known for: batch
-norm, dropout, residual strides, attention, momentum and Nesterov, Adam and AdamW, parameter groups,
-schedulers, accumulation, clipping, dict and tuple batches.
+"""Four small models with what most training uses: batch norm, dropout, residual strides, attention,
+momentum and Nesterov, Adam and AdamW, parameter groups, schedulers, accumulation, clipping, dict and
+tuple batches.
 """
 
 from __future__ import annotations
@@ -120,7 +118,7 @@ def decayed_groups(model: nn.Module) -> list[dict[str, object]]:
     return [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def jobs(steps: int = 20, numerics: str = "exact") -> dict[str, vt.Job]:
+def jobs(steps: int, numerics: str) -> dict[str, vt.Job]:
     common = {"steps": steps, "seed": 7, "numerics": numerics, "checkpoint_every": 8}
     return {
         "convnet-sgd": vt.Job(
