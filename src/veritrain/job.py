@@ -58,7 +58,7 @@ class Job:
         batch_size: records per step.
         steps: number of optimiser steps, numbered from 1.
         seed: 0 <= seed < 2**256. All randomness of the run is keyed by it.
-        numerics: what defines a step's bits, "exact" or "native".
+        numerics: what defines a step's bits: "exact", "exact14" (contractions of 14 bits) or "native".
         scheduler: `scheduler(optimizer)`, stepped once after each optimiser step; None for none.
         accumulate: micro-batches per step; must divide `batch_size`. Each micro-batch is collated
             by itself, and the step's loss is the mean of theirs.

@@ -369,10 +369,10 @@ def with_version(header: Header, **versions: str) -> dict[str, str]:
 
 
 def test_another_numerics_version_is_inconclusive(honest: Path, tmp_path: Path) -> None:
-    rewrite(honest, tmp_path / "run", numerics_version=2)
+    rewrite(honest, tmp_path / "run", numerics_version=3)
     report = vt.audit(tmp_path / "run", jobs.make())
     assert report.verdict is vt.Verdict.INCONCLUSIVE
-    assert "uses version 2 of exact numerics" in report.reason
+    assert "uses version 3 of exact numerics" in report.reason
 
 
 def test_a_false_numerics_name_is_rejected(honest: Path, tmp_path: Path) -> None:

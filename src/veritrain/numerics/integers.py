@@ -43,12 +43,16 @@ MAX_BITS = 51  # of a rounded value, by the rounding trick
 EXACT_BITS = 53  # integers up to 2**53 are exact in binary64
 
 
-def contraction_bits(inner: int) -> int:
+FULL_GRADE = 22  # bits: the integer is three signed bytes
+NARROW_GRADE = 14  # two
+
+
+def contraction_bits(inner: int, grade: int = FULL_GRADE) -> int:
     """Bits of each operand of a contraction of inner length `inner` >= 1.
 
-    Sums of `inner` products of two such integers stay within 2**53.
+    Sums of `inner` products of two such integers stay within 2**53; `grade` is the most.
     """
-    return (EXACT_BITS - _ceil_log2(inner)) // 2
+    return min(grade, (EXACT_BITS - _ceil_log2(inner)) // 2)
 
 
 def sum_bits(count: int) -> int:
@@ -87,6 +91,27 @@ def _scales_kernel(bits_pacb, bits, factor_pc, scale_pc, start, stop):
         finite = top < _NOT_FINITE
         scale_pc[p, c] = math.ldexp(1.0, exponent(top) - bits) if finite else np.nan
         factor_pc[p, c] = math.ldexp(1.0, bits - exponent(top)) if finite else 0.0
+
+
+@jit
+def _scales_columns_kernel(bits_pac, bits, factor_pc, scale_pc, width, start, stop):
+    """The same where B = 1: blocks of `width` neighbouring slices, so that memory is read in order."""
+    num_c = bits_pac.shape[2]
+    blocks = (num_c + width - 1) // width
+    for block in range(start, stop):
+        p = block // blocks
+        low = (block - p * blocks) * width
+        high = min(low + width, num_c)
+        top = np.zeros(high - low, np.int32)
+        for a in range(bits_pac.shape[1]):
+            row = bits_pac[p, a, low:high]
+            for i in range(row.shape[0]):
+                top[i] = max(top[i], np.int32(row[i] & _MAGNITUDE))
+        for i in range(high - low):
+            finite = top[i] < _NOT_FINITE
+            scale = math.ldexp(1.0, exponent(top[i]) - bits)
+            scale_pc[p, low + i] = scale if finite else np.nan
+            factor_pc[p, low + i] = 1.0 / scale if finite else 0.0
 
 
 @jit
@@ -233,15 +258,6 @@ def _rescale_kernel(c_rn, row_scale_r, column_scale_pn, rows_per_p, out_rn, star
 
 
 @jit
-def _rescale_rows_kernel(c_rn, scale_r, out_rn, start, stop):
-    for r in range(start, stop):
-        source = c_rn[r]
-        target = out_rn[r]
-        for n in range(source.shape[0]):
-            target[n] = np.float32(source[n] * scale_r[r] + 0.0)
-
-
-@jit
 def _accumulate_kernel(values_nd, row_n, factor, total_rd, start, stop):
     """Add rows of integers; a thread owns the columns [start, stop) of every row."""
     for n in range(values_nd.shape[0]):
@@ -329,35 +345,21 @@ def total(x: Tensor, shape: Slices) -> Tensor:
     return out
 
 
-def rescale(c: Tensor, row_scale: Tensor, column_scale: Tensor) -> Tensor:
+def rescale(c: Tensor, row_scale: Tensor, column_scale: Tensor, out: Tensor) -> None:
     """Scale integer products back and round once to float32.
 
     Args:
         c: float64 (P, M, N), contiguous: integers of magnitude at most 2**53.
         row_scale: float64 (P, M). column_scale: float64 (P, N). Powers of two or NaN.
-
-    Returns:
-        float32 (P, M, N).
+        out: float32 (P, M, N), contiguous.
     """
     num_p, num_m, num_n = c.shape
-    out = torch.empty(c.shape, dtype=torch.float32)
     run(
         _rescale_kernel, num_p * num_m,
         c.numpy().reshape(num_p * num_m, num_n), row_scale.numpy().reshape(-1),
         column_scale.numpy(), max(num_m, 1), out.numpy().reshape(num_p * num_m, num_n),
         grain=grain_of(num_n),
     )  # fmt: skip
-    return out
-
-
-def rescale_rows(c: Tensor, scale: Tensor) -> Tensor:
-    """Scale row r of `c`, float64 (R, N) contiguous, by `scale[r]` and round once to float32."""
-    out = torch.empty(c.shape, dtype=torch.float32)
-    run(
-        _rescale_rows_kernel, c.shape[0], c.numpy(), scale.numpy(), out.numpy(),
-        grain=grain_of(c.shape[1]),
-    )  # fmt: skip
-    return out
 
 
 def accumulate(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
@@ -402,8 +404,16 @@ def slice_scales(x: Tensor, shape: Slices, bits: int) -> tuple[Tensor, Tensor]:
     _, pattern = _pacb(x, shape)
     factor = torch.empty((num_p, num_c), dtype=torch.float64)
     scale = torch.empty((num_p, num_c), dtype=torch.float64)
-    run(
-        _scales_kernel, num_p * num_c, pattern, bits, factor.numpy(), scale.numpy(),
-        grain=grain_of(num_a * num_b),
-    )  # fmt: skip
+    if num_b == 1 and num_a > 1:
+        width = min(_COLUMN_BLOCK, num_c)
+        run(
+            _scales_columns_kernel, num_p * -(-num_c // max(width, 1)),
+            pattern[..., 0], bits, factor.numpy(), scale.numpy(), width,
+            grain=grain_of(num_a * width),
+        )  # fmt: skip
+    else:
+        run(
+            _scales_kernel, num_p * num_c, pattern, bits, factor.numpy(), scale.numpy(),
+            grain=grain_of(num_a * num_b),
+        )  # fmt: skip
     return factor, scale

@@ -123,19 +123,27 @@ class _ExactScope(Scope):
 
 
 class Exact(Profile):
-    """Arithmetic without an order: the same bits on every machine."""
+    """Arithmetic without an order: the same bits on every machine.
 
-    name = "exact"
-    version = 1
+    `exact` gives the operands of contractions up to 22 bits, `exact14` up to 14: faster where the
+    processor multiplies bytes, and about as accurate as TF32.
+    """
+
+    version = 2
+
+    def __init__(self, name: str, grade: int) -> None:
+        self.name = name
+        self.grade = grade  # bits
 
     @contextmanager
     def _enter(self) -> Generator[Scope]:
         from veritrain.numerics.mode import ExactMode  # loads numba
+        from veritrain.numerics.rules.contraction import grade
 
         _require_ieee()
         mode = ExactMode()
         # The fused attention kernels hide their operators; the composite form shows them.
-        with sdpa_kernel([SDPBackend.MATH]), _no_compiled_code(), mode:
+        with sdpa_kernel([SDPBackend.MATH]), _no_compiled_code(), grade(self.grade), mode:
             yield _ExactScope(mode)
 
     def canonicalise(self, optimizer: Optimizer) -> None:
@@ -179,7 +187,9 @@ def _choose_sgd_path(optimizer: Optimizer, args: object, kwargs: object) -> None
         group["fused"] = not mixed and not group["differentiable"]
 
 
-_PROFILES: dict[str, Profile] = {profile.name: profile for profile in (Native(), Exact())}
+_PROFILES: dict[str, Profile] = {
+    profile.name: profile for profile in (Native(), Exact("exact", 22), Exact("exact14", 14))
+}
 
 
 def resolve(name: str) -> Profile:

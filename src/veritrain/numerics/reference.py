@@ -55,8 +55,8 @@ def integers(values: Array, bits: int) -> tuple[list[int], Fraction]:
 
 
 def contraction_bits(inner: int) -> int:
-    """floor((53 - ceil(log2 K)) / 2)."""
-    return (53 - _ceil_log2(inner)) // 2
+    """floor((53 - ceil(log2 K)) / 2), at most 22."""
+    return min(22, (53 - _ceil_log2(inner)) // 2)
 
 
 def sum_bits(count: int) -> int:

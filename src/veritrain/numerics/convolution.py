@@ -1,0 +1,588 @@
+"""Exact convolutions of any rank: integers of patches times integers of weights.
+
+A convolution is a product over patches. Images are quantised into padded planes, channels last; a patch
+is gathered from them by copying, and a matrix product with the weights follows. The gradient of the
+image is a convolution too: one for each phase of the stride, over the taps that reach it. The gradient
+of the weight contracts the same patches over positions. Never a Winograd or Fourier algorithm, whose
+intermediate values are not integers (docs/numerics.md, "Contraction").
+
+Shapes: image x (N, G*C, *S), weight w (G*O, C, *k), result y (N, G*O, *T); G groups. Work goes by
+spans (some images, or some positions of one image), each in one thread from quantising to scaling back.
+"""
+
+# pyright: reportUnknownParameterType=false, reportMissingParameterType=false
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from veritrain.numerics import engines
+from veritrain.numerics.depthwise import convolve_kernel, weight_kernel
+from veritrain.numerics.engines import MAX_INNER, Engine, Strides
+from veritrain.numerics.integers import Slices, channels_of, jit, quantise, slice_scales
+from veritrain.numerics.parallel import run, run_products
+
+Sizes: TypeAlias = tuple[int, ...]
+
+_SPAN_BYTES = 1 << 22  # of patches and products
+_LONG = 4  # times the bytes where each span adds to a whole weight gradient
+_SPAN_POSITIONS = 128  # at least, so that a product is worth its call
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Kernel size, stride, padding and dilation, one number of each for every axis."""
+
+    kernel: Sizes
+    stride: Sizes
+    padding: Sizes
+    dilation: Sizes
+
+    @property
+    def is_point(self) -> bool:
+        """A patch is one value, and no position is skipped or added."""
+        ones = (1,) * len(self.kernel)
+        return self.kernel == ones and self.stride == ones and not any(self.padding)
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Which places of a padded plane make up a patch: all int64 indices into the flat plane."""
+
+    places: int  # of the padded plane
+    place: np.ndarray  # (P,) of each value of the image
+    base: np.ndarray  # (T,) of each patch
+    offsets: np.ndarray  # (taps,) from the base to a patch's values, ascending
+    runs: np.ndarray  # (R, 2) the same: an offset, and how many follow it one by one
+    taps: np.ndarray  # (taps,) index into the kernel
+    result: np.ndarray  # (T,) position in the result that each patch is for
+    width: int  # patches along the last axis
+
+    @classmethod
+    def of(
+        cls,
+        padded: Sequence[int],
+        place: Sequence[np.ndarray],
+        base: Sequence[np.ndarray],
+        offsets: np.ndarray,
+        taps: np.ndarray,
+        result: np.ndarray,
+    ) -> Gather:
+        """From coordinates along each axis, and flat offsets, taps and results."""
+        order = np.argsort(offsets, kind="stable")
+        return cls(
+            math.prod(padded), _flat(place, padded), _flat(base, padded), offsets[order],
+            _runs(offsets[order]), taps[order], result, len(base[-1]),
+        )  # fmt: skip
+
+    def by_line(self, places: np.ndarray) -> np.ndarray:
+        """(lines, width) of an array for each patch."""
+        return places.reshape(-1, self.width)
+
+
+def _flat(coordinates: Sequence[np.ndarray], sizes: Sequence[int]) -> np.ndarray:
+    """Row-major index of every combination of the coordinates of each axis."""
+    index = np.zeros(1, np.int64)
+    for places, size in zip(coordinates, sizes, strict=True):
+        index = (index[:, None] * size + places[None, :]).reshape(-1)
+    return index
+
+
+def _runs(offsets: np.ndarray) -> np.ndarray:
+    """Join offsets that follow each other."""
+    if not len(offsets):
+        return np.empty((0, 2), np.int64)
+    starts = np.flatnonzero(np.diff(offsets, prepend=offsets[0] - 2) != 1)
+    return np.stack([offsets[starts], np.diff(starts, append=len(offsets))], 1).astype(np.int64)
+
+
+@lru_cache(maxsize=512)
+def _forward_gather(window: Window, size: Sizes, result: Sizes) -> Gather:
+    padded = [n + 2 * p for n, p in zip(size, window.padding, strict=True)]
+    place = [np.arange(n) + p for n, p in zip(size, window.padding, strict=True)]
+    base = [np.arange(n) * s for n, s in zip(result, window.stride, strict=True)]
+    taps = [np.arange(k) * d for k, d in zip(window.kernel, window.dilation, strict=True)]
+    return Gather.of(
+        padded, place, base, _flat(taps, padded), np.arange(math.prod(window.kernel)),
+        np.arange(math.prod(result)),
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=512)
+def _phases(window: Window, size: Sizes, result: Sizes) -> tuple[Gather, ...]:
+    """The convolutions over a gradient of `size` that give the positions of an image `result`.
+
+    Position i of the image is reached by tap k from output o where o * stride + k * dilation - padding
+    = i, so i's remainder by the stride decides which taps do.
+    """
+    axes = [
+        list(_axis_phases(*numbers))
+        for numbers in zip(
+            window.kernel, window.stride, window.padding, window.dilation, size, result, strict=True
+        )
+    ]
+    return tuple(_phase(phase, window.kernel, size, result) for phase in itertools.product(*axes))
+
+
+@dataclass(frozen=True)
+class _AxisPhase:
+    taps: np.ndarray  # that reach it
+    offsets: np.ndarray  # of their outputs, relative to the position's number within the phase
+    positions: np.ndarray  # of the image
+
+
+def _axis_phases(
+    kernel: int, stride: int, padding: int, dilation: int, size: int, result: int
+) -> Iterator[_AxisPhase]:
+    for remainder in range(min(stride, result)):
+        taps = np.array(
+            [k for k in range(kernel) if (remainder + padding - k * dilation) % stride == 0],
+            np.int64,
+        )
+        offsets = (remainder + padding - taps * dilation) // stride
+        yield _AxisPhase(taps, offsets, np.arange(remainder, result, stride))
+
+
+def _phase(axes: Sequence[_AxisPhase], kernel: Sizes, size: Sizes, result: Sizes) -> Gather:
+    low = [max(0, -int(min(axis.offsets, default=0))) for axis in axes]
+    high = [
+        max(0, len(axis.positions) - 1 + int(max(axis.offsets, default=0)) - (n - 1))
+        for axis, n in zip(axes, size, strict=True)
+    ]
+    padded = [n + before + after for n, before, after in zip(size, low, high, strict=True)]
+    place = [np.arange(n) + before for n, before in zip(size, low, strict=True)]
+    base = [np.arange(len(axis.positions)) + before for axis, before in zip(axes, low, strict=True)]
+    # a flat offset may be negative; base + offset never is
+    offsets, taps = np.zeros(1, np.int64), np.zeros(1, np.int64)
+    for axis, n, k in zip(axes, padded, kernel, strict=True):
+        offsets = (offsets[:, None] * n + axis.offsets[None, :]).reshape(-1)
+        taps = (taps[:, None] * k + axis.taps[None, :]).reshape(-1)
+    positions = _flat([axis.positions for axis in axes], result)
+    return Gather.of(padded, place, base, offsets, taps, positions)
+
+
+@jit
+def _gather_kernel(planes, base, first, runs, channels, out, step, plane_step):
+    """Patch i of plane d goes to out[i * step + d * plane_step:]: taps, then channels."""
+    num_d, places, _ = planes.shape
+    flat = planes.reshape(-1)
+    for d in range(num_d):
+        for i in range(base.shape[0]):
+            target = (first + i) * step + d * plane_step
+            for r in range(runs.shape[0]):
+                source = (d * places + base[i] + runs[r, 0]) * channels
+                count = runs[r, 1] * channels
+                values = flat[source : source + count]
+                copies = out[target : target + count]
+                for c in range(count):
+                    copies[c] = values[c]
+                target += count
+
+
+@jit
+def _rescale_kernel(total, scale_no, first, channel, position, out):
+    """Scale products of some images back: total (O, images * positions), out (N, channels, P)."""
+    num_o = total.shape[0]
+    count = position.shape[0]
+    consecutive = position[count - 1] - position[0] == count - 1
+    for i in range(total.shape[1] // count):
+        for o in range(num_o):
+            source = total[o, i * count : (i + 1) * count]
+            scale = scale_no[first + i, channel + o]
+            target = out[first + i, channel + o]
+            if consecutive:
+                target = target[position[0] : position[0] + count]
+                for p in range(count):
+                    target[p] = np.float32(source[p] * scale + 0.0)
+            else:
+                for p in range(count):
+                    target[position[p]] = np.float32(source[p] * scale + 0.0)
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Some images whole, or some positions of one image."""
+
+    images: range
+    positions: range
+
+    @property
+    def count(self) -> int:
+        return len(self.images) * len(self.positions)
+
+
+def _spans(num_n: int, num_t: int, position_bytes: int) -> list[_Span]:
+    """Cut N images of T positions so that what a span takes stays within bounds."""
+    limit = min(MAX_INNER, max(_SPAN_POSITIONS, _SPAN_BYTES // position_bytes))
+    if num_t >= limit:
+        pieces = -(-num_t // limit)
+        cuts = [num_t * i // pieces for i in range(pieces + 1)]
+        return [
+            _Span(range(n, n + 1), range(low, high))
+            for n in range(num_n)
+            for low, high in itertools.pairwise(cuts)
+        ]
+    together = limit // num_t
+    return [
+        _Span(range(n, min(n + together, num_n)), range(num_t)) for n in range(0, num_n, together)
+    ]
+
+
+@dataclass(frozen=True)
+class _Images:
+    """A float32 image batch with the factors that make integers of one group's channels."""
+
+    values: np.ndarray  # flat
+    channels: int  # of all groups
+    size: int  # positions
+    group: range  # its channels
+    factor: np.ndarray  # float64 (N, channels)
+
+    def source(self, image: int, position: int = 0) -> int:
+        """Flat index of the group's first channel."""
+        return (image * self.channels + self.group.start) * self.size + position
+
+    def factors(self, image: int) -> np.ndarray:
+        """Of the group's channels, (C,)."""
+        return self.factor[image, self.group.start : self.group.stop]
+
+    def planes(self, engine: Engine, images: range, gather: Gather) -> list[Tensor]:
+        """Padded planes of some images, channels last."""
+        found: list[Tensor] = []
+        for image in images:
+            shape = (engine.planes, gather.places, len(self.group))
+            make = torch.empty if gather.places == self.size else torch.zeros
+            out = make(shape, dtype=engine.dtype)
+            source = self.source(image)
+            engine.transposed(self.values, self.factors(image), out, gather.place, source)
+            found.append(out)
+        return found
+
+    def by_channel(self, engine: Engine, span: _Span, *, left: bool) -> Tensor:
+        """Integers (C, planes * positions), for products over positions."""
+        shape = (len(self.group), engine.planes * span.count)
+        return self._rows(engine, span, shape, shape[1], span.count, left=left)
+
+    def by_position(self, engine: Engine, span: _Span) -> Tensor:
+        """Integers (planes * C, positions), a right operand for products over channels."""
+        shape = (engine.planes * len(self.group), span.count)
+        return self._rows(engine, span, shape, shape[1], shape[1] * len(self.group), left=False)
+
+    def _rows(
+        self, engine: Engine, span: _Span, shape: Sizes, step: int, plane_step: int, *, left: bool
+    ) -> Tensor:
+        out = torch.empty(shape, dtype=engine.dtype)
+        width = len(span.positions)
+        for i, image in enumerate(span.images):
+            source = self.source(image, span.positions.start)
+            strides = Strides(
+                len(self.group), width, source, self.size, i * width, step, plane_step
+            )
+            engine.by_row(self.values, self.factors(image), out, strides, left=left)
+        return out
+
+
+def _patches(
+    engine: Engine, planes: list[Tensor], span: _Span, gather: Gather, *, by_patch: bool
+) -> Tensor:
+    """Patches of a span: (positions, planes * K) if `by_patch`, else (planes * positions, K)."""
+    channels = planes[0].shape[2]
+    num_k = len(gather.taps) * channels
+    shape = (span.count, engine.planes * num_k) if by_patch else (engine.planes * span.count, num_k)
+    step, plane_step = (engine.planes * num_k, num_k) if by_patch else (num_k, span.count * num_k)
+    out = torch.empty(shape, dtype=engine.dtype)
+    base = gather.base[span.positions.start : span.positions.stop]
+    for i, plane in enumerate(planes):
+        _gather_kernel(
+            plane.numpy(), base, i * len(base), gather.runs, channels, out.numpy().reshape(-1), step,
+            plane_step,
+        )  # fmt: skip
+    return out
+
+
+def _weights(engine: Engine, w_rk: Tensor, factor: Tensor) -> Tensor:
+    """Integers of (R, K) rows as a left operand."""
+    num_r, num_k = w_rk.shape
+    out = torch.empty((num_r, engine.planes * num_k), dtype=engine.dtype)
+    strides = Strides(num_r, num_k, 0, num_k, 0, engine.planes * num_k, num_k)
+    engine.by_row(w_rk.detach().numpy().reshape(-1), factor.numpy(), out, strides, left=True)
+    return out
+
+
+def _apply(
+    engine: Engine,
+    images: _Images,
+    w_rk: Tensor,
+    w_factor: Tensor,
+    gather: Gather | None,
+    finish: Callable[[np.ndarray, _Span], None],
+    num_n: int,
+) -> None:
+    """Products of a group's weights with all its patches; `finish` takes each span's.
+
+    Without a gather the weights apply to single positions.
+    """
+    num_k = w_rk.shape[1]
+    left = _weights(engine, w_rk, w_factor)
+    num_t = len(gather.base) if gather else images.size
+    patch_bytes = num_k * engine.planes * engine.dtype.itemsize
+    spans = _spans(num_n, num_t, patch_bytes + w_rk.shape[0] * engine.result_bytes)
+    inner = [(low, min(low + MAX_INNER, num_k)) for low in range(0, num_k, MAX_INNER)]
+
+    def work(start: int, stop: int) -> None:
+        planes: list[Tensor] = []
+        have = range(0)
+        for span in spans[start:stop]:
+            if gather is None:
+                right = images.by_position(engine, span)
+            else:
+                if have != span.images:
+                    planes, have = images.planes(engine, span.images, gather), span.images
+                right = _patches(engine, planes, span, gather, by_patch=True).t()
+            total = torch.zeros((w_rk.shape[0], span.count), dtype=torch.float64)
+            for low, high in inner:
+                engine.add_product(
+                    total, _inner(left, engine, low, high), _inner(right.t(), engine, low, high).t()
+                )
+            finish(total.numpy(), span)
+
+    run_products(work, len(spans))
+
+
+def _inner(operand: Tensor, engine: Engine, low: int, high: int) -> Tensor:
+    """A range of the contracted axis of each plane."""
+    num_k = operand.shape[1] // engine.planes
+    if (low, high) == (0, num_k):
+        return operand
+    parts = operand.view(operand.shape[0], engine.planes, num_k)[:, :, low:high]
+    return parts.reshape(operand.shape[0], -1)
+
+
+def _images(x: Tensor, groups: int, factor: Tensor) -> Iterator[_Images]:
+    """One for each group; `factor` float64 (N or 1, G or G*C)."""
+    num_n, channels = x.shape[:2]
+    values = x.detach().numpy().reshape(-1)
+    each = factor.repeat_interleave(channels // factor.shape[1], 1).expand(num_n, channels)
+    width = channels // groups
+    for g in range(groups):
+        group = range(g * width, (g + 1) * width)
+        yield _Images(values, channels, math.prod(x.shape[2:]), group, each.contiguous().numpy())
+
+
+def forward(
+    x: Tensor,
+    w: Tensor,
+    window: Window,
+    groups: int,
+    result: Sizes,
+    bits: int,
+    engine: Engine | None = None,
+) -> Tensor:
+    """Convolve.
+
+    Args:
+        x: float32 (N, G*C, *S), contiguous. w: float32 (G*O, C, *k). result: T.
+        bits: width of the integers, for K = C * taps. engine: by default the faster one.
+
+    Returns:
+        float32 (N, G*O, *T).
+    """
+    num_n, outputs = x.shape[0], w.shape[0] // groups
+    out = torch.empty((num_n, w.shape[0], *result), dtype=torch.float32)
+    if _is_depthwise(w, groups) and engine is None:
+        gather = _forward_gather(window, tuple(x.shape[2:]), result)
+        _depthwise(x, w, bits, gather, window.stride[-1], out)
+        return out
+    engine = engine or engines.choose(bits, w[0].numel(), out.numel() // groups)
+    w_or = w.contiguous().view(groups, outputs, w.shape[1], -1)
+    w_factor, w_scale = slice_scales(w_or, (1, 1, w.shape[0], w[0].numel()), bits)
+    factor, scale = (
+        part.view(num_n, groups) for part in slice_scales(x, _samples(x, groups), bits)
+    )
+    scale_no = scale.repeat_interleave(outputs, 1) * w_scale
+    gather = None if window.is_point else _forward_gather(window, tuple(x.shape[2:]), result)
+    for g, images in enumerate(_images(x, groups, factor)):
+        w_rk = w_or[g].transpose(1, 2).reshape(outputs, -1)
+        w_g = w_factor[0, g * outputs : (g + 1) * outputs]
+        _apply(
+            engine, images, w_rk, w_g, gather, _writer(out, scale_no, g * outputs, gather), num_n
+        )
+    return out
+
+
+def _is_depthwise(w: Tensor, groups: int) -> bool:
+    return w.shape[:2] == (groups, 1)
+
+
+def _depthwise(x: Tensor, w: Tensor, bits: int, gather: Gather, step: int, out: Tensor) -> None:
+    """Write what `gather` names of a convolution of single channels; `step` along its last axis."""
+    num_n, channels = x.shape[:2]
+    w_ct, w_scale = quantise(
+        w.contiguous().view(channels, -1), (1, 1, channels, w[0].numel()), bits
+    )
+    factor, scale = slice_scales(x, _samples(x, channels), bits)
+    scale = (scale.view(num_n, channels) * w_scale).view(-1)
+    run(
+        convolve_kernel, num_n * channels, _flat_planes(x).reshape(num_n * channels, -1),
+        factor.numpy()[0], w_ct.numpy()[:, gather.taps], gather.place, gather.places,
+        gather.by_line(gather.base), step, gather.offsets, gather.by_line(gather.result),
+        scale.numpy(), out.numpy().reshape(num_n * channels, -1), grain=1,
+    )  # fmt: skip
+
+
+def _flat_planes(x: Tensor) -> np.ndarray:
+    """(N, C, *S) as (N, C, positions)."""
+    return x.detach().numpy().reshape(x.shape[0], x.shape[1], -1)
+
+
+def _samples(x: Tensor, groups: int) -> Slices:
+    return 1, 1, x.shape[0] * groups, x[0].numel() // groups
+
+
+def _writer(
+    out: Tensor, scale: Tensor, channel: int, gather: Gather | None
+) -> Callable[[np.ndarray, _Span], None]:
+    """Scales the products of a span back into `out`, from `channel` on."""
+    flat = out.numpy().reshape(out.shape[0], out.shape[1], -1)
+    places = gather.result if gather else np.arange(flat.shape[2])
+
+    def write(total: np.ndarray, span: _Span) -> None:
+        position = places[span.positions.start : span.positions.stop]
+        _rescale_kernel(total, scale.numpy(), span.images.start, channel, position, flat)
+
+    return write
+
+
+def input_gradient(
+    grad: Tensor,
+    w: Tensor,
+    window: Window,
+    groups: int,
+    size: Sizes,
+    bits: int,
+    engine: Engine | None = None,
+) -> Tensor:
+    """Gradient of a convolution's image; a transposed convolution's result.
+
+    Args:
+        grad: float32 (N, G*O, *T), contiguous. w: float32 (G*O, C, *k). size: S.
+        bits: width of the integers, for K = O * taps. engine: by default the faster one.
+
+    Returns:
+        float32 (N, G*C, *S).
+    """
+    num_n, inputs = grad.shape[0], w.shape[1]
+    out = torch.zeros((num_n, groups * inputs, *size), dtype=torch.float32)
+    if _is_depthwise(w, groups) and engine is None:
+        for gather in _phases(window, tuple(grad.shape[2:]), size):
+            _depthwise(grad, w, bits, gather, 1, out)
+        return out
+    engine = engine or engines.choose(bits, w[:, 0].numel() // groups, out.numel() // groups)
+    w_or = w.contiguous().view(groups, -1, inputs, math.prod(w.shape[2:]))
+    w_factor, w_scale = slice_scales(w_or, (groups, w_or.shape[1], inputs, w_or.shape[3]), bits)
+    factor, scale = (
+        part.view(num_n, groups) for part in slice_scales(grad, _samples(grad, groups), bits)
+    )
+    scale_nc = scale.repeat_interleave(inputs, 1) * w_scale.view(1, -1)
+    gathers = (None,) if window.is_point else _phases(window, tuple(grad.shape[2:]), size)
+    for g, images in enumerate(_images(grad, groups, factor)):
+        for gather in gathers:
+            if gather is not None and not len(gather.taps):
+                continue  # no output reaches these positions
+            taps = w_or[g] if gather is None else w_or[g][:, :, torch.from_numpy(gather.taps)]
+            w_rk = taps.permute(1, 2, 0).reshape(inputs, -1)
+            write = _writer(out, scale_nc, g * inputs, gather)
+            _apply(engine, images, w_rk, w_factor[g], gather, write, num_n)
+    return out
+
+
+@jit
+def _weight_kernel(total_okc, row_scale, column_scale, out_ock):
+    """Scale products back and bring the channels before the taps."""
+    num_o, num_k, num_c = total_okc.shape
+    for o in range(num_o):
+        for k in range(num_k):
+            source = total_okc[o, k]
+            for c in range(num_c):
+                scaled = source[c] * row_scale[o] * column_scale[c]
+                out_ock[o, c, k] = np.float32(scaled + 0.0)
+
+
+def weight_gradient(
+    grad: Tensor,
+    x: Tensor,
+    window: Window,
+    groups: int,
+    bits: int,
+    engine: Engine | None = None,
+) -> Tensor:
+    """Gradient of a convolution's weight.
+
+    Args:
+        grad: float32 (N, G*O, *T), contiguous. x: float32 (N, G*C, *S), contiguous.
+        bits: width of the integers, for K = N * positions of grad. engine: by default the faster one.
+
+    Returns:
+        float32 (G*O, C, *k).
+    """
+    outputs, inputs = grad.shape[1] // groups, x.shape[1] // groups
+    taps = math.prod(window.kernel)
+    out = torch.empty((grad.shape[1], inputs, *window.kernel), dtype=torch.float32)
+    row_factor, row_scale = slice_scales(grad, channels_of(grad), bits)
+    factor, scale = slice_scales(x, channels_of(x), bits)
+    gather = _forward_gather(window, tuple(x.shape[2:]), tuple(grad.shape[2:]))
+    if outputs == inputs == 1 and engine is None:
+        run(
+            weight_kernel, groups, _flat_planes(grad), row_factor.numpy()[0], _flat_planes(x),
+            factor.numpy()[0], gather.place, gather.places, gather.by_line(gather.base),
+            window.stride[-1], gather.offsets, (row_scale * scale).numpy()[0],
+            out.numpy().reshape(groups, taps), grain=1,
+        )  # fmt: skip
+        return out
+    engine = engine or engines.choose(bits, grad.numel() // grad.shape[1], out.numel() // groups)
+    if window.is_point:
+        gather = None
+    pairs = zip(_images(grad, groups, row_factor), _images(x, groups, factor), strict=True)
+    for g, (rows, images) in enumerate(pairs):
+        total = _contract_positions(engine, rows, images, gather, grad.shape[0], taps * inputs)
+        _weight_kernel(
+            total.numpy().reshape(outputs, taps, inputs),
+            row_scale.numpy()[0, rows.group.start :],
+            scale.numpy()[0, images.group.start :],
+            out.numpy().reshape(groups, outputs, inputs, taps)[g],
+        )
+    return out
+
+
+def _contract_positions(
+    engine: Engine, rows: _Images, images: _Images, gather: Gather | None, num_n: int, num_k: int
+) -> Tensor:
+    """Integer sums over samples and positions of rows times patches: float64 (O, K)."""
+    patch_bytes = (num_k + len(rows.group)) * engine.planes * engine.dtype.itemsize
+    spans = _spans(num_n, rows.size, -(-patch_bytes // _LONG))
+
+    def work(start: int, stop: int) -> Tensor:
+        total = torch.zeros((len(rows.group), num_k), dtype=torch.float64)
+        planes: list[Tensor] = []
+        have = range(0)
+        for span in spans[start:stop]:
+            left = rows.by_channel(engine, span, left=True)
+            if gather is None:
+                right = images.by_channel(engine, span, left=False).t()
+            else:
+                if have != span.images:
+                    planes, have = images.planes(engine, span.images, gather), span.images
+                right = _patches(engine, planes, span, gather, by_patch=False)
+            engine.add_product(total, left, right)
+        return total
+
+    parts = run_products(work, len(spans))
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)  # integers: in any order

@@ -1,0 +1,164 @@
+"""Convolutions by both engines against PyTorch's float64 convolution of the same integers, bit for bit."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rules_support import exact, same
+
+from veritrain.numerics import convolution, engines, reference
+from veritrain.numerics.convolution import Window
+from veritrain.numerics.integers import NARROW_GRADE, channels_of, contraction_bits, quantise
+
+aten = torch.ops.aten
+
+
+def scaled(integers, scale):
+    return (integers * scale + 0.0).float()
+
+
+def samples(x, groups):
+    return 1, 1, x.shape[0] * groups, x[0].numel() // groups
+
+
+def oracle(x, w, grad, window, groups, bits):
+    """Result and both gradients from integers of the definition's slices."""
+    rank = x.ndim - 2
+    geometry = (window.stride, window.padding, window.dilation, False, [0] * rank, groups)
+    ones = [1] * rank
+    num_n, taps = x.shape[0], math.prod(w.shape[2:])
+
+    x_q, x_s = quantise(x, samples(x, groups), bits)
+    w_q, w_s = quantise(w, (1, 1, w.shape[0], w[0].numel()), bits)
+    scale = x_s.view(num_n, groups, 1) * w_s.view(1, groups, -1)
+    y = scaled(aten.convolution(x_q, w_q, None, *geometry), scale.view(num_n, -1, *ones))
+
+    g_q, g_s = quantise(grad, samples(grad, groups), bits)
+    w_q, w_s = quantise(w, (groups, w.shape[0] // groups, w.shape[1], taps), bits)
+    scale = g_s.view(num_n, groups, 1) * w_s.view(1, groups, -1)
+    back = aten.convolution_backward(g_q, x_q, w_q, None, *geometry, [True, False, False])[0]
+    grad_x = scaled(back, scale.view(num_n, -1, *ones))
+
+    g_q, g_s = quantise(grad, channels_of(grad), bits)
+    x_q, x_s = quantise(x, channels_of(x), bits)
+    back = aten.convolution_backward(g_q, x_q, w_q, None, *geometry, [False, True, False])[1]
+    scale = g_s.view(groups, -1, 1) * x_s.view(groups, 1, -1)
+    return y, grad_x, scaled(back, scale.reshape(w.shape[0], -1, *ones))
+
+
+def results(x, w, grad, window, groups, bits, engine):
+    return (
+        convolution.forward(x, w, window, groups, tuple(grad.shape[2:]), bits, engine),
+        convolution.input_gradient(grad, w, window, groups, tuple(x.shape[2:]), bits, engine),
+        convolution.weight_gradient(grad, x, window, groups, bits, engine),
+    )
+
+
+@st.composite
+def cases(draw):
+    rank = draw(st.integers(1, 3))
+
+    def each(low, high):
+        return tuple(draw(st.lists(st.integers(low, high), min_size=rank, max_size=rank)))
+
+    window = Window(kernel=each(1, 3), stride=each(1, 3), padding=each(0, 2), dilation=each(1, 2))
+    reach = [d * (k - 1) + 1 for d, k in zip(window.dilation, window.kernel, strict=True)]
+    size = tuple(
+        max(n, r - 2 * p) for n, r, p in zip(each(1, 7), reach, window.padding, strict=True)
+    )
+    result = tuple(
+        (n + 2 * p - r) // s + 1
+        for n, p, r, s in zip(size, window.padding, reach, window.stride, strict=True)
+    )
+    groups, num_n = draw(st.sampled_from([1, 1, 2, 3])), draw(st.integers(1, 3))
+    inputs, outputs = draw(st.sampled_from([1, 2, 3, 4, 8])), draw(st.integers(1, 4))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    x = torch.randn(num_n, groups * inputs, *size, generator=generator)
+    w = torch.randn(groups * outputs, inputs, *window.kernel, generator=generator)
+    grad = torch.randn(num_n, groups * outputs, *result, generator=generator)
+    x[0] *= draw(st.sampled_from([1.0, 0.0, 1e-40, 1e30]))
+    w[0] *= draw(st.sampled_from([1.0, 0.0, 1e-40]))
+    return x, w, grad, window, groups
+
+
+@given(case=cases(), bits=st.sampled_from([14, 18, 22]))
+@settings(max_examples=150, deadline=None)
+def test_engines_equal_the_general_path(case, bits):
+    expected = oracle(*case, bits)
+    for engine in (engines.float64, engines.BytesEngine.of(bits), None):
+        same(results(*case, bits, engine), expected)
+
+
+@pytest.mark.parametrize("budget", [1, 1 << 14, 1 << 30])
+@pytest.mark.parametrize("size", [(8, 8), (40, 40)])
+def test_spans_do_not_show(monkeypatch, budget, size):
+    x, w = torch.randn(5, 3, *size), torch.randn(5, 3, 3, 3)
+    window = Window(kernel=(3, 3), stride=(2, 1), padding=(1, 1), dilation=(1, 1))
+    grad = torch.randn(5, 5, size[0] // 2, size[1])
+    case = (x, w, grad, window, 1, 17)
+    expected = results(*case, None)
+    monkeypatch.setattr(convolution, "_SPAN_BYTES", budget)
+    monkeypatch.setattr(convolution, "_SPAN_POSITIONS", 1 if budget == 1 else 64)
+    for engine in (engines.float64, engines.BytesEngine.of(17)):
+        same(results(*case, engine), expected)
+
+
+def test_inner_lengths_beyond_what_bytes_can_add(monkeypatch):
+    monkeypatch.setattr(convolution, "MAX_INNER", 50)
+    x, w = torch.randn(2, 8, 6, 6), torch.randn(5, 8, 3, 3)
+    window = Window(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
+    case = (x, w, torch.randn(2, 5, 6, 6), window, 1, 20)
+    same(results(*case, engines.BytesEngine.of(20)), oracle(*case))
+
+
+def test_the_largest_digits_do_not_overflow():
+    """All values at the largest magnitude, K as long as one product may be."""
+    inner = engines.MAX_INNER
+    for grade, sign in ((22, -1.0), (14, 1.0)):
+        bits = contraction_bits(inner, grade)
+        x = torch.full((1, inner, 1, 2), 1.0 - 2**-24)
+        w = torch.full((2, inner, 1, 1), sign * (1.0 - 2**-24))
+        window = Window(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+        got = convolution.forward(x, w, window, 1, (1, 2), bits, engines.BytesEngine.of(bits))
+        assert torch.equal(got, torch.full((1, 2, 1, 2), sign * inner))
+
+
+@pytest.mark.parametrize(("stride", "padding"), [(1, 0), (1, 1), (2, 1)])
+def test_convolution_equals_definition(stride, padding):
+    x = torch.randn(2, 3, 5, 4)
+    x[0] *= 1e-40  # subnormal image
+    w = torch.randn(4, 3, 3, 3)
+    w[1] = 0.0
+    with exact():
+        got = torch.conv2d(x, w, None, stride, padding)
+    expected = reference.convolution(x.numpy(), w.numpy(), stride, padding, 1)
+    np.testing.assert_array_equal(got.numpy().view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize("engine", [engines.float64, engines.BytesEngine(3), None])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_an_infinite_image_spoils_only_itself(engine, groups):
+    x = torch.randn(2, 2, 5, 5)
+    x[1, 0, 2, 2] = torch.inf
+    w = torch.randn(4, 2 // groups, 3, 3)
+    window = Window(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
+    y = convolution.forward(x, w, window, groups, (5, 5), 20, engine)
+    assert torch.isfinite(y[0]).all()
+    spoilt = y[1] if groups == 1 else y[1, :2]
+    assert spoilt.isnan().all()
+    assert groups == 1 or torch.isfinite(y[1, 2:]).all()
+
+
+def test_the_narrow_grade_has_fourteen_bits():
+    from veritrain.numerics import resolve
+
+    x, w = torch.randn(1, 64, 6, 6), torch.randn(8, 64, 3, 3)
+    window = Window(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
+    with resolve("exact14").active(seed=0, purpose="test", step=0):
+        got = torch.conv2d(x, w, None, 1, 1)
+    same(got, convolution.forward(x, w, window, 1, (6, 6), NARROW_GRADE, engines.float64))

@@ -1,0 +1,126 @@
+"""Matrix products by both engines against the definition and against each other, bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rules_support import same
+
+from veritrain.numerics import engines, matmul, reference
+from veritrain.numerics.integers import contraction_bits
+
+BYTES = engines.BytesEngine(3)
+
+
+def layouts(x):
+    """A matrix stored by row, by column, and with gaps."""
+    wide = torch.zeros(x.shape[0], 2 * x.shape[1])
+    wide[:, ::2] = x
+    return [x, x.t().contiguous().t(), wide[:, ::2]]
+
+
+@given(
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 40), st.integers(1, 5)),
+    seed=st.integers(0, 2**31),
+    scales=st.tuples(*[st.sampled_from([1.0, 0.0, 1e-40, 1e30])] * 2),
+)
+@settings(max_examples=60, deadline=None)
+def test_engines_equal_the_definition(shape, seed, scales):
+    num_m, num_k, num_n = shape
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.randn(num_m, num_k, generator=generator)
+    b = torch.randn(num_k, num_n, generator=generator)
+    a[0] *= scales[0]
+    b[:, 0] *= scales[1]
+    bits = contraction_bits(num_k)
+    expected = torch.from_numpy(reference.product(a.numpy(), b.numpy()))
+    for left, right in zip(layouts(a), reversed(layouts(b)), strict=True):
+        for engine in (engines.float64, BYTES):
+            same(matmul.product(left, right, bits, engine), expected)
+        same(matmul.batched(left[None], right[None], bits)[0], expected)
+
+
+@given(
+    shape=st.tuples(st.integers(1, 90), st.integers(1, 200), st.integers(1, 90)),
+    seed=st.integers(0, 2**31),
+    block=st.integers(1, 64),
+    inner=st.integers(1, 64),
+    kept=st.sampled_from([0, 1 << 30]),
+)
+@settings(max_examples=60, deadline=None)
+def test_blocks_do_not_show(shape, seed, block, inner, kept):
+    num_m, num_k, num_n = shape
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.randn(num_m, num_k, generator=generator)
+    b = torch.randn(num_k, num_n, generator=generator)
+    a[-1, 0] = torch.inf
+    bits = contraction_bits(num_k)
+    expected = matmul.product(a, b, bits, engines.float64)
+    assert expected[-1].isnan().all()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matmul, "_BLOCK", block)
+        patch.setattr(matmul, "_INNER", inner)
+        patch.setattr(matmul, "MAX_INNER", inner)
+        patch.setattr(matmul, "_KEPT_BYTES", kept)
+        for engine in (engines.float64, BYTES):
+            same(matmul.product(a, b, bits, engine), expected)
+
+
+@pytest.mark.parametrize("together", [1, 100, 1 << 20])
+def test_batches_equal_single_products(monkeypatch, together):
+    a, b = torch.randn(7, 5, 6), torch.randn(7, 6, 4)
+    expected = torch.stack([matmul.product(x, y, 20) for x, y in zip(a, b, strict=True)])
+    monkeypatch.setattr(matmul, "_BATCH_VALUES", together)
+    same(matmul.batched(a, b, 20), expected)
+    same(matmul.batched(a.mT.contiguous().mT, b.mT.contiguous().mT, 20), expected)
+    monkeypatch.setattr(engines, "SMALL", 1)
+    same(matmul.batched(a, b, 20), expected)
+
+
+@pytest.mark.parametrize("grade", [14, 22])
+def test_every_digit_pattern_is_taken_apart_and_put_together(grade):
+    """All integers of the narrow grade; of the full one the edges of every digit."""
+    edges = {
+        0,
+        1,
+        127,
+        128,
+        129,
+        255,
+        256,
+        257,
+        32767,
+        32768,
+        32896,
+        65535,
+        65536,
+        2**22 - 1,
+        2**22,
+    }
+    values = range(-(2**14), 2**14 + 1) if grade == 14 else sorted(edges | {-v for v in edges})
+    below_one = 1 - 2**-24  # rounds up to 2**grade, and sets the scale of each row to 2**-grade
+    whole = torch.tensor(list(values), dtype=torch.float32)[:, None] / 2**grade
+    whole = whole.clamp(-below_one, below_one)
+    top = torch.full((len(whole), 1), below_one)
+    a = torch.cat([whole, top], 1)
+    b = torch.tensor([[below_one], [0.0]])
+    engine = engines.BytesEngine.of(grade)
+    same(matmul.product(a, b, grade, engine), matmul.product(a, b, grade, engines.float64))
+    operand = matmul._Operand.of(a, 1, grade, left=True)
+    digits = operand.integers(engine, range(len(whole)), range(1)).numpy().astype(np.int64)
+    powers = 256 ** np.arange(engine.planes)[::-1]
+    assert (digits @ powers).tolist() == list(values)
+
+
+def test_the_engine_is_a_matter_of_speed_alone(monkeypatch):
+    a, b = torch.randn(256, 300), torch.randn(300, 256)
+    found = []
+    for seconds in (0.0, 1e9):
+        monkeypatch.setattr(engines, "_seconds_of_bytes", lambda seconds=seconds: seconds)
+        engine = engines.choose(20, 300, 256 * 256)
+        found.append((engine.dtype, matmul.product(a, b, 20)))
+    assert [dtype for dtype, _ in found] == [torch.int8, torch.float64]
+    same(found[0][1], found[1][1])
