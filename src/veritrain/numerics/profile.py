@@ -128,12 +128,16 @@ class Exact(Profile):
     name = "exact"
     version = 1
 
-    @contextmanager
-    def _enter(self) -> Generator[Scope]:
+    def make_mode(self) -> ExactMode:
+        """The mode that computes every operator."""
         from veritrain.numerics.mode import ExactMode  # loads numba
 
+        return ExactMode()
+
+    @contextmanager
+    def _enter(self) -> Generator[Scope]:
         _require_ieee()
-        mode = ExactMode()
+        mode = self.make_mode()
         # The fused attention kernels hide their operators; the composite form shows them.
         with sdpa_kernel([SDPBackend.MATH]), _no_compiled_code(), mode:
             yield _ExactScope(mode)
