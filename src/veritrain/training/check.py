@@ -70,7 +70,7 @@ def _repeat(job: Job, seen: Observation) -> list[float]:
 
 def _built_otherwise(names: list[str]) -> Problem:
     return Problem(
-        part="model",
+        part="building",
         message=f"built a second time it is not the same: {listed(names)}; let random numbers come "
         "from torch, numpy or random, and nothing from what an earlier call left behind",
     )

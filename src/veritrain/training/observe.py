@@ -16,6 +16,7 @@ from time import perf_counter
 from types import FrameType
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from veritrain.data import Batches
@@ -228,14 +229,13 @@ def _is_within(frame: FrameType, places: tuple[Path, ...]) -> bool:
 
 
 def _described(values: Sequence[object]) -> str:
-    """dtype and shape of the first few tensors among the arguments."""
+    """dtype, shape and unusual layout of the first few tensors among the arguments."""
     flat = [x for value in values for x in (value if isinstance(value, list | tuple) else [value])]
-    shown = [
-        f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}"
-        for x in flat
-        if isinstance(x, Tensor)
-    ]
-    return ", ".join(shown[:_SHOWN_TENSORS])
+    tensors = [x for x in flat if isinstance(x, Tensor)]
+    return ", ".join(
+        f"{'' if x.layout is torch.strided else f'{x.layout} '}{x.dtype}{list(x.shape)}"
+        for x in tensors[:_SHOWN_TENSORS]
+    ).replace("torch.", "")
 
 
 def _spread(count: int, wanted: int) -> list[int]:
