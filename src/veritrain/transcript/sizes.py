@@ -37,7 +37,7 @@ class DiskUse:
 
     header: int
     leaf: int  # of each step
-    first_checkpoint: int  # the initial state
+    first_checkpoint: int  # the initial state, with its leaf
     checkpoint: int  # each later one
     checkpoints: int  # how many, the first included
     total: int
