@@ -157,6 +157,14 @@ def test_other_kinds_of_numbers(function: Any, operator: str, arguments: str, re
     assert remedy in found.remedy
 
 
+def test_messages_with_values_in_them_are_one_entry() -> None:
+    report = vt.check(make(lambda x: x + (x * 1e30).to(torch.int32) * 0, accumulate=4))
+    assert [(item.operator, item.where, item.times) for item in report.operators] == [
+        ("aten._to_copy.default", "blocks.0", 4)
+    ]
+    assert report.operators[0].remedy == "clamp first"
+
+
 def test_an_operator_of_the_second_step_only() -> None:
     class Late(Net):
         def __init__(self) -> None:

@@ -78,10 +78,10 @@ def _lines(report: CheckReport) -> list[output.Line]:
 
 
 def _operator_lines(operators: Sequence[RefusedOperator]) -> list[output.Line]:
-    """One line for each operator, reason and line of the job, with the first few of its places."""
+    """One line for each operator, remedy and line of the job, with the first few of its places."""
     groups: dict[tuple[str, str, str | None], list[RefusedOperator]] = {}
     for item in operators:
-        groups.setdefault((item.operator, str(item.error), item.line), []).append(item)
+        groups.setdefault((item.operator, item.remedy, item.line), []).append(item)
     rows = [
         (
             items[0].operator,

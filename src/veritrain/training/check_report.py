@@ -22,7 +22,7 @@ class RefusedOperator:
         where: the module's path, "backward of" one, or the part of the job.
         line: file and line of the job's own code that called it; None in the backward pass.
         arguments: dtype and shape of the tensors that it met first.
-        times: how often it ran there in one step.
+        times: how often it ran there in one step; what is not part of a step, in all.
         error: the message that a run would end with.
     """
 
@@ -35,12 +35,8 @@ class RefusedOperator:
 
     @property
     def remedy(self) -> str:
-        """What to do: the last part of the error's message."""
-        text = str(self.error).removeprefix(f"operator {self.operator} ")
-        for mark in ("; ", ": "):
-            if mark in text:
-                return text.partition(mark)[2]
-        return text
+        """What to do about it."""
+        return remedy(self.operator, self.error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,3 +160,12 @@ class CheckReport:
             "records": self.records,
             "estimates": estimates,
         }
+
+
+def remedy(operator: str, error: NumericsError) -> str:
+    """What to do about a refused operator: the last part of the error's message."""
+    text = str(error).removeprefix(f"operator {operator} ")
+    for mark in ("; ", ": "):
+        if mark in text:
+            return text.partition(mark)[2]
+    return text

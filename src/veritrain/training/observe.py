@@ -9,35 +9,30 @@ from __future__ import annotations
 import re
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from types import FrameType
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from veritrain.data import Batches
 from veritrain.encoding import DIGEST_BYTES, Value
-from veritrain.errors import NumericsError, VeritrainError
+from veritrain.errors import VeritrainError
 from veritrain.job import Job
 from veritrain.numerics.observed import observed
-from veritrain.sources import commitment, environment, is_installed
+from veritrain.sources import commitment, environment
 from veritrain.state import capture, require_same_model
 from veritrain.step import Program
 from veritrain.training.check_report import Cost, Problem, RefusedOperator
-from veritrain.training.places import Places, forward_place
+from veritrain.training.places import Places
 from veritrain.training.repeat import State, StepOutcome, attributes, do_step
+from veritrain.training.trace import Trace, merged
 from veritrain.transcript import Header, state_entries
 from veritrain.transcript.records import PUBLIC_KEY_BYTES
 
 _STEPS = 2  # the second one starts from a state that a step has made
-_SHOWN_COSTS = 8
-_SHOWN_TENSORS = 3
-_PACKAGE = Path(__file__).parents[1]
-_OBSERVERS = (Path(__file__), _PACKAGE / "numerics")
 
 T = TypeVar("T")
 
@@ -87,7 +82,7 @@ class _Observing:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._places = Places()
-        self._traces = [_Trace(self._places)]
+        self._traces = [Trace(self._places)]
         self._profile = observed(job.numerics, self._traces[0])
         self._seen = Observation()
 
@@ -105,7 +100,7 @@ class _Observing:
                 self._attempt("step", lambda: self._do_steps(program, batches))
         if sources is not None and batches is not None and program is not None:
             self._seen.header = _header(sources, replace(program, job=job), batches)
-        self._seen.refused = _merged(self._traces)
+        self._seen.refused = merged(self._traces)
         return self._seen
 
     def _attempt(self, part: str, act: Callable[[], T]) -> T | None:
@@ -139,7 +134,7 @@ class _Observing:
                 peak = peak_memory()
                 self._seen.before = {name: x.clone() for name, x in capture(program).items()}
             if step > 1:
-                self._traces.append(_Trace(self._places))
+                self._traces.append(Trace(self._places))
                 self._profile.observer = self._traces[-1]
             self._places.enter("data set")
             outcome = do_step(program, batches, step)
@@ -152,90 +147,6 @@ class _Observing:
         self._seen.operators = self._traces[-1].operators.largest()
         self._seen.places = self._traces[-1].places.largest()
         self._seen.is_complete = True
-
-
-class _Costs:
-    """Calls and seconds by name."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, tuple[int, float]] = {}
-
-    def add(self, name: str, seconds: float) -> None:
-        calls, total = self._sums.get(name, (0, 0.0))
-        self._sums[name] = (calls + 1, total + seconds)
-
-    def largest(self) -> tuple[Cost, ...]:
-        """The longest first."""
-        costs = [Cost(name=name, calls=n, seconds=s) for name, (n, s) in self._sums.items()]
-        return tuple(sorted(costs, key=lambda cost: -cost.seconds)[:_SHOWN_COSTS])
-
-
-class _Trace:
-    """An observer that keeps, by operator and place, what was refused and what took time."""
-
-    def __init__(self, places: Places) -> None:
-        self.operators = _Costs()
-        self.places = _Costs()
-        self.refusals: dict[tuple[str, str, str], RefusedOperator] = {}
-        self._where = places
-
-    def computed(self, operator: str, seconds: float) -> None:
-        self.operators.add(operator, seconds)
-        self.places.add(forward_place(self._where.name), seconds)
-
-    def refused(self, operator: str, values: Sequence[object], error: NumericsError) -> None:
-        where = self._where.name
-        key = (operator, where, str(error))
-        known = self.refusals.get(key)
-        if known is not None:
-            self.refusals[key] = replace(known, times=known.times + 1)
-            return
-        # Its traceback would keep every tensor of the step.
-        error = type(error)(str(error))
-        self.refusals[key] = RefusedOperator(
-            operator=operator,
-            where=where,
-            line=_users_line(),
-            arguments=_described(values),
-            times=1,
-            error=error,
-        )
-
-
-def _merged(traces: list[_Trace]) -> tuple[RefusedOperator, ...]:
-    """What was refused in any step, each with its count in the first step that it was met in."""
-    found: dict[tuple[str, str, str], RefusedOperator] = {}
-    for trace in traces:
-        for key, refusal in trace.refusals.items():
-            found.setdefault(key, refusal)
-    return tuple(found.values())
-
-
-def _users_line() -> str | None:
-    """`FILE:LINE` of the job's own code that runs now; None where Veritrain itself runs PyTorch."""
-    frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
-    while frame is not None and _is_within(frame, _OBSERVERS):
-        frame = frame.f_back
-    while frame is not None and not _is_within(frame, (_PACKAGE,)):
-        if not is_installed(Path(frame.f_code.co_filename)):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        frame = frame.f_back
-    return None
-
-
-def _is_within(frame: FrameType, places: tuple[Path, ...]) -> bool:
-    file = Path(frame.f_code.co_filename)
-    return any(file.is_relative_to(place) for place in places)
-
-
-def _described(values: Sequence[object]) -> str:
-    """dtype, shape and unusual layout of the first few tensors among the arguments."""
-    flat = [x for value in values for x in (value if isinstance(value, list | tuple) else [value])]
-    tensors = [x for x in flat if isinstance(x, Tensor)]
-    return ", ".join(
-        f"{'' if x.layout is torch.strided else f'{x.layout} '}{x.dtype}{list(x.shape)}"
-        for x in tensors[:_SHOWN_TENSORS]
-    ).replace("torch.", "")
 
 
 def _spread(count: int, wanted: int) -> list[int]:
