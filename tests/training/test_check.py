@@ -180,6 +180,16 @@ def test_an_operator_of_the_second_step_only() -> None:
     assert report.problems == ()
 
 
+def test_a_refused_operator_that_cannot_be_computed_at_all() -> None:
+    report = vt.check(make(model=lambda: Net(fft).bfloat16()))  # its records are float32
+    part, message = only_problem(report)
+    assert part == "step"
+    assert "aten.addmm.default cannot be computed by PyTorch either (RuntimeError: mat1" in message
+    assert len(message) < 300
+    assert ("aten.addmm.default", "blocks.0.layer") in places(report)
+    assert report.estimates is None
+
+
 def test_refusals_outside_of_the_step() -> None:
     class Data(jobs.Points):
         def __getitem__(self, index: int) -> tuple[dict[str, Any], int]:

@@ -20,6 +20,8 @@ from veritrain.errors import NumericsError
 from veritrain.numerics.mode import ExactMode
 from veritrain.numerics.profile import Exact, Native, Scope
 
+_SHOWN_CHARS = 120  # of PyTorch's own message, which may list every backend
+
 
 class Observer(Protocol):
     """What is told of each operator, in the order in which they run."""
@@ -95,9 +97,25 @@ class _ObservedExactMode(ExactMode):
             refusal = error
         if refusal is not None:
             self._observer.refused(str(func), (*args, *kwargs.values()), refusal)
-            result = func(*args, **kwargs)
+            result = _natively(func, args, kwargs)
         self._observer.computed(str(func), perf_counter() - start)
         return result
+
+
+def _natively(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A refused operator by PyTorch's own kernel.
+
+    Raises:
+        NumericsError: there is none for these arguments, so that nothing after it can be seen.
+    """
+    try:
+        return func(*args, **kwargs)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error)[:_SHOWN_CHARS]}"
+        raise NumericsError(
+            f"the refused operator {func} cannot be computed by PyTorch either ({reason}), so what "
+            "comes after it was not looked at"
+        ) from error
 
 
 class _ObservedNativeMode(TorchDispatchMode):

@@ -99,7 +99,9 @@ class _Observing:
             if batches is not None and program is not None:
                 self._attempt("step", lambda: self._do_steps(program, batches))
         if sources is not None and batches is not None and program is not None:
-            self._seen.header = _header(sources, replace(program, job=job), batches)
+            self._seen.header = self._attempt(
+                "job", lambda: _header(sources, replace(program, job=job), batches)
+            )
         self._seen.refused = merged(self._traces)
         return self._seen
 

@@ -93,7 +93,7 @@ class Places:
         self._mark()
 
     def _pop(self, *_: object) -> None:
-        self._running.pop()
+        del self._running[-1:]  # nothing, where another hook refused the module before ours ran
         self._mark()
 
     def _mark(self) -> None:
