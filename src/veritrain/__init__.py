@@ -24,6 +24,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from veritrain.job import Job, load_job
+    from veritrain.training.check import check
+    from veritrain.training.check_report import CheckReport
     from veritrain.training.recorder import Recorder, train
     from veritrain.transcript.signing import Signer
     from veritrain.verify.replay import audit
@@ -31,17 +33,20 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AuditReport": "veritrain.verify.report",
+    "CheckReport": "veritrain.training.check_report",
     "Job": "veritrain.job",
     "Recorder": "veritrain.training.recorder",
     "Signer": "veritrain.transcript.signing",
     "Verdict": "veritrain.verify.report",
     "audit": "veritrain.verify.replay",
+    "check": "veritrain.training.check",
     "load_job": "veritrain.job",
     "train": "veritrain.training.recorder",
 }
 
 __all__ = [
     "AuditReport",
+    "CheckReport",
     "InconclusiveError",
     "Job",
     "JobError",
@@ -55,6 +60,7 @@ __all__ = [
     "VerificationError",
     "VeritrainError",
     "audit",
+    "check",
     "load_job",
     "train",
 ]

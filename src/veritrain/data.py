@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import multiprocessing
 import struct
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias, cast
 
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 from veritrain.encoding import Digest, Value, digest, digest_value
 from veritrain.errors import JobError, UsageError, VeritrainError
 from veritrain.job import Job, MapDataset, users_code
-from veritrain.numerics import random, resolve
+from veritrain.numerics import Profile, random, resolve
 from veritrain.numerics.profile import Scope
 from veritrain.transcript import merkle, tensors
 
@@ -36,13 +36,17 @@ _PREFETCH = 2  # batches that each worker process prepares ahead
 class Batches:
     """The batches of a job, by step: `batches[step]` for 1 <= step <= job.steps.
 
+    Args:
+        job: whose batches.
+        profile: computes them; None for the job's own numerics.
+
     Raises:
         JobError: the data set is not map-style, is empty, or is smaller than one batch.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, profile: Profile | None = None) -> None:
         self.job = job
-        self.profile = resolve(job.numerics)
+        self.profile = profile if profile is not None else resolve(job.numerics)
         self.dataset = self._open()
         with users_code("dataset: len"):
             self.count = len(self.dataset)
@@ -111,7 +115,24 @@ class Batches:
         Raises:
             JobError: a record has no canonical bytes; names the record and the place in it.
         """
-        return merkle.root(list(self._record_digests()))
+        return merkle.root(list(self.record_digests(range(self.count))))
+
+    def record_digests(self, indices: Sequence[int]) -> Generator[Digest]:
+        """The digests of these records, as `commitment` takes them.
+
+        Raises:
+            JobError: as `commitment`.
+        """
+        for start in range(0, len(indices), _COMMIT_CHUNK):
+            chunk = indices[start : start + _COMMIT_CHUNK]
+            records: list[Any] = []
+            with self._active("record", chunk[0]) as scope:
+                for index in chunk:
+                    scope.rekey(seed=0, purpose="record", step=index)
+                    with users_code(f"dataset: record {index}"):
+                        records.append(self.dataset[index])
+            for index, record in zip(chunk, records, strict=True):
+                yield _digest("record", record, f"record {index}")
 
     def _records(self, step: int) -> list[Any]:
         records: list[Any] = []
@@ -121,18 +142,6 @@ class Batches:
                 with users_code(f"dataset: record {index} (step {step})"):
                     records.append(self.dataset[index])
         return records
-
-    def _record_digests(self) -> Generator[Digest]:
-        for start in range(0, self.count, _COMMIT_CHUNK):
-            chunk = range(start, min(start + _COMMIT_CHUNK, self.count))
-            records: list[Any] = []
-            with self._active("record", start) as scope:
-                for index in chunk:
-                    scope.rekey(seed=0, purpose="record", step=index)
-                    with users_code(f"dataset: record {index}"):
-                        records.append(self.dataset[index])
-            for index, record in zip(chunk, records, strict=True):
-                yield _digest("record", record, f"record {index}")
 
     def _active(self, purpose: str, step: int) -> AbstractContextManager[Scope]:
         return self.profile.active(seed=self.job.seed, purpose=purpose, step=step)

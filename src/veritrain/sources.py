@@ -95,7 +95,7 @@ def forget_stale_modules(file: Path) -> None:
     """
     for name, path in local_imports(file).items():
         loaded = _loaded_file(name)
-        if loaded is not None and loaded != path.resolve() and _is_installed(loaded):
+        if loaded is not None and loaded != path.resolve() and is_installed(loaded):
             raise JobError(f"{path}: has the name of the installed module {loaded}; rename it")
         sys.modules.pop(name, None)
 
@@ -204,7 +204,7 @@ def _defining_files(job: Job) -> list[Path]:
     found: set[Path] = set()
     for part in _inside(parts, _WALK_DEPTH, set()):
         file = _file_of(part)
-        if file is None or _is_installed(file):
+        if file is None or is_installed(file):
             continue
         if not file.is_file():
             if not job.sources:
@@ -254,7 +254,8 @@ def _file_of(part: object) -> Path | None:
     return Path(name)
 
 
-def _is_installed(file: Path) -> bool:
+def is_installed(file: Path) -> bool:
+    """Does a file belong to Python, to Veritrain or to an installed package?"""
     resolved = file.resolve()
     if {"site-packages", "dist-packages"} & set(resolved.parts):
         return True

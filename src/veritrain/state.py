@@ -138,6 +138,21 @@ def refuse_nan(state: Mapping[str, Tensor], step: int) -> None:
             raise NumericsError(f"step {step}: {name} holds a NaN")
 
 
+def require_same_model(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
+    """Check that a step kept the model's tensors; with others, a state cannot be restored into a
+    model that was just built.
+
+    Raises:
+        JobError: names the first tensor that vanished or appeared.
+    """
+    for name in sorted(before.keys() ^ after.keys()):
+        if name.startswith("model/"):
+            what = "vanished from" if name in before else "appeared in"
+            raise JobError(
+                f"model: {name} {what} the model in a step; register it when it is built"
+            )
+
+
 def _model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)

@@ -38,13 +38,17 @@ class Program:
     scheduler: LRScheduler | None
 
     @classmethod
-    def build(cls, job: Job) -> Program:
+    def build(cls, job: Job, profile: Profile | None = None) -> Program:
         """Build everything anew, with random numbers keyed by (seed, "init").
+
+        Args:
+            job: what to build.
+            profile: computes it; None for the job's own numerics.
 
         Raises:
             JobError: a part of the job returned something else than it should.
         """
-        profile = resolve(job.numerics)
+        profile = profile if profile is not None else resolve(job.numerics)
         with profile.active(seed=job.seed, purpose="init", step=0):
             with users_code("model"):
                 model = job.model()

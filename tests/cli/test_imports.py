@@ -27,6 +27,7 @@ def loaded_by(code: str) -> set[str]:
     [
         ("import veritrain", HEAVY | {"click", "veritrain.job"}),
         ("from veritrain.cli import main; main(['--help'])", HEAVY),
+        ("from veritrain.cli import main; main(['check', '--help'])", HEAVY),
         ("from veritrain.cli import main; main(['train', '--help'])", HEAVY),
         ("from veritrain.cli import main; main(['audit', '--help'])", HEAVY),
         ("from veritrain.transcript import Transcript", {"torch", "numba"} | TRAINERS | OTHERS),

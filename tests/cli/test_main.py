@@ -33,6 +33,10 @@ def test_no_arguments_show_the_help(call):
     "words",
     [
         ["fly"],
+        ["check"],
+        ["check", "no-such-job.py"],
+        ["check", "job.py", "--records", "0"],
+        ["check", "job.py", "--records", "all"],
         ["train"],
         ["train", "job.py"],
         ["train", "job.py", "--out", "x", "--workers", "-1"],
@@ -175,12 +179,15 @@ print("order:", [*{*"abcdefghijklmnop"}], "seed:", __import__("os").environ["PYT
 
 
 @pytest.mark.parametrize("seed", [None, "random", "5"])
-@pytest.mark.parametrize("command", ["train", "audit"])
+@pytest.mark.parametrize("command", ["check", "train", "audit"])
 def test_the_order_of_sets_is_fixed_before_a_job_runs(folder, tmp_path, command, seed):
     job = tmp_path / "job.py"
     job.write_text((folder / "job.py").read_text() + SET_ORDER + "\nraise SystemExit\n")
-    rest = ["--out", "x"] if command == "train" else ["--job", job]
-    words = ["train", job, *rest] if command == "train" else ["audit", folder / "run", *rest]
+    words = {
+        "check": ["check", job],
+        "train": ["train", job, "--out", "x"],
+        "audit": ["audit", folder / "run", "--job", job],
+    }[command]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONHASHSEED"}
     environment |= {"VERITRAIN_KEY": str(folder / "trainer.key")}
     environment |= {} if seed is None else {"PYTHONHASHSEED": seed}

@@ -1,7 +1,7 @@
-"""The command line: `veritrain keygen`, `train`, `audit`, `show`.
+"""The command line: `veritrain keygen`, `check`, `train`, `audit`, `show`.
 
-Results go to stdout and everything else to stderr. Exit codes: 0 done or accepted, 1 rejected,
-2 bad usage or unreadable input, 3 inconclusive, 130 interrupted, 141 the reader of stdout went
+Results go to stdout and everything else to stderr. Exit codes: 0 done or accepted, 1 rejected or (by
+`check`) refused, 2 bad usage or unreadable input, 3 inconclusive, 130 interrupted, 141 the reader of stdout went
 away. With `--json` stdout holds exactly one JSON object, for errors too.
 
 Modules of commands import click only; what is heavy (PyTorch, rich) loads inside the command that
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import click
 
 from veritrain import __version__
-from veritrain.cli import audit, keygen, output, show, train
+from veritrain.cli import audit, check, keygen, output, show, train
 from veritrain.cli.blame import describe
 from veritrain.errors import UsageError, VeritrainError
 
@@ -31,6 +31,7 @@ _HASH_SEED = "PYTHONHASHSEED"
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
 Examples:
+  veritrain check job.py
   veritrain train job.py --out runs/a
   veritrain audit runs/a --job job.py
   veritrain show runs/a
@@ -43,7 +44,7 @@ def commands() -> None:
     """Train PyTorch models so that others can check every step, bit for bit."""
 
 
-for _module in (train, audit, show, keygen):
+for _module in (check, train, audit, show, keygen):
     commands.add_command(_module.command)
 
 
@@ -66,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fix_hashes(arguments: list[str]) -> None:
     """Start anew with PYTHONHASHSEED=0 where a job will run: the order of a set of text must be the
     same for the trainer, for every auditor and after --resume. It is fixed when Python starts."""
-    runs_job = arguments[:1] in (["train"], ["audit"]) and not {"-h", "--help"} & set(arguments)
+    runs_job = arguments[:1] in (["check"], ["train"], ["audit"]) and not {"-h", "--help"} & set(
+        arguments
+    )
     is_fixed = os.environ.get(_HASH_SEED) == "0" or sys.flags.ignore_environment
     if runs_job and not is_fixed and os.name == "posix" and sys.executable:
         words = [sys.executable, *sys.orig_argv[1:]]

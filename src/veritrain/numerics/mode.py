@@ -45,6 +45,10 @@ class ExactMode(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         if func.namespace == "aten" and short_name(func).startswith("_foreach_"):
             return self._foreach(func, args, kwargs)
+        return self.compute(func, args, kwargs)
+
+    def compute(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One operator by its rule."""
         rule = _cached_lookup(func)
         _refuse_foreign(func, rule.kind, (*args, *kwargs.values()))
         if rule.takes_stream:
@@ -114,7 +118,12 @@ def _refuse_foreign(func: OpOverload, kind: Kind, values: Sequence[Any]) -> None
                     f"operator {func} on a {value.layout} tensor on {value.device}: exact numerics "
                     "covers dense tensors on the CPU"
                 )
-            if value.is_complex() or (kind is not Kind.MOVEMENT and value.dtype in _NARROW):
+            if value.is_complex():
+                raise UnsupportedOperatorError(
+                    f"operator {func} on {value.dtype}: exact numerics covers real numbers; compute "
+                    "with real and imaginary parts"
+                )
+            if kind is not Kind.MOVEMENT and value.dtype in _NARROW:
                 raise UnsupportedOperatorError(
                     f"operator {func} on {value.dtype}: exact numerics covers float32 arithmetic; "
                     "use .float() first"

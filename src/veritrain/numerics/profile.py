@@ -135,13 +135,17 @@ class Exact(Profile):
         self.name = name
         self.grade = grade  # bits
 
-    @contextmanager
-    def _enter(self) -> Generator[Scope]:
+    def make_mode(self) -> ExactMode:
+        """The mode that computes every operator."""
         from veritrain.numerics.mode import ExactMode  # loads numba
         from veritrain.numerics.rules.contraction import grade
 
+        return ExactMode()
+
+    @contextmanager
+    def _enter(self) -> Generator[Scope]:
         _require_ieee()
-        mode = ExactMode()
+        mode = self.make_mode()
         # The fused attention kernels hide their operators; the composite form shows them.
         with sdpa_kernel([SDPBackend.MATH]), _no_compiled_code(), grade(self.grade), mode:
             yield _ExactScope(mode)

@@ -26,7 +26,15 @@ from veritrain.encoding import Digest
 from veritrain.errors import JobError, UsageError
 from veritrain.job import Job
 from veritrain.sources import commitment, environment
-from veritrain.state import HYPER, SCHEDULER, capture, refuse_nan, require_fit, restore
+from veritrain.state import (
+    HYPER,
+    SCHEDULER,
+    capture,
+    refuse_nan,
+    require_fit,
+    require_same_model,
+    restore,
+)
 from veritrain.step import Program, run_step
 from veritrain.transcript import (
     Header,
@@ -245,7 +253,7 @@ class _Run:
     def record(self, *, batch: Digest | None, loss: float | None) -> None:
         state = capture(self.program)
         if batch is not None:
-            _require_same_model(self._state, state)
+            require_same_model(self._state, state)
         refuse_nan(state, self.step)
         self._entries = state_entries(state)
         self.writer.append(state=state_root(self._entries), batch=batch, loss=loss)
@@ -278,16 +286,6 @@ def _marks(state: Mapping[str, Tensor]) -> dict[str, object]:
         else (tensor.data_ptr(), tensor._version)
         for name, tensor in state.items()
     }
-
-
-def _require_same_model(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
-    """A state that changes its tensors cannot be restored into a model that was just built."""
-    for name in sorted(before.keys() ^ after.keys()):
-        if name.startswith("model/"):
-            what = "vanished from" if name in before else "appeared in"
-            raise JobError(
-                f"model: {name} {what} the model in a step; register it when it is built"
-            )
 
 
 def _changed_outside(name: str) -> UsageError:

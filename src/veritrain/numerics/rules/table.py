@@ -199,5 +199,6 @@ def require_float32(operator: str, *tensors: Tensor | None) -> None:
     for tensor in tensors:
         if tensor is not None and tensor.dtype != torch.float32:
             raise UnsupportedOperatorError(
-                f"operator {operator} on {tensor.dtype}: exact numerics covers float32 only"
+                f"operator {operator} on {tensor.dtype}: exact numerics covers float32 only; "
+                "use .float() first"
             )

@@ -1,0 +1,191 @@
+"""`veritrain check`: what would be refused, and what a run would cost, before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from veritrain.cli import output
+from veritrain.cli.blame import describe
+
+if TYPE_CHECKING:
+    from veritrain.training.check_report import (
+        CheckReport,
+        Cost,
+        Estimates,
+        Problem,
+        RefusedOperator,
+    )
+
+REFUSED = 1
+_SHOWN_PLACES = 3
+_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+@click.command(
+    "check",
+    epilog="""\b
+Examples:
+  veritrain check job.py
+  veritrain check job.py --records 50000
+  veritrain check job.py --json
+
+Exit status: 0 nothing would be refused, 1 something would,
+2 bad usage or a job file that cannot be loaded.""",
+)
+@click.argument("job", type=click.Path(path_type=Path))
+@click.option(
+    "--records",
+    type=click.IntRange(1),
+    metavar="N",
+    default=1000,
+    show_default=True,
+    help="Records of the data set to look at, evenly spread.",
+)
+@output.json_option
+def command(job: Path, records: int, as_json: bool) -> int:
+    """Find out, before a long run, what would be refused in JOB and what the run would take.
+
+    It does two steps on the real model and data, and the second one again by a program built anew.
+    It writes nothing.
+    """
+    from veritrain.job import load_job
+    from veritrain.training.check import check
+
+    with output.only_results_on_stdout(), output.progress("checking"):
+        report = check(load_job(job), records=records)
+    problems = [{"part": item.part, "message": _described(item)} for item in report.problems]
+    output.emit({**report.to_dict(), "problems": problems}, _lines(report), as_json=as_json)
+    return 0 if report.is_ok else REFUSED
+
+
+def _lines(report: CheckReport) -> list[output.Line]:
+    lines: list[output.Line] = []
+    if report.operators:
+        lines += [*_operator_lines(report.operators), ""]
+    if report.problems:
+        for problem in report.problems:
+            lines.append((f"{problem.part}: {output.one_line(_described(problem))}", "red"))
+        lines.append("")
+    lines += _facts(report)
+    if report.estimates is not None:
+        lines += ["", *_cost_lines("operator", report.estimates.operators)]
+        lines += ["", *_cost_lines("where", report.estimates.places)]
+    return [*lines, "", _verdict(report)]
+
+
+def _operator_lines(operators: Sequence[RefusedOperator]) -> list[output.Line]:
+    """One line for each operator, remedy and line of the job, with the first few of its places."""
+    groups: dict[tuple[str, str, str | None], list[RefusedOperator]] = {}
+    for item in operators:
+        groups.setdefault((item.operator, item.remedy, item.line), []).append(item)
+    rows = [
+        (
+            items[0].operator,
+            _places(items),
+            items[0].arguments,
+            str(sum(item.times for item in items)),
+            items[0].remedy,
+        )
+        for items in groups.values()
+    ]
+    names = {item.operator for item in operators}
+    title = f"{_count(len(names), 'operator')} would be refused"
+    return [(title, "bold"), "", *_table(("operator", "where", "on", "times", "what to do"), rows)]
+
+
+def _places(items: Sequence[RefusedOperator]) -> str:
+    shown = ", ".join(item.where for item in items[:_SHOWN_PLACES])
+    more = len(items) - _SHOWN_PLACES
+    shown += f" and {more} more" if more > 0 else ""
+    line = items[0].line
+    return shown if line is None else f"{shown} ({Path(line).name})"
+
+
+def _described(problem: Problem) -> str:
+    """The message; with the line of the job that raised, where one did."""
+    return problem.message if problem.error is None else describe(problem.error)
+
+
+def _facts(report: CheckReport) -> list[output.Line]:
+    promise = "the same bits on every machine"
+    if report.numerics == "native":
+        promise = "nothing is promised across machines, and an audit accepts nothing"
+    elif report.operators:
+        promise = "but for what is refused"
+    facts = {
+        "numerics": f"{report.numerics}: {promise}",
+        "data set": f"{report.records_checked} of {report.records} records looked at",
+    }
+    if report.estimates is None:
+        facts["estimates"] = "none: no whole step could be done"
+    else:
+        facts |= _estimate_facts(report, report.estimates)
+    return [f"{name:<10} {output.escape(text)}" for name, text in facts.items()]
+
+
+def _estimate_facts(report: CheckReport, estimates: Estimates) -> dict[str, str]:
+    disk = estimates.disk
+    native = ", with PyTorch's own kernels for what is refused" if report.operators else ""
+    return {
+        "time": f"{_duration(estimates.seconds)} for {report.steps} steps of "
+        f"{_duration(estimates.step_seconds)} (mean of {estimates.timed_steps}) and "
+        f"{report.records} records of {_duration(estimates.record_seconds)}, "
+        f"without writing{native}",
+        "memory": f"{_size(estimates.peak_bytes)} at most in this process, with Python, PyTorch and "
+        f"the data set; the state has {_size(estimates.state_bytes)}",
+        "disk": f"{_size(disk.total)}: {disk.checkpoints} checkpoints, the first of "
+        f"{_size(disk.first_checkpoint)}, the others of {_size(disk.checkpoint)}, "
+        f"and {disk.leaf} bytes for each step",
+    }
+
+
+def _cost_lines(title: str, costs: Sequence[Cost]) -> list[output.Line]:
+    rows = [(cost.name, str(cost.calls), _duration(cost.seconds)) for cost in costs]
+    return _table((title, "calls", "time in a step"), rows)
+
+
+def _verdict(report: CheckReport) -> output.Line:
+    if report.is_ok:
+        return "OK: nothing would be refused", "bold green"
+    names = {item.operator for item in report.operators}
+    found = [_count(len(names), "operator")] if names else []
+    found += [_count(len(report.problems), "problem")] if report.problems else []
+    return f"REFUSED: {' and '.join(found)}", "bold red"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[output.Line]:
+    """Columns as wide as what is in them; the last one is free."""
+    escaped = [[output.escape(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*escaped, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in escaped
+    ]
+    return [(lines[0], "dim"), *lines[1:]]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _size(count: int) -> str:
+    for factor, unit in _UNITS:
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} bytes"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds * 1e3:.3g} ms"
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"

@@ -1,0 +1,105 @@
+"""Checking a job before a long run: what would be refused, is it repeatable, what will it cost.
+
+Nothing is written. The job's first two steps are done on its real model and data, and the last of
+them once more by a second program, as an auditor will do it.
+"""
+
+from __future__ import annotations
+
+import gc
+
+from veritrain.errors import UsageError
+from veritrain.job import Job
+from veritrain.numerics import resolve
+from veritrain.numerics.observed import Indifferent, observed
+from veritrain.training.check_report import CheckReport, Estimates, Problem
+from veritrain.training.observe import Observation, observe
+from veritrain.training.repeat import changed, do_step, listed, repeat
+from veritrain.transcript.sizes import disk_use
+
+DEFAULT_RECORDS = 1000
+
+
+def check(job: Job, *, records: int = DEFAULT_RECORDS) -> CheckReport:
+    """Find out what would end a run of this job, or have its audit fail, and what it would take.
+
+    Args:
+        job: what is to be trained.
+        records: of the data set to look at, evenly spread; training looks at all of them.
+
+    Raises:
+        UsageError: `records` is not a positive number.
+    """
+    if type(records) is not int or records < 1:
+        raise UsageError(f"records: expected 1 or more, got {records!r}")
+    seen = observe(job, records)
+    gc.collect()  # programs are cyclic; two at a time would take twice the memory
+    times: list[float] = []
+    if seen.is_complete:
+        times = seen.attempt("repeated step", lambda: _repeat(job, seen)) or []
+    estimates: Estimates | None = None
+    if times:
+        try:
+            estimates = _estimates(job, seen, times)
+        except UsageError as error:  # a limit of the format
+            seen.problems.append(Problem(part="run", message=str(error), error=error))
+    return CheckReport(
+        numerics=job.numerics,
+        steps=job.steps,
+        operators=seen.refused,
+        problems=tuple(seen.problems),
+        records_checked=seen.records_checked,
+        records=seen.records,
+        estimates=estimates,
+    )
+
+
+def _repeat(job: Job, seen: Observation) -> list[float]:
+    """Do the last step again and compare; the seconds of that step and of the next."""
+    profile = observed(job.numerics, Indifferent()) if seen.refused else resolve(job.numerics)
+    again = repeat(job, seen.before, seen.outcomes[-1], seen.remembered, profile)
+    if names := changed(seen.states[0], again.built):
+        seen.problems.append(_built_otherwise(names))
+    if again.difference is not None:
+        seen.problems.append(_hidden_state(job, again.outcome.step, again.difference))
+    times = [again.outcome.seconds]
+    if (following := again.outcome.step + 1) <= job.steps:
+        times.append(do_step(again.program, again.batches, following).seconds)
+    return times
+
+
+def _built_otherwise(names: list[str]) -> Problem:
+    return Problem(
+        part="building",
+        message=f"built a second time it is not the same: {listed(names)}; let random numbers come "
+        "from torch, numpy or random, and nothing from what an earlier call left behind",
+    )
+
+
+def _hidden_state(job: Job, step: int, difference: str) -> Problem:
+    doubt = ", or on kernels that do not repeat themselves" if job.numerics == "native" else ""
+    return Problem(
+        part="hidden state",
+        message=f"step {step}, done again from the stored state {step - 1} by a program that was "
+        f"just built, differs in {difference}. It depends on something that is not part of the "
+        f"state{doubt}: make it a buffer, or a function of the batch",
+    )
+
+
+def _estimates(job: Job, seen: Observation, times: list[float]) -> Estimates | None:
+    if seen.header is None:
+        return None
+    step_seconds = sum(times) / len(times)
+    return Estimates(
+        step_seconds=step_seconds,
+        timed_steps=len(times),
+        record_seconds=seen.record_seconds,
+        seconds=step_seconds * job.steps + seen.record_seconds * seen.records,
+        peak_bytes=seen.peak_bytes,
+        state_bytes=sum(entry.num_bytes for entry in seen.states[-1]),
+        disk=disk_use(
+            seen.header, seen.states, seen.outcomes[-1].loss, job.steps, job.checkpoint_every
+        ),
+        operators=seen.operators,
+        places=seen.places,
+    )

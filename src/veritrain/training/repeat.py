@@ -1,0 +1,153 @@
+"""Is a step a function of its state? Do it again as an auditor would, and compare.
+
+The auditor builds the program anew, puts a stored state into it and computes the next step. What a
+job remembers outside of its state (an attribute of a module, a global variable) is not there then, or
+is another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+
+from veritrain.data import Batches, batch_digest
+from veritrain.encoding import Digest
+from veritrain.job import Job
+from veritrain.numerics import Profile
+from veritrain.state import capture, refuse_nan, require_fit, restore
+from veritrain.step import Program, run_step
+from veritrain.transcript import TensorEntry, state_entries
+
+_SHOWN = 3  # differences that a message names
+_PLAIN = (bool, int, float, str, type(None))
+
+State = tuple[TensorEntry, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutcome:
+    """What a leaf says of a step (its batch, its loss, the state after it), and how long it took."""
+
+    step: int
+    batch: Digest
+    loss: float
+    state: State
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repetition:
+    """A program that did a step again, and how the step differed; None: in nothing."""
+
+    program: Program
+    batches: Batches
+    built: State  # as it was built, at step 0
+    outcome: StepOutcome
+    difference: str | None
+
+
+def do_step(program: Program, batches: Batches, step: int) -> StepOutcome:
+    """Fetch, compute and hash one step, which is what training does but for writing it down.
+
+    Raises:
+        JobError, NumericsError: as `run_step`; the state holds a NaN.
+        UsageError: the state cannot be committed to.
+    """
+    start = perf_counter()
+    batch = batches[step]
+    digest = batch_digest(batch)  # before the step, which may write into its batch
+    loss = run_step(program, step, batch)
+    state = capture(program)
+    refuse_nan(state, step)
+    entries = state_entries(state)
+    seconds = perf_counter() - start
+    return StepOutcome(step=step, batch=digest, loss=loss, state=entries, seconds=seconds)
+
+
+def repeat(
+    job: Job,
+    before: Mapping[str, Tensor],
+    outcome: StepOutcome,
+    remembered: Mapping[str, object],
+    profile: Profile,
+) -> Repetition:
+    """Do the step of `outcome` again, from the state before it, by a program that was just built.
+
+    Args:
+        job: whose step it is.
+        before: the state before the step.
+        outcome: of the step when it was done first.
+        remembered: `attributes` of the program that did it, just after it.
+        profile: computes it.
+
+    Raises:
+        JobError, NumericsError: the program cannot be built, or fails in the step.
+        TranscriptError: the state does not fit the program.
+    """
+    program = Program.build(job, profile)
+    built = state_entries(capture(program))
+    require_fit(program, state_entries(before))
+    restore(program, before)
+    batches = Batches(job, profile)
+    again = do_step(program, batches, outcome.step)
+    found = _difference(outcome, again)
+    if found is not None and (hidden := _hidden(remembered, attributes(program))) is not None:
+        found = f"{found}; these attributes are not the same: {hidden}"
+    return Repetition(
+        program=program, batches=batches, built=built, outcome=again, difference=found
+    )
+
+
+def changed(one: State, other: State) -> list[str]:
+    """Names of the tensors in which two states differ, sorted."""
+    left = {entry.name: entry for entry in one}
+    right = {entry.name: entry for entry in other}
+    return sorted(name for name in left.keys() | right.keys() if left.get(name) != right.get(name))
+
+
+def listed(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + rest
+
+
+def attributes(program: Program) -> dict[str, object]:
+    """The attributes of modules and optimiser that are plain values or tensors, by name: where a
+    program may remember something that is not state."""
+    own = vars(nn.Module()).keys()
+    found = {f"optimizer.{key}": value for key, value in vars(program.optimizer).items()}
+    for path, module in program.model.named_modules():
+        values = {key: value for key, value in vars(module).items() if key not in own}
+        found |= {f"{path or 'model'}.{key}": value for key, value in values.items()}
+    return {name: value for name, value in found.items() if isinstance(value, (*_PLAIN, Tensor))}
+
+
+def _difference(first: StepOutcome, again: StepOutcome) -> str | None:
+    if first.batch != again.batch:
+        return "its batch, so a record is not the same each time it is asked for"
+    names = [] if repr(first.loss) == repr(again.loss) else ["its loss"]
+    names += changed(first.state, again.state)
+    return listed(names) if names else None
+
+
+def _hidden(first: Mapping[str, object], again: Mapping[str, object]) -> str | None:
+    names = [
+        f"{name} ({_short(value)}, then {_short(again.get(name))})"
+        for name, value in first.items()
+        if not _same(value, again.get(name))
+    ]
+    return listed(names) if names else None
+
+
+def _same(one: object, other: object) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return type(one) is type(other) and repr(one) == repr(other)
+
+
+def _short(value: object) -> str:
+    return "a tensor" if isinstance(value, Tensor) else repr(value)[:40]
