@@ -347,12 +347,11 @@ def _apply(
                 if have != span.images:
                     planes, have = images.planes(engine, span.images, gather), span.images
                 right = _patches(engine, planes, span, gather, by_patch=True).t()
-            total = torch.zeros((w_rk.shape[0], span.count), dtype=torch.float64)
-            for low, high in inner:
-                engine.add_product(
-                    total, _inner(left, engine, low, high), _inner(right.t(), engine, low, high).t()
-                )
-            finish(total.numpy(), span)
+            pairs = (
+                (_inner(left, engine, low, high), _inner(right.t(), engine, low, high).t())
+                for low, high in inner
+            )
+            finish(engine.sum_of_products(pairs).numpy(), span)
 
     run_products(work, len(spans))
 
@@ -569,20 +568,20 @@ def _contract_positions(
     patch_bytes = (num_k + len(rows.group)) * engine.planes * engine.dtype.itemsize
     spans = _spans(num_n, rows.size, -(-patch_bytes // _LONG))
 
-    def work(start: int, stop: int) -> Tensor:
-        total = torch.zeros((len(rows.group), num_k), dtype=torch.float64)
+    def operands(some: list[_Span]) -> Iterator[tuple[Tensor, Tensor]]:
         planes: list[Tensor] = []
         have = range(0)
-        for span in spans[start:stop]:
+        for span in some:
             left = rows.by_channel(engine, span, left=True)
             if gather is None:
-                right = images.by_channel(engine, span, left=False).t()
+                yield left, images.by_channel(engine, span, left=False).t()
             else:
                 if have != span.images:
                     planes, have = images.planes(engine, span.images, gather), span.images
-                right = _patches(engine, planes, span, gather, by_patch=False)
-            engine.add_product(total, left, right)
-        return total
+                yield left, _patches(engine, planes, span, gather, by_patch=False)
+
+    def work(start: int, stop: int) -> Tensor:
+        return engine.sum_of_products(operands(spans[start:stop]))
 
     parts = run_products(work, len(spans))
     return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)  # integers: in any order

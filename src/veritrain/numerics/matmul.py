@@ -17,7 +17,7 @@ from torch import Tensor
 from veritrain.numerics import engines
 from veritrain.numerics.engines import MAX_INNER, Engine, Strides
 from veritrain.numerics.integers import jit, quantise, rescale, rows_of, slice_scales
-from veritrain.numerics.parallel import run_products
+from veritrain.numerics.parallel import grain_of, run, run_products
 
 _BLOCK = 512  # rows or columns of the result
 _INNER = 4096  # of the contracted axis at a time, where an operand is not kept whole
@@ -65,20 +65,47 @@ class _Operand:
     def integers(self, engine: Engine, free: range, inner: range) -> Tensor:
         """The planes of a block, as the left or the right matrix of a product."""
         num_f, num_k, planes = len(free), len(inner), engine.planes
-        values, factors = self.values.detach().numpy().reshape(-1), self.factor.numpy()
-        factors = factors[free.start : free.stop]
+        factors = self.factor.numpy()[free.start : free.stop]
         width = self.values.shape[1]
         if self.by_row:
             out = torch.empty((num_f, planes * num_k), dtype=engine.dtype)
             source = free.start * width + inner.start
             strides = Strides(num_f, num_k, source, width, 0, planes * num_k, num_k)
-            engine.by_row(values, factors, out, strides, left=self.left)
+            run(self._rows, num_f, engine, factors, out, strides, grain=grain_of(num_k))
             return out if self.left else out.t()
         out = torch.empty((planes * num_k, num_f), dtype=engine.dtype)
         source = inner.start * width + free.start
         strides = Strides(num_k, num_f, source, width, 0, num_f, num_k * num_f)
-        engine.by_column(values, factors, out, strides, left=self.left)
+        run(self._columns, num_k, engine, factors, out, strides, grain=grain_of(num_f))
         return out.t() if self.left else out
+
+    def _rows(
+        self,
+        engine: Engine,
+        factors: np.ndarray,
+        out: Tensor,
+        all_rows: Strides,
+        start: int,
+        stop: int,
+    ) -> None:
+        strides = all_rows.part(start, stop)
+        engine.by_row(self._flat, factors[start:stop], out, strides, left=self.left)
+
+    def _columns(
+        self,
+        engine: Engine,
+        factors: np.ndarray,
+        out: Tensor,
+        all_rows: Strides,
+        start: int,
+        stop: int,
+    ) -> None:
+        strides = all_rows.part(start, stop)
+        engine.by_column(self._flat, factors, out, strides, left=self.left)
+
+    @property
+    def _flat(self) -> np.ndarray:
+        return self.values.detach().numpy().reshape(-1)
 
 
 def _pieces(size: int, piece: int) -> Iterator[range]:
@@ -149,18 +176,18 @@ def product(a: Tensor, b: Tensor, bits: int, engine: Engine | None = None) -> Te
     blocks = list(_pieces(moving.free, _BLOCK))
     ready = [kept.integers(engine, range(kept.free), k) for k in inner] if whole else None
 
+    def operands(block: range) -> Iterator[tuple[Tensor, Tensor]]:
+        for i, k in enumerate(inner):
+            stays = ready[i] if ready else kept.integers(engine, range(kept.free), k)
+            moves = moving.integers(engine, block, k)
+            yield (stays, moves) if moving is right else (moves, stays)
+
     def work(start: int, stop: int) -> None:
         for block in blocks[start:stop]:
-            shape = (num_m, len(block)) if moving is right else (len(block), num_n)
-            total = torch.zeros(shape, dtype=torch.float64)
-            for i, k in enumerate(inner):
-                stays = ready[i] if ready else kept.integers(engine, range(kept.free), k)
-                moves = moving.integers(engine, block, k)
-                pair = (stays, moves) if moving is right else (moves, stays)
-                engine.add_product(total, *pair)
+            total = engine.sum_of_products(operands(block)).numpy()
             row, column = (0, block.start) if moving is right else (block.start, 0)
             _rescale_kernel(
-                total.numpy(), left.scale.numpy(), right.scale.numpy(), row, column, out.numpy()
+                total, left.scale.numpy(), right.scale.numpy(), row, column, out.numpy()
             )
 
     run_products(work, len(blocks))

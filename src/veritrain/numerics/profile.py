@@ -138,12 +138,13 @@ class Exact(Profile):
     def make_mode(self) -> ExactMode:
         """The mode that computes every operator."""
         from veritrain.numerics.mode import ExactMode  # loads numba
-        from veritrain.numerics.rules.contraction import grade
 
         return ExactMode()
 
     @contextmanager
     def _enter(self) -> Generator[Scope]:
+        from veritrain.numerics.rules.contraction import grade
+
         _require_ieee()
         mode = self.make_mode()
         # The fused attention kernels hide their operators; the composite form shows them.

@@ -102,21 +102,26 @@ def _transposed_words_kernel(x, factors, out_dpw, place, source):
 
 
 @jit
-def _combine_kernel(parts_gmn, total_mn):
-    """total += the parts weighted by the powers of 256: all values are integers up to 2**53."""
+def _combine_kernel(parts_gmn, total_mn, add):
+    """The parts weighted by the powers of 256 (and the total): all values are integers up to 2**53."""
     groups = parts_gmn.shape[0]
+    value = np.empty(total_mn.shape[1], np.float64)
     for m in range(total_mn.shape[0]):
         total = total_mn[m]
         highest = parts_gmn[groups - 1, m]
-        value = np.empty(total.shape[0], np.float64)
         for n in range(total.shape[0]):
             value[n] = highest[n]
-        for group in range(groups - 2, -1, -1):
+        for group in range(groups - 2, 0, -1):
             part = parts_gmn[group, m]
             for n in range(total.shape[0]):
                 value[n] = value[n] * 256.0 + part[n]
-        for n in range(total.shape[0]):
-            total[n] += value[n]
+        lowest = parts_gmn[0, m]
+        if add:
+            for n in range(total.shape[0]):
+                total[n] += value[n] * 256.0 + lowest[n]
+        else:
+            for n in range(total.shape[0]):
+                total[n] = value[n] * 256.0 + lowest[n]
 
 
 class BytesEngine(Engine):
@@ -154,17 +159,19 @@ class BytesEngine(Engine):
         else:
             _transposed_words_kernel(x, factors, out.numpy().view(np.int32), place, source)
 
-    def add_product(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+    def product(self, left: Tensor, right: Tensor, total: Tensor | None = None) -> Tensor:
         inner = left.shape[1] // self.planes
-        groups = 2 * self.planes - 1
-        parts = torch.empty((groups, *total.shape), dtype=torch.int32)
-        for weight in range(groups):
+        shape = (left.shape[0], right.shape[1])
+        parts = torch.empty((2 * self.planes - 1, *shape), dtype=torch.int32)
+        for weight, part in enumerate(parts):
             first_left = max(0, self.planes - 1 - weight)
             first_right = max(0, weight - self.planes + 1)
             length = (self.planes - first_left - first_right) * inner
             torch.ops.aten._int_mm.out(
                 left[:, first_left * inner : first_left * inner + length],
                 right[first_right * inner : first_right * inner + length],
-                out=parts[weight],
+                out=part,
             )
-        _combine_kernel(parts.numpy(), total.numpy())
+        result = torch.empty(shape, dtype=torch.float64) if total is None else total
+        _combine_kernel(parts.numpy(), result.numpy(), total is not None)
+        return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,14 @@ class Strides(NamedTuple):
     target: int
     target_step: int
     plane_step: int  # from plane to plane
+
+    def part(self, start: int, stop: int) -> Strides:
+        """Of the rows [start, stop)."""
+        return self._replace(
+            rows=stop - start,
+            source=self.source + start * self.source_step,
+            target=self.target + start * self.target_step,
+        )
 
 
 class Engine(ABC):
@@ -61,9 +70,19 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def add_product(self, total: Tensor, left: Tensor, right: Tensor) -> None:
-        """Add a product to `total`, float64 (M, N) of integers.
+    def product(self, left: Tensor, right: Tensor, total: Tensor | None = None) -> Tensor:
+        """The product of two operands, added to `total` where there is one: float64 (M, N).
 
         Args:
             left: `dtype` (M, planes * K). right: (planes * K, N). K <= MAX_INNER.
+            total: float64 (M, N), contiguous; written to.
         """
+
+    def sum_of_products(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        """The sum of the products of one or more pairs of operands: float64 (M, N)."""
+        total = None
+        for left, right in pairs:
+            total = self.product(left, right, total)
+        if total is None:
+            raise ValueError("a sum of no products has no shape")
+        return total

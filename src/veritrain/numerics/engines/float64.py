@@ -66,5 +66,5 @@ class Float64Engine(Engine):
     ) -> None:
         _transposed_kernel(x, factors, out.numpy()[0], place, source)
 
-    def add_product(self, total: Tensor, left: Tensor, right: Tensor) -> None:
-        total.addmm_(left, right)
+    def product(self, left: Tensor, right: Tensor, total: Tensor | None = None) -> Tensor:
+        return torch.mm(left, right) if total is None else total.addmm_(left, right)
