@@ -304,7 +304,7 @@ def norm_cases() -> Iterator[Case]:
     yield batch_norm("squares overflow", 4, 1, x=f32([[LARGE], [-LARGE], [1.0], [0.0]]))
     yield batch_norm("a channel with an infinity", 2, 2, x=f32([[INF, 1.0], [1.0, 2.0]]))
     yield batch_norm("far from zero", 3, 1, x=f32([[16777216.0], [16777218.0], [16777220.0]]))
-    for rows, width in [(3, 5), (1, 1), (2, 17)]:
+    for rows, width in [(3, 5), (1, 1), (2, 17), (0, 3)]:
         inputs = {
             "x": draw(rows, width),
             "w": draw(width),
@@ -332,6 +332,7 @@ def softmax_cases() -> Iterator[Case]:
             yield Case(f"axis {axis}", operation, inputs, {"axis": axis})
         yield Case("rows of one", operation, {"x": draw(3, 1), "dy": draw(3, 1)}, {"axis": 1})
         yield Case("edges", operation, {"x": edges, "dy": draw(9, 3)}, {"axis": 1})
+        yield Case("no row", operation, {"x": draw(0, 3), "dy": draw(0, 3)}, {"axis": 1})
         wide = {"x": draw(2, 40), "dy": draw(2, 40, exponents=WIDE)}
         yield Case("magnitudes far apart", operation, wide, {"axis": 1})
     for operation in ("safe_softmax", "logsumexp"):
@@ -352,6 +353,12 @@ def loss_cases() -> Iterator[Case]:
         x, t = f32(EDGES), f32([1.0] * 7 + [0.0] * 7)
         inputs = {"x": x, "t": t, "grad": np.full(len(EDGES), 0.1, np.float32)}
         yield Case("edges", operation, inputs, {"reduction": "none"} | options)
+        for reduction in ("none", "mean", "sum"):
+            grad = draw(0) if reduction == "none" else draw()
+            inputs = {"x": draw(0), "t": draw(0), "grad": grad}
+            yield Case(
+                f"no value, {reduction}", operation, inputs, {"reduction": reduction} | options
+            )
     bounds = {"x": f32([0.3, -0.3, 0.7, -0.7]), "t": f32([0.0] * 4), "grad": f32([1.0] * 4)}
     yield Case("at the bound", "smooth_l1_loss", bounds, {"reduction": "none", "beta": 0.3})
     yield Case("at the bound", "huber_loss", bounds, {"reduction": "none", "delta": 0.7})
@@ -366,6 +373,8 @@ def loss_cases() -> Iterator[Case]:
     yield Case("ignored; an infinite score", "nll_loss", inputs, {"reduction": "mean"} | ignored)
     inputs = {"x": x, "classes": i64(1, 1, 1), "weight": None, "grad": draw()}
     yield Case("all ignored", "nll_loss", inputs, {"reduction": "mean", "ignore_index": 1})
+    inputs = {"x": draw(0, 3), "classes": i64(), "weight": None, "grad": draw()}
+    yield Case("no position", "nll_loss", inputs, {"reduction": "mean"} | ignored)
     image = {"x": draw(2, 3, 2, 2), "classes": i64(0, 1, 2, 0, 5, 1, 1, 2).reshape(2, 2, 2)}
     image |= {"weight": draw(3, exponents=(126, 128)), "grad": draw()}
     yield Case("images", "nll_loss", image, {"reduction": "mean", "ignore_index": 5})
