@@ -162,3 +162,15 @@ def test_the_narrow_grade_has_fourteen_bits():
     with resolve("exact14").active(seed=0, purpose="test", step=0):
         got = torch.conv2d(x, w, None, 1, 1)
     same(got, convolution.forward(x, w, window, 1, (6, 6), NARROW_GRADE, engines.float64))
+
+
+@pytest.mark.parametrize("engine", [engines.float64, engines.BytesEngine(3), None])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_positions_that_no_tap_reaches_are_spoilt_with_their_slice(engine, channels):
+    window = Window(kernel=(1, 1), stride=(2, 2), padding=(0, 0), dilation=(1, 1))
+    grad = torch.ones(2, channels, 2, 2)
+    grad[1, 0, 0, 0] = torch.nan
+    w = torch.ones(channels, channels, 1, 1)
+    got = convolution.input_gradient(grad, w, window, 1, (4, 4), 20, engine)
+    assert got[0, :, 1::2].eq(0).all()
+    assert got[1].isnan().all()

@@ -5,209 +5,252 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from product_operations import perform
 from rules_support import exact, numbers, same
+from vector_files import patterns
+from vector_operations import LOSSES, NORMS, OPTIMISERS, SOFTMAX, SUMS, contractions
 
-from veritrain.numerics import reference
+from veritrain.numerics.reference import Geometry, contraction_bits
+from veritrain.numerics.reference.optimisers import power as plain_power
 from veritrain.numerics.rules.optimisers import power
 
+DEFINITIONS = (
+    contractions(contraction_bits) | SUMS | NORMS | SOFTMAX | LOSSES | OPTIMISERS
+)  # fmt: skip
 EDGES = [0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 1.1754942e-38, 3.4028235e38, -3.4028235e38, 0.5, 1.5]
 NOT_FINITE = [float("inf"), float("-inf"), float("nan")]
-values = st.one_of(st.floats(-8, 8, width=32), st.sampled_from(EDGES))
-everything = st.one_of(values, st.floats(width=32), st.sampled_from(EDGES + NOT_FINITE))
 moderate = st.floats(-8, 8, width=32)
-brief = settings(max_examples=60, deadline=None)
+values = st.one_of(moderate, st.sampled_from(EDGES))
+everything = st.one_of(values, st.floats(width=32), st.sampled_from(EDGES + NOT_FINITE))
+kinds = st.sampled_from([moderate, values, everything])
+brief = settings(max_examples=40, deadline=None)
 
 
 def arrays(*shape: int, elements=everything):
     return hnp.arrays(np.float32, shape, elements=elements)
 
 
-def equal(got: torch.Tensor, want) -> None:
-    same(got.detach(), torch.from_numpy(np.asarray(want, np.float32)))
+def agree(operation: str, inputs: dict, **arguments) -> None:
+    """Definition and product give the same outputs: names, shapes and bits."""
+    want = DEFINITIONS[operation](**inputs, **arguments)
+    got = perform(operation, inputs, arguments)
+    assert got.keys() == want.keys()
+    for name in want:
+        assert got[name].shape == want[name].shape, name
+        np.testing.assert_array_equal(patterns(got[name]), patterns(want[name]), name)
 
 
 @given(st.integers(0, 4), st.integers(0, 6), st.integers(0, 4), st.data())
 @brief
 def test_product(m, k, n, data):
     a, b = data.draw(arrays(m, k)), data.draw(arrays(k, n))
-    with exact():
-        got = torch.mm(torch.from_numpy(a), torch.from_numpy(b))
-        transposed = torch.mm(torch.from_numpy(b.T), torch.from_numpy(a.T)).T
-        batched = torch.from_numpy(a)[None] @ torch.from_numpy(b)[None]
-    want = reference.product(a, b)
-    equal(got, want)
-    equal(transposed, want)
-    equal(batched[0], want)
+    agree("mm", {"a": a, "b": b})
+    agree("mm", {"a": b.T, "b": a.T})
+    agree("bmm", {"a": a[None], "b": b[None]})
+
+
+@given(st.sampled_from([1.0, 0.3, -2.0]), st.sampled_from([0.0, 1.0, 0.7]), kinds, st.data())
+@brief
+def test_product_added_to_a_base(alpha, beta, elements, data):
+    shapes = {"base": (3, 2), "a": (3, 4), "b": (4, 2)}
+    inputs = {name: data.draw(arrays(*s, elements=elements)) for name, s in shapes.items()}
+    agree("addmm", inputs, alpha=alpha, beta=beta)
 
 
 def test_product_loses_exactly_the_bits_of_the_definition():
     # K = 2 gives 22 bits: with the row's largest value 1 (E = 1) the unit is 2**-21
     a = np.array([[1.0, 2.0**-23 + 2.0**-22]], np.float32)
     b = np.eye(2, dtype=np.float32)
-    with exact():
-        got = torch.from_numpy(a) @ torch.from_numpy(b)
-    assert got.tolist() == [[1.0, 2.0**-21]]
-    equal(got, reference.product(a, b))
+    assert perform("mm", {"a": a, "b": b}, {})["y"].tolist() == [[1.0, 2.0**-21]]
+    agree("mm", {"a": a, "b": b})
 
 
-@given(
-    st.integers(1, 2), st.integers(1, 2), st.integers(1, 2), st.integers(1, 2), st.integers(1, 3),
-    st.integers(1, 2), st.integers(0, 1), st.data(),
-)  # fmt: skip
-@settings(max_examples=40, deadline=None)
-def test_convolution(batch, groups, inputs, outputs, kernel, stride, padding, data):
-    elements = data.draw(st.sampled_from([moderate, values, everything]))
-    x = data.draw(arrays(batch, groups * inputs, 4, 3, elements=elements))
-    w = data.draw(arrays(groups * outputs, inputs, kernel, min(kernel, 2), elements=elements))
-    with exact():
-        got = F.conv2d(
-            torch.from_numpy(x), torch.from_numpy(w), None, stride, padding, groups=groups
-        )
-    equal(got, reference.convolution(x, w, stride, padding, groups))
+@st.composite
+def geometries(draw, axes: int):
+    """Stride, padding, dilation, groups, and whether transposed, with what that allows."""
 
+    def each(low: int, high: int) -> list[int]:
+        return [draw(st.integers(low, high)) for _ in range(axes)]
 
-@given(st.integers(1, 30), st.data())
-@brief
-def test_sum_and_mean(count, data):
-    x = data.draw(arrays(3, count))
-    with exact():
-        rows, columns = torch.from_numpy(x).sum(1), torch.from_numpy(x.T.copy()).sum(0)
-        mean = torch.from_numpy(x).mean(1)
-    sums = np.array([reference.exact_sum(row) for row in x])
-    equal(rows, sums)
-    equal(columns, sums)
-    with np.errstate(all="ignore"):
-        equal(mean, sums / np.float32(count))
-
-
-@given(st.integers(1, 12), st.sampled_from([1e-5, 0.1]), st.data())
-@brief
-def test_layer_norm(width, eps, data):
-    elements = data.draw(st.sampled_from([moderate, values]))
-    x, grad = (data.draw(arrays(2, width, elements=elements)) for _ in range(2))
-    w, b = (data.draw(arrays(width, elements=moderate)) for _ in range(2))
-    leaf = torch.from_numpy(x).requires_grad_()
-    with exact():
-        y = F.layer_norm(leaf, (width,), torch.from_numpy(w), torch.from_numpy(b), eps)
-        (dx,) = torch.autograd.grad(y, leaf, torch.from_numpy(grad))
-    with np.errstate(all="ignore"):
-        equal(y, [reference.normalise(row, w, b, eps) for row in x])
-        want = [reference.normalise_backward(g * w, r, eps) for g, r in zip(grad, x, strict=True)]
-        equal(dx, want)
-
-
-@given(st.integers(1, 3), st.integers(2, 5), st.data())
-@brief
-def test_group_norm_without_weight(channels, area, data):
-    x, grad = (data.draw(arrays(2, channels * 2, area, elements=moderate)) for _ in range(2))
-    leaf = torch.from_numpy(x).requires_grad_()
-    with exact():
-        y = F.group_norm(leaf, 2)
-        (dx,) = torch.autograd.grad(y, leaf, torch.from_numpy(grad))
-    one, zero = np.float32(1), np.float32(0)
-    with np.errstate(all="ignore"):
-        parts = [reference.normalise(part.ravel(), one, zero, 1e-5) for part in x.reshape(4, -1)]
-        equal(y.reshape(4, -1), parts)
-        pairs = zip(grad.reshape(4, -1), x.reshape(4, -1), strict=True)
-        equal(dx.reshape(4, -1), [reference.normalise_backward(g, r, 1e-5) for g, r in pairs])
-
-
-@given(st.integers(2, 4), st.integers(1, 3), st.data())
-@brief
-def test_batch_norm_moments(batch, area, data):
-    elements = data.draw(st.sampled_from([moderate, values]))
-    x = data.draw(arrays(batch, 2, area, elements=elements))
-    running_mean, running_var = torch.full((2,), 0.25), torch.full((2,), 2.0)
-    with exact():
-        y = F.batch_norm(
-            torch.from_numpy(x), running_mean, running_var, training=True, momentum=0.3
-        )
-    count = batch * area
-    keep, move = np.float32(1 - 0.3), np.float32(0.3)
-    one, zero = np.float32(1), np.float32(0)
-    with np.errstate(all="ignore"):
-        for c in range(2):
-            values_c = x[:, c].ravel()
-            mean, square = reference.moments(values_c)
-            equal(y[:, c].reshape(-1), reference.normalise(values_c, one, zero, 1e-5))
-            unbiased = square / np.float32(max(count - 1, 1))
-            equal(running_mean[c], np.float32(0.25) * keep + mean * move)
-            equal(running_var[c], np.float32(2.0) * keep + unbiased * move)
-
-
-@given(st.integers(2, 4), st.integers(1, 3), st.data())
-@brief
-def test_batch_norm_gradient(batch, area, data):
-    x, grad = (data.draw(arrays(batch, 2, area, elements=moderate)) for _ in range(2))
-    w = data.draw(arrays(2, elements=moderate))
-    leaf, weight = torch.from_numpy(x).requires_grad_(), torch.from_numpy(w).requires_grad_()
-    bias = torch.zeros(2, requires_grad=True)
-    with exact():
-        y = F.batch_norm(leaf, None, None, weight, bias, training=True)
-        dx, dw, db = torch.autograd.grad(y, (leaf, weight, bias), torch.from_numpy(grad))
-    for c in range(2):
-        g, part = grad[:, c].ravel(), x[:, c].ravel()
-        with np.errstate(all="ignore"):
-            equal(dx[:, c].reshape(-1), reference.normalise_backward(g, part, 1e-5, w[c]))
-            xhat = reference.normalise(part, np.float32(1), np.float32(0), 1e-5)
-            equal(dw[c], reference.exact_sum(g * xhat))
-            equal(db[c], reference.exact_sum(g))
-
-
-@given(
-    st.integers(1, 20), st.sampled_from([0.0, 0.01]), st.sampled_from([0.9, 0.5]),
-    st.sampled_from([0.999, 0.75]), st.booleans(), st.integers(1, 2000), st.data(),
-)  # fmt: skip
-@brief
-def test_adam(count, decay, beta1, beta2, decoupled, step, data):
-    elements = data.draw(st.sampled_from([moderate, values]))
-    param, grad, mean = (data.draw(arrays(count, elements=elements)) for _ in range(3))
-    square = np.abs(data.draw(arrays(count, elements=moderate)))
-    tensors = [torch.from_numpy(part.copy()) for part in (param, grad, mean, square)]
-    operator = torch._fused_adamw_ if decoupled else torch._fused_adam_
-    options = {"lr": 0.01, "beta1": beta1, "beta2": beta2, "eps": 1e-8, "weight_decay": decay}
-    with exact():
-        operator(
-            *([t] for t in tensors), [], [torch.tensor(float(step))],
-            amsgrad=False, maximize=False, **options,
-        )  # fmt: skip
-    root2 = float(np.sqrt(1 - power(beta2, step)))
-    with np.errstate(all="ignore"):
-        want = reference.adam_step(
-            param, grad, mean, square, decoupled=decoupled, root2=root2,
-            step_size=0.01 / (1 - power(beta1, step)), **options,
-        )  # fmt: skip
-    for got, part in zip((tensors[0], tensors[2], tensors[3]), want, strict=True):
-        equal(got, part)
-    equal(tensors[1], grad)
-
-
-@given(
-    st.integers(1, 20), st.sampled_from([0.0, 0.9]), st.sampled_from([0.0, 0.1]),
-    st.sampled_from([0.0, 0.3]), st.booleans(), st.booleans(), st.data(),
-)  # fmt: skip
-@brief
-def test_sgd(count, momentum, decay, dampening, nesterov, first, data):
-    nesterov = nesterov and momentum > 0 and dampening == 0
-    param, grad, buffer = (data.draw(arrays(count, elements=values)) for _ in range(3))
-    tensors = [torch.from_numpy(part.copy()) for part in (param, grad, buffer)]
-    options = {
-        "lr": 0.05, "momentum": momentum, "dampening": dampening, "weight_decay": decay,
-        "nesterov": nesterov,
+    stride, dilation, transposed = each(1, 3), each(1, 2), draw(st.booleans())
+    extra = [draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)]
+    return {
+        "stride": stride, "padding": each(0, 2), "dilation": dilation, "transposed": transposed,
+        "output_padding": extra if transposed else [0] * axes, "groups": draw(st.integers(1, 2)),
     }  # fmt: skip
+
+
+@given(st.integers(1, 3), st.integers(0, 2), st.integers(1, 2), st.integers(1, 2), kinds, st.data())
+@settings(max_examples=60, deadline=None)
+def test_convolution_and_its_gradients(axes, batch, inputs, outputs, elements, data):
+    options = data.draw(geometries(axes))
+    groups, transposed = options["groups"], options["transposed"]
+    geometry = Geometry(**options)
+    size = [data.draw(st.integers(1, 5 if axes < 3 else 3)) for _ in range(axes)]
+    kernel = [data.draw(st.integers(1, 3 if axes < 3 else 2)) for _ in range(axes)]
+    result = (geometry.image_size if transposed else geometry.rows_size)(size, kernel)
+    assume(min(result) > 0)
+    outer, inner = (inputs, outputs) if transposed else (outputs, inputs)
+    x = data.draw(arrays(batch, groups * inputs, *size, elements=elements))
+    w = data.draw(arrays(groups * outer, inner, *kernel, elements=elements))
+    bias = data.draw(st.one_of(st.none(), arrays(groups * outputs, elements=elements)))
+    grad = data.draw(arrays(batch, groups * outputs, *result, elements=elements))
+    agree("convolution", {"x": x, "w": w, "bias": bias}, **options)
+    agree("convolution_backward", {"grad": grad, "x": x, "w": w}, **options)
+
+
+@given(hnp.array_shapes(max_dims=4, min_side=0, max_side=5), kinds, st.data())
+@brief
+def test_sums_over_axes(shape, elements, data):
+    x = data.draw(arrays(*shape, elements=elements))
+    axes = data.draw(st.lists(st.integers(0, x.ndim - 1), unique=True, min_size=1))
+    correction = data.draw(st.sampled_from([0.0, 1.0, 2.0]))
+    for layout in (x, np.asfortranarray(x)):
+        agree("sum", {"x": layout}, axes=axes)
+        agree("mean", {"x": layout}, axes=axes)
+    agree("var", {"x": x}, axes=axes, correction=correction)
+    agree("std", {"x": x}, axes=axes, correction=correction)
+    for order in (1.0, 2.0):
+        agree("vector_norm", {"x": x}, axes=axes, order=order)
+
+
+@given(st.integers(0, 8), st.integers(1, 3), st.sampled_from([1.0, 0.3]), kinds, st.data())
+@brief
+def test_accumulation(count, width, alpha, elements, data):
+    index = np.array(data.draw(st.lists(st.integers(0, 3), min_size=count, max_size=count)), int)
+    x, source = (data.draw(arrays(n, width, elements=elements)) for n in (4, count))
+    agree("index_add", {"x": x, "index": index, "source": source}, alpha=alpha)
+    agree("embedding_backward", {"grad": source, "index": index}, num_weights=4, padding_idx=1)
+    column = {"x": x[:, 0], "index": index, "source": source[:, 0]}
+    agree("scatter_add", column)
+    agree("put_accumulate", column)
+
+
+def draw_all(data, elements, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
+    return {name: data.draw(arrays(*s, elements=elements)) for name, s in shapes.items()}
+
+
+@given(st.integers(1, 3), st.integers(1, 12), st.sampled_from([1e-5, 0.1]), kinds, st.data())
+@brief
+def test_layer_norm(rows, width, eps, elements, data):
+    shape = (rows, width)
+    agree(
+        "layer_norm", draw_all(data, elements, x=shape, w=(width,), b=(width,), dy=shape), eps=eps
+    )
+
+
+@given(st.integers(1, 2), st.integers(1, 3), st.integers(1, 2), st.integers(1, 4), kinds, st.data())
+@brief
+def test_group_norm(batch, groups, channels, area, elements, data):
+    assume(batch * channels * area > 1)
+    num_c = groups * channels
+    shape = (batch, num_c, area)
+    inputs = draw_all(data, elements, x=shape, w=(num_c,), b=(num_c,), dy=shape)
+    agree("group_norm", inputs, groups=groups, eps=1e-5)
+
+
+@given(
+    st.integers(2, 4), st.integers(1, 3), st.integers(1, 3), st.booleans(),
+    st.sampled_from([0.1, 0.3]), kinds, st.data(),
+)  # fmt: skip
+@brief
+def test_batch_norm(batch, num_c, area, training, momentum, elements, data):
+    shape = (batch, num_c, area)
+    inputs = draw_all(data, elements, x=shape, w=(num_c,), b=(num_c,), running_mean=(num_c,))
+    inputs["running_var"] = np.abs(data.draw(arrays(num_c, elements=moderate)))
+    inputs["dy"] = data.draw(arrays(*shape, elements=elements))
+    agree("batch_norm", inputs, training=training, momentum=momentum, eps=1e-5)
+
+
+@given(kinds, st.data())
+@brief
+def test_a_norm_without_weights_is_that_of_ones_and_zeros(elements, data):
+    x = torch.from_numpy(data.draw(arrays(2, 4, 3, elements=elements)))
+    one, zero = torch.ones(4), torch.zeros(4)
     with exact():
-        torch._fused_sgd_(
-            [tensors[0]], [tensors[1]], [tensors[2]] if momentum else [],
-            maximize=False, is_first_step=first, **options,
-        )  # fmt: skip
-    with np.errstate(all="ignore"):
-        wanted, kept = reference.sgd_step(param, grad, None if first else buffer, **options)
-    equal(tensors[0], wanted)
-    equal(tensors[2], kept if momentum else buffer)
-    equal(tensors[1], grad)
+        same(F.group_norm(x, 2), F.group_norm(x, 2, one, zero))
+        same(
+            F.batch_norm(x, None, None, training=True), F.batch_norm(x, None, None, one, zero, True)
+        )
+        rows = x.mT
+        same(F.layer_norm(rows, (4,)), F.layer_norm(rows, (4,), one, zero))
+
+
+@given(st.tuples(*[st.integers(1, 4)] * 3), st.integers(0, 2), kinds, st.data())
+@brief
+def test_softmax(shape, axis, elements, data):
+    inputs = draw_all(data, elements, x=shape, dy=shape)
+    for operation in ("softmax", "log_softmax"):
+        agree(operation, inputs, axis=axis)
+    for operation in ("safe_softmax", "logsumexp"):
+        agree(operation, {"x": inputs["x"]}, axis=axis)
+
+
+reductions = st.sampled_from(["none", "mean", "sum"])
+
+
+@given(
+    hnp.array_shapes(max_dims=2, max_side=4),
+    reductions,
+    st.sampled_from([0.3, 1.0]),
+    kinds,
+    st.data(),
+)
+@brief
+def test_elementwise_losses(shape, reduction, bound, elements, data):
+    grad = shape if reduction == "none" else ()
+    inputs = draw_all(data, elements, x=shape, t=shape, grad=grad)
+    agree("mse_loss", inputs, reduction=reduction)
+    agree("smooth_l1_loss", inputs, reduction=reduction, beta=bound)
+    agree("huber_loss", inputs, reduction=reduction, delta=bound)
+    logits = draw_all(data, elements, x=shape, t=shape, weight=shape, pos_weight=shape[-1:])
+    agree("binary_cross_entropy_with_logits", logits, reduction=reduction)
+    agree("xlogy", {"x": inputs["x"], "y": inputs["t"]})
+
+
+@given(
+    st.integers(1, 5), st.integers(1, 4), st.booleans(), st.booleans(), reductions, kinds, st.data()
+)
+@brief
+def test_negative_log_likelihood(count, classes, weighted, image, reduction, elements, data):
+    area = (1, 2) if image else ()
+    targets = st.lists(st.integers(-1, classes - 1), min_size=count, max_size=count)
+    target = np.array(data.draw(targets), np.int64).reshape(count, *[1] * len(area))
+    inputs = draw_all(data, elements, x=(count, classes, *area))
+    inputs["classes"] = np.broadcast_to(target, (count, *area)).copy()
+    inputs["weight"] = data.draw(arrays(classes, elements=values)) if weighted else None
+    shape = (count, *area) if reduction == "none" else ()
+    inputs["grad"] = data.draw(arrays(*shape, elements=elements))
+    agree("nll_loss", inputs, reduction=reduction, ignore_index=-1)
+
+
+@given(
+    st.integers(1, 8), st.sampled_from([0.0, 0.01]), st.sampled_from([0.9, 0.5]),
+    st.sampled_from([0.999, 0.75]), st.booleans(), st.booleans(), st.booleans(), kinds, st.data(),
+)  # fmt: skip
+@brief
+def test_adam(count, decay, beta1, beta2, decoupled, amsgrad, maximize, elements, data):
+    agree(
+        "adam", draw_all(data, elements, param=(count,), grads=(3, count)), lr=0.01, beta1=beta1,
+        beta2=beta2, eps=1e-8, weight_decay=decay, decoupled=decoupled, maximize=maximize,
+        amsgrad=amsgrad,
+    )  # fmt: skip
+
+
+@given(
+    st.integers(1, 8), st.sampled_from([0.0, 0.9]), st.sampled_from([0.0, 0.1]),
+    st.sampled_from([0.0, 0.3]), st.booleans(), st.booleans(), kinds, st.data(),
+)  # fmt: skip
+@brief
+def test_sgd(count, momentum, decay, dampening, nesterov, maximize, elements, data):
+    agree(
+        "sgd", draw_all(data, elements, param=(count,), grads=(3, count)), lr=0.05,
+        momentum=momentum, dampening=dampening, weight_decay=decay, maximize=maximize,
+        nesterov=nesterov and momentum > 0 and dampening == 0,
+    )  # fmt: skip
 
 
 @given(st.floats(0, 1, exclude_max=True), st.integers(0, 5000))
@@ -215,6 +258,7 @@ def test_sgd(count, momentum, decay, dampening, nesterov, first, data):
 def test_power_is_close_to_the_real_one(base, exponent):
     want = base**exponent
     assert abs(power(base, exponent) - want) <= 1e-12 * want + 1e-300
+    assert power(base, exponent) == plain_power(base, exponent)
 
 
 def test_a_slice_that_is_not_finite_is_nan_and_others_are_not():

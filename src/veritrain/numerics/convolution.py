@@ -479,7 +479,7 @@ def input_gradient(
         float32 (N, G*C, *S).
     """
     num_n, inputs = grad.shape[0], w.shape[1]
-    out = torch.zeros((num_n, groups * inputs, *size), dtype=torch.float32)
+    out = torch.empty((num_n, groups * inputs, *size), dtype=torch.float32)
     if _is_depthwise(w, groups) and engine is None:
         for gather in _phases(window, tuple(grad.shape[2:]), size):
             _depthwise(grad, w, bits, gather, 1, out)
@@ -495,12 +495,20 @@ def input_gradient(
     for g, images in enumerate(_images(grad, groups, factor)):
         for gather in gathers:
             if gather is not None and not len(gather.taps):
-                continue  # no output reaches these positions
+                _fill_unreached(out, scale_nc, range(g * inputs, (g + 1) * inputs), gather)
+                continue
             taps = w_or[g] if gather is None else w_or[g][:, :, torch.from_numpy(gather.taps)]
             w_rk = taps.permute(1, 2, 0).reshape(inputs, -1)
             write = _writer(out, scale_nc, g * inputs, gather)
             _apply(engine, images, w_rk, w_factor[g], gather, write, num_n)
     return out
+
+
+def _fill_unreached(out: Tensor, scale_nc: Tensor, channels: range, gather: Gather) -> None:
+    """Positions that no tap reaches are sums of nothing: 0, and NaN with the rest of their slice."""
+    flat = out.view(out.shape[0], out.shape[1], -1)
+    zeros = (scale_nc[:, channels.start : channels.stop] * 0.0).float()
+    flat[:, channels.start : channels.stop, torch.from_numpy(gather.result)] = zeros[:, :, None]
 
 
 @jit
