@@ -90,6 +90,18 @@ def test_activation_checkpointing_gets_the_same_dropout_again(reentrant):
     assert torch.equal(plain_after, saved_after)
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_onednn_is_off_inside_and_as_before_outside_also_after_an_error(enabled):
+    outer = torch.backends.mkldnn.set_flags(enabled)
+    try:
+        with contextlib.suppress(ZeroDivisionError), EXACT.active(seed=0, purpose="x", step=0):
+            assert not torch.backends.mkldnn.enabled
+            raise ZeroDivisionError
+        assert torch.backends.mkldnn.enabled == enabled
+    finally:
+        torch.backends.mkldnn.set_flags(outer[0])
+
+
 def test_an_unknown_profile_is_named():
     with pytest.raises(UsageError, match="'fast'.*exact"):
         numerics.resolve("fast")

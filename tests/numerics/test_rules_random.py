@@ -23,6 +23,8 @@ DRAWS = {
     "dropout": lambda: F.dropout(X, 0.5), "native_dropout": lambda: torch.native_dropout(X, 0.5, True)[0],
     "kaiming": lambda: torch.nn.init.kaiming_normal_(X.clone()), "alpha_dropout": lambda: F.alpha_dropout(X, 0.5, True),
     "trunc_normal": lambda: torch.nn.init.trunc_normal_(X.clone()), "dropout2d": lambda: F.dropout2d(X[None, :, :, None], 0.5),
+    "exponential_": lambda: X.clone().exponential_(2.0), "gumbel": lambda: F.gumbel_softmax(X),
+    "multinomial": lambda: torch.multinomial(torch.ones(40), 20), "categories": lambda: torch.distributions.Categorical(logits=X).sample((9,)),
 }  # fmt: skip
 
 
@@ -59,7 +61,7 @@ def test_callers_generator_is_left_alone():
     same(torch.rand(3), want)
 
 
-@pytest.mark.parametrize("name", ["normal_", "uniform_", "bernoulli_"])
+@pytest.mark.parametrize("name", ["normal_", "uniform_", "bernoulli_", "exponential_"])
 def test_memory_layout_does_not_matter(name):
     with exact():
         want = getattr(X.clone(), name)()

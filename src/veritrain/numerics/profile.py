@@ -134,8 +134,8 @@ class Exact(Profile):
 
         _require_ieee()
         mode = ExactMode()
-        # The fused attention kernels hide their operators; the composite form shows them.
-        with sdpa_kernel([SDPBackend.MATH]), _no_compiled_code(), mode:
+        # Fused attention kernels and oneDNN's LSTM hide their operators; the composite forms show them.
+        with sdpa_kernel([SDPBackend.MATH]), _no_onednn(), _no_compiled_code(), mode:
             yield _ExactScope(mode)
 
     def canonicalise(self, optimizer: Optimizer) -> None:
@@ -214,6 +214,16 @@ def _no_compiled_code() -> AbstractContextManager[object]:
     if "torch._dynamo" in sys.modules:
         return torch.compiler.set_stance("force_eager")
     return nullcontext()
+
+
+@contextmanager
+def _no_onednn() -> Generator[None]:
+    """As `torch.backends.mkldnn.flags`, which warns about GPUs that are not there."""
+    enabled, _, _, precision = torch.backends.mkldnn.set_flags(False)
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.set_flags(enabled, _fp32_precision=precision)
 
 
 @contextmanager
