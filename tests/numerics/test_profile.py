@@ -92,14 +92,15 @@ def test_activation_checkpointing_gets_the_same_dropout_again(reentrant):
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_onednn_is_off_inside_and_as_before_outside_also_after_an_error(enabled):
-    outer = torch.backends.mkldnn.set_flags(enabled)
+    outer = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = enabled
     try:
         with contextlib.suppress(ZeroDivisionError), EXACT.active(seed=0, purpose="x", step=0):
             assert not torch.backends.mkldnn.enabled
             raise ZeroDivisionError
         assert torch.backends.mkldnn.enabled == enabled
     finally:
-        torch.backends.mkldnn.set_flags(outer[0])
+        torch.backends.mkldnn.enabled = outer
 
 
 def test_an_unknown_profile_is_named():

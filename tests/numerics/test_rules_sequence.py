@@ -264,13 +264,14 @@ def test_equal_maxima_of_a_bag_go_to_the_first():
 
 def test_a_bag_is_checked():
     with exact():
-        for indices, offsets in (
-            (index(7), index(0)),
-            (index(1, 2), index(1)),
-            (index(1), index(0, 2)),
+        for indices, offsets, last in (
+            (index(7), index(0), False),
+            (index(1, 2), index(1), False),
+            (index(1), index(0, 2), False),
+            (index(1, 2), index(0, 1), True),
         ):
-            with pytest.raises((IndexError, RuntimeError)):
-                F.embedding_bag(indices, TABLE, offsets)
+            with pytest.raises((IndexError, ValueError, RuntimeError), match="index|offset"):
+                F.embedding_bag(indices, TABLE, offsets, include_last_offset=last)
 
 
 def test_infinite_arguments_of_logaddexp():

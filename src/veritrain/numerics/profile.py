@@ -218,12 +218,13 @@ def _no_compiled_code() -> AbstractContextManager[object]:
 
 @contextmanager
 def _no_onednn() -> Generator[None]:
-    """As `torch.backends.mkldnn.flags`, which warns about GPUs that are not there."""
-    enabled, _, _, precision = torch.backends.mkldnn.set_flags(False)
+    """As `torch.backends.mkldnn.flags`, which also sets other flags and warns."""
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
     try:
         yield
     finally:
-        torch.backends.mkldnn.set_flags(enabled, _fp32_precision=precision)
+        torch.backends.mkldnn.enabled = before
 
 
 @contextmanager

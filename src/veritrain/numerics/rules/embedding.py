@@ -46,7 +46,8 @@ def _embedding_renorm_(
     rows = indices.reshape(-1).long().unique()
     values = weight[rows]
     lengths = vector_norm(values, norm_type, [1], keepdim=True)
-    shorter = values * (max_norm / (lengths + 1e-7))
+    bound = torch.tensor(max_norm, dtype=torch.float32)  # a number would be divided in two steps
+    shorter = values * (bound / (lengths + 1e-7))
     weight[rows] = torch.where(lengths > max_norm, shorter, values)
     return weight
 
@@ -65,6 +66,8 @@ def _embedding_bag(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Result (B, D), the bag of each position, the positions that each bag counts, places of maxima."""
     require_float32("embedding_bag", weight, per_sample_weights)
+    if include_last_offset and int(offsets[-1]) != indices.numel():
+        raise IndexError(f"embedding_bag: the last offset must be {indices.numel()}")
     starts = offsets[:-1] if include_last_offset else offsets
     bags = _bag_of_each(starts.long(), indices.numel())
     num_bags = starts.numel()

@@ -162,14 +162,17 @@ def _multinomial(
     Samples with replacement are races of their own, with keys of their own.
     """
     require_float32("multinomial", weights)
-    _require_weights(weights, 1 if replacement else num_samples)
-    races = num_samples if replacement else 1
-    orders: list[Tensor] = []
+    races, places = (num_samples, 1) if replacement else (1, num_samples)
+    _require_weights(weights, places)
+    results: list[Tensor] = []
     for _ in range(races):
-        times = random.exponential(stream.next_key(), tuple(weights.shape))
-        ranked = torch.argsort(weights / times, dim=-1, descending=True, stable=True)
-        orders.append(ranked.narrow(-1, 0, 1 if replacement else num_samples))
-    return torch.cat(orders, -1).contiguous()
+        speeds = weights / random.exponential(stream.next_key(), tuple(weights.shape))
+        if places == 1:  # without sorting
+            results.append(speeds.argmax(-1, keepdim=True))
+        else:
+            ranks = torch.argsort(speeds, dim=-1, descending=True, stable=True)
+            results.append(ranks.narrow(-1, 0, places))
+    return torch.cat(results, -1)
 
 
 def _require_weights(weights: Tensor, needed: int) -> None:

@@ -204,11 +204,13 @@ def _prod_dim(
     x = x if dtype is None else x.to(dtype)
     if not x.is_floating_point():
         return torch.prod(x, dim, keepdim)
-    products = _cumprod(x[None] if not x.ndim else x, dim)
-    if not products.shape[dim]:
-        return x.new_ones(x.sum(dim, keepdim).shape)
-    last = products.select(dim, -1)
-    return last.unsqueeze(dim) if keepdim and x.ndim else last
+    products = _cumprod(x, dim)
+    if not x.ndim:
+        return products
+    one = list(x.shape)
+    one[dim] = 1
+    last = products.narrow(dim, -1, 1) if x.shape[dim] else x.new_ones(one)
+    return last.clone() if keepdim else last.squeeze(dim).clone()
 
 
 @rule(Kind.COMPOSITE, aten.prod.default)
