@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -125,6 +126,20 @@ CASES = {
     # experts
     "one hot dispatch": (
         lambda x: torch.einsum("nk,nd->kd", F.one_hot(ROWS, 3).to(x.dtype), x), X,
+    ),
+    "grouped mm": (
+        lambda x, w: torch._grouped_mm(x.float(), w.float(), offs=index(2, 2, 4).int()).to(x.dtype),
+        numbers(1, 4, 8), numbers(7, 3, 8, 4),
+    ),
+    "grouped mm columns": (
+        lambda w, x: torch._grouped_mm(w.float(), x.float(), offs=index(4, 4, 8).int()).to(x.dtype),
+        numbers(7, 3, 8, 4), numbers(1, 4, 8),
+    ),
+    "grouped mm whole": (
+        lambda x, y: torch._grouped_mm(x.float(), y.float()).to(x.dtype), numbers(7, 3, 8, 4), numbers(1, 3, 4, 8),
+    ),
+    "histc": (
+        lambda x: (torch.histc(x.detach(), 7, -1, 2), torch.histc((x.detach() * 2).round(), 5, 0, 4)), X,
     ),
     "bincount": (lambda n: (n.bincount(minlength=5), torch.isin(n, index(0, 7)), (n > 0).all()), ROWS),
     "bincount weights": (lambda x: torch.bincount(ROWS, x[:, 0].detach(), 5).to(x.dtype), X),
@@ -297,6 +312,15 @@ def test_dropped_words_are_keyed_by_step():
         assert not torch.equal(first, second)
 
 
+def test_scales_made_of_widths_round_alike_whatever_the_last_bit_of_a_power():
+    """Models write `width ** -0.5` in Python, through the C library; float32 does not see its error."""
+    for width in range(1, 16_385):
+        for exponent in (-0.5, 0.5, -0.25):
+            power = width**exponent
+            around = (math.nextafter(power, 0), power, math.nextafter(power, math.inf))
+            assert len({np.float32(value) for value in around}) == 1
+
+
 # Drawing from weights
 
 
@@ -360,6 +384,7 @@ REFUSED = {
     "probabilities": (lambda: F.binary_cross_entropy(X, UNIT), NumericsError, r"\[0, 1\]"),
     "pow 64": (lambda: X.double() ** UNIT, UnsupportedOperatorError, "pow on torch.float64"),
     "cumsum 64": (lambda: X.double().cumsum(0), UnsupportedOperatorError, "cumsum on torch.float64"),
+    "histc": (lambda: torch.histc(X), UnsupportedOperatorError, "histc without bounds"),
     "bincount 64": (
         lambda: torch.bincount(ROWS, X[:, 0].double()), UnsupportedOperatorError, "bincount on torch.float64",
     ),

@@ -1,6 +1,6 @@
 """Language, recurrent and recommendation models: one job for each family.
 
-The four language models are those of `transformers`, unmodified, with random weights. They are
+The five language models are those of `transformers`, unmodified, with random weights. They are
 imported where they are built, so that other jobs do not wait for the package.
 """
 
@@ -46,6 +46,19 @@ def llama() -> nn.Module:
             vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
             num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=LENGTH,
             attention_dropout=0.1,
+        )
+    )  # fmt: skip
+
+
+def mixtral() -> nn.Module:
+    """A mixture of experts of `transformers`: two of four for each word."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    return MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=LENGTH,
+            num_local_experts=4, output_router_logits=True, bos_token_id=0, eos_token_id=0,
         )
     )  # fmt: skip
 
@@ -296,6 +309,7 @@ def jobs(steps: int, numerics: str) -> dict[str, vt.Job]:
             optimizer=lambda m: torch.optim.AdamW(decayed_groups(m), lr=1e-3, betas=(0.9, 0.95)),
         ),
         "llama": job(llama, tokens, causal_loss, accumulate=2, clip_norm=1.0),
+        "mixtral": job(mixtral, tokens, causal_loss),
         "bert": job(bert, masked, masked_loss),
         "albert": job(albert, masked, masked_loss),
         "lstm": job(

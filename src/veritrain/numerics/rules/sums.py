@@ -308,3 +308,14 @@ def _bincount(x: Tensor, weights: Tensor | None = None, minlength: int = 0) -> T
     require_float32("bincount", weights)
     size = max(minlength, int(x.max()) + 1 if x.numel() else 0)
     return scatter_rows(weights.reshape(-1, 1), x.long(), size).view(-1)
+
+
+@rule(Kind.COMPOSITE, aten.histc.default)
+def _histc(x: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Tensor:
+    """Values per bin; those outside are left out, the last bin has both of its ends."""
+    require_float32("histc", x)
+    if min == max:
+        raise UnsupportedOperatorError("histc without bounds has no exact rule: give min and max")
+    inside = x[(x >= min) & (x <= max)]
+    place = ((inside - min) * bins / (max - min)).long().clamp_max(bins - 1)
+    return torch.bincount(place, minlength=bins).float()
