@@ -237,7 +237,56 @@ def test_agrees_with_float64_in_every_layout(name):
     check(function, *inputs)
 
 
+NONE = torch.zeros(0, dtype=torch.long)
+EMPTY = {
+    "bags": (lambda w: tuple(F.embedding_bag(NONE, w, index(0, 0), mode=m) for m in ("sum", "mean", "max")), TABLE),
+    "no bags": (lambda w: tuple(F.embedding_bag(NONE, w, NONE, mode=m) for m in ("sum", "mean")), TABLE),
+    "only padding": (
+        lambda w: tuple(
+            F.embedding_bag(index(2, 2), w, index(0, 0, 2), mode=m, padding_idx=2) for m in ("sum", "mean", "max")
+        ), TABLE,
+    ),
+    "embedding": (lambda w: F.embedding(NONE, w, scale_grad_by_freq=True), TABLE),
+    "renorm": (lambda w: F.embedding(NONE, w * 1, max_norm=1.0), TABLE),
+    "no lines": (lambda x: (x.cumsum(0), x.cumprod(0), x.prod(), x.prod(0)), numbers(1, 0, 3)),
+    "no columns": (lambda x: (x.cumsum(1), x.cumprod(1), x.prod(), x.prod(1, keepdim=True)), numbers(1, 3, 0)),
+    "a number": (
+        lambda x: (x.cumsum(0), x.cumprod(0), x.prod(), x.prod(0), x.prod(0, keepdim=True), x**2.5), X[0, 0].abs(),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_nothing_and_single_numbers(name):
+    function, *inputs = EMPTY[name]
+    check(function, *inputs)
+
+
 # Results that float64 cannot show
+
+
+def test_recurrent_layers_are_what_the_specification_says():
+    """docs/numerics.md, "Recurrent layers", line by line."""
+    for layer in (nn.RNN(6, 3), nn.RNN(6, 3, nonlinearity="relu"), nn.LSTM(6, 3), nn.GRU(6, 3)):
+        with exact():
+            h = c = torch.zeros(3, 3)
+            results = []
+            for x in SERIES:
+                i = x @ layer.weight_ih_l0.T + layer.bias_ih_l0
+                g = h @ layer.weight_hh_l0.T + layer.bias_hh_l0
+                if layer.mode == "LSTM":
+                    enter, forget, cell, out = (g + i).chunk(4, 1)
+                    c = c * forget.sigmoid() + enter.sigmoid() * cell.tanh()
+                    h = out.sigmoid() * c.tanh()
+                elif layer.mode == "GRU":
+                    (ir, iz, i_n), (gr, gz, gn) = i.chunk(3, 1), g.chunk(3, 1)
+                    r, z = (gr + ir).sigmoid(), (gz + iz).sigmoid()
+                    n = (i_n + gn * r).tanh()
+                    h = (h - n) * z + n
+                else:
+                    h = (g + i).tanh() if layer.mode == "RNN_TANH" else (g + i).relu()
+                results.append(h)
+            same(layer(SERIES)[0].detach(), torch.stack(results).detach())
 
 
 @settings(max_examples=40, deadline=None)
@@ -332,6 +381,20 @@ def test_frequencies_follow_the_weights():
     assert (counts - weights[0] / 8).abs().max() < 0.03
     assert counts[1] == 0
     assert (drawn[1] == 1).all()
+
+
+def test_a_draw_is_a_race():
+    weights = numbers(3, 5, 9).abs()
+    with exact():
+        drawn = torch.multinomial(weights, 3)
+    with exact():
+        times = torch.empty(5, 9).exponential_()
+    same(drawn, torch.argsort(weights / times, dim=1, descending=True, stable=True)[:, :3])
+    with exact():
+        repeated = torch.multinomial(weights, 2, replacement=True)
+    with exact():
+        for column in repeated.unbind(1):
+            same(column, (weights / torch.empty(5, 9).exponential_()).argmax(1))
 
 
 def test_samples_without_replacement_are_distinct():
