@@ -345,6 +345,15 @@ def test_infinite_arguments_of_logaddexp():
         assert torch.logaddexp(x, y).tolist() == [inf, -inf, inf, 0.0]
 
 
+def test_a_frozen_teacher_computes_what_it_computed_in_training():
+    """In evaluation without gradients PyTorch would take fused kernels."""
+    layer = nn.TransformerEncoderLayer(6, 2, 12, dropout=0.0, batch_first=True)
+    with exact():
+        trained = layer(SERIES).detach(), nn.LSTM(6, 3)(SERIES)[0].detach()
+    with exact(), torch.no_grad():
+        same(trained, (layer.eval()(SERIES), nn.LSTM(6, 3).eval()(SERIES)[0]))
+
+
 def test_dropped_words_are_keyed_by_step():
     attention = nn.MultiheadAttention(6, 2, dropout=0.5)
     layers = [

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.backends import mha
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import ASGD, SGD, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam
 
@@ -134,8 +135,8 @@ class Exact(Profile):
 
         _require_ieee()
         mode = ExactMode()
-        # Fused attention kernels and oneDNN's LSTM hide their operators; the composite forms show them.
-        with sdpa_kernel([SDPBackend.MATH]), _no_onednn(), _no_compiled_code(), mode:
+        # Fused kernels hide their operators; the composite forms show them.
+        with sdpa_kernel([SDPBackend.MATH]), _no_fused_layers(), _no_compiled_code(), mode:
             yield _ExactScope(mode)
 
     def canonicalise(self, optimizer: Optimizer) -> None:
@@ -217,14 +218,16 @@ def _no_compiled_code() -> AbstractContextManager[object]:
 
 
 @contextmanager
-def _no_onednn() -> Generator[None]:
-    """As `torch.backends.mkldnn.flags`, which also sets other flags and warns."""
-    before = torch.backends.mkldnn.enabled
+def _no_fused_layers() -> Generator[None]:
+    """No LSTM of oneDNN's; no whole attention layer in one kernel, as in evaluation."""
+    onednn, attention = torch.backends.mkldnn.enabled, mha.get_fastpath_enabled()
     torch.backends.mkldnn.enabled = False
+    mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
-        torch.backends.mkldnn.enabled = before
+        torch.backends.mkldnn.enabled = onednn
+        mha.set_fastpath_enabled(attention)
 
 
 @contextmanager
