@@ -266,14 +266,13 @@ def test_nothing_and_single_numbers(name):
 
 
 def test_recurrent_layers_are_what_the_specification_says():
-    """docs/numerics.md, "Recurrent layers", line by line."""
+    """docs/numerics.md, "Recurrent layers", line by line, with the gradients of the weights."""
     for layer in (nn.RNN(6, 3), nn.RNN(6, 3, nonlinearity="relu"), nn.LSTM(6, 3), nn.GRU(6, 3)):
         with exact():
             h = c = torch.zeros(3, 3)
             results = []
-            for x in SERIES:
-                i = x @ layer.weight_ih_l0.T + layer.bias_ih_l0
-                g = h @ layer.weight_hh_l0.T + layer.bias_hh_l0
+            for i in F.linear(SERIES, layer.weight_ih_l0, layer.bias_ih_l0).unbind():
+                g = F.linear(h, layer.weight_hh_l0, layer.bias_hh_l0)
                 if layer.mode == "LSTM":
                     enter, forget, cell, out = (g + i).chunk(4, 1)
                     c = c * forget.sigmoid() + enter.sigmoid() * cell.tanh()
@@ -286,7 +285,12 @@ def test_recurrent_layers_are_what_the_specification_says():
                 else:
                     h = (g + i).tanh() if layer.mode == "RNN_TANH" else (g + i).relu()
                 results.append(h)
-            same(layer(SERIES)[0].detach(), torch.stack(results).detach())
+            want, got = torch.stack(results), layer(SERIES)[0]
+            same(got.detach(), want.detach())
+            gradients = [
+                torch.autograd.grad(y.sum(), list(layer.parameters())) for y in (got, want)
+            ]
+            same(*gradients)
 
 
 @settings(max_examples=40, deadline=None)
