@@ -286,7 +286,9 @@ DIRECT = [
     (aten.full_like, X, 1.0), (aten.new_full, X, [2], 1.0), (aten.new_ones, X, [2]), (aten.lift, X),
     (aten.lift_fresh_copy, X), (aten.squeeze_, X), (aten.unsqueeze_, X, 0), (aten.zero, X), (aten.zero_, X),
     (aten.tril_indices, 3, 3), (aten.triu_indices, 3, 3), (aten.bitwise_left_shift, ROWS, 1),
-    (aten.bitwise_right_shift, ROWS, 1), (aten.exponential_.default, X), (aten.multinomial.default, POSITIVE, 2),
+    (aten.bitwise_right_shift, ROWS, 1), (aten.exponential_.default, X),
+    (aten.normal.Tensor_Tensor, X, POSITIVE), (aten.normal.Tensor_float, X), (aten.normal.float_Tensor, 0.0, POSITIVE),
+    (aten.multinomial.default, POSITIVE, 2),
 ]  # fmt: skip
 
 

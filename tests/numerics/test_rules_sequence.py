@@ -143,6 +143,7 @@ CASES = {
     ),
     "bincount": (lambda n: (n.bincount(minlength=5), torch.isin(n, index(0, 7)), (n > 0).all()), ROWS),
     "bincount weights": (lambda x: torch.bincount(ROWS, x[:, 0].detach(), 5).to(x.dtype), X),
+    "unique": (lambda n: (*n.unique(return_inverse=True, return_counts=True), n.unique(sorted=False)), ROWS),
     "all true": (lambda x: aten._is_all_true(x > -4), X),
     # attention
     "attention causal": (
@@ -460,6 +461,7 @@ REFUSED = {
     "probabilities": (lambda: F.binary_cross_entropy(X, UNIT), NumericsError, r"\[0, 1\]"),
     "pow 64": (lambda: X.double() ** UNIT, UnsupportedOperatorError, "pow on torch.float64"),
     "cumsum 64": (lambda: X.double().cumsum(0), UnsupportedOperatorError, "cumsum on torch.float64"),
+    "unique": (lambda: X.unique(), UnsupportedOperatorError, "unique of floating"),
     "histc": (lambda: torch.histc(X), UnsupportedOperatorError, "histc without bounds"),
     "bincount 64": (
         lambda: torch.bincount(ROWS, X[:, 0].double()), UnsupportedOperatorError, "bincount on torch.float64",

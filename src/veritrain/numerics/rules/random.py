@@ -84,6 +84,17 @@ def _normal_float(
     return _normal_(stream, torch.empty(size, **_creation(options)), mean, std, generator=generator)
 
 
+@rule(
+    Kind.RANDOM, aten.normal.Tensor_Tensor, aten.normal.Tensor_float, aten.normal.float_Tensor,
+    takes_stream=True,
+)  # fmt: skip
+def _normal_tensors(stream: Stream, mean: Any, std: Any = 1.0, *, generator: Any = None) -> Tensor:
+    tensors = [value for value in (mean, std) if isinstance(value, Tensor)]
+    require_float32("normal", *tensors)
+    shape = torch.broadcast_shapes(*(value.shape for value in tensors))
+    return random.normal(stream.next_key(), shape) * std + mean
+
+
 @rule(Kind.RANDOM, aten.rand.default, takes_stream=True)
 def _rand(stream: Stream, size: list[int], **options: Any) -> Tensor:
     return _uniform_(stream, torch.empty(size, **_creation(options)))
