@@ -2,8 +2,9 @@
 
 A *machine* here is a thread count, PyTorch's own kernels (ATEN_CPU_CAPABILITY), the instruction sets of
 MKL and oneDNN, the target of our compiled kernels (NUMBA_CPU_NAME), of numpy's (NPY_DISABLE_CPU_FEATURES)
-and of the C library's mathematics (GLIBC_TUNABLES). Under `native` numerics every one of them trains to other weights after one step
-(test_machines.py shows it), so agreement over the matrix is a real test.
+and of the C library's mathematics (GLIBC_TUNABLES), and the engine of our products. Under `native` numerics
+every one of them trains to other weights after one step (test_machines.py shows it), so agreement over the
+matrix is a real test.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Machine:
     threads: int
     environment: dict[str, str] = field(default_factory=dict)
     onednn: bool = True
+    bytes: bool = False  # products of bytes wherever they can be, whichever engine is faster
 
 
 # by numpy's names, old and new; it ignores those that it does not know
@@ -50,7 +52,7 @@ _SSE4 = {
 
 MACHINES = (
     Machine(name="widest-1-thread", threads=1),
-    Machine(name="widest-2-threads", threads=2),
+    Machine(name="widest-2-threads", threads=2, bytes=True),
     Machine(name="avx2-2-threads", threads=2, environment=_AVX2),
     Machine(name="sse4-1-thread", threads=1, environment=_SSE4),
     Machine(name="no-onednn-2-threads", threads=2, onednn=False),
@@ -91,7 +93,15 @@ def run(machine: Machine, module: str, *args: str, timeout: float = 900) -> str:
 def start(machine: Machine, module: str, *args: str) -> subprocess.Popen[str]:
     """Start `python -m module args` on `machine` in its own process."""
     return subprocess.Popen(
-        [sys.executable, "-c", _LAUNCHER, str(int(machine.onednn)), module, *args],
+        [
+            sys.executable,
+            "-c",
+            _LAUNCHER,
+            f"{machine.onednn:d}",
+            f"{machine.bytes:d}",
+            module,
+            *args,
+        ],
         env=environment(machine),
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -102,10 +112,14 @@ def start(machine: Machine, module: str, *args: str) -> subprocess.Popen[str]:
 
 _LAUNCHER = """
 import runpy, sys
-onednn, module = sys.argv[1] == "1", sys.argv[2]
+onednn, by_bytes, module = sys.argv[1] == "1", sys.argv[2] == "1", sys.argv[3]
 if not onednn:
     import torch
     torch.backends.mkldnn.set_flags(False)
-sys.argv = [module, *sys.argv[3:]]
+if by_bytes:
+    from veritrain.numerics import engines
+    engines.SMALL = 0
+    engines.choose = lambda bits, inner, results: engines.BytesEngine.of(bits)
+sys.argv = [module, *sys.argv[4:]]
 runpy.run_module(module, run_name="__main__", alter_sys=True)
 """

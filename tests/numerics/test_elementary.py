@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mpmath import mp
 
 from veritrain.errors import UsageError
-from veritrain.numerics import elementary, elementary_kernels, elementary_reference
+from veritrain.numerics import elementary, elementary_kernels, elementary_reference, reference
 
 NAMES = sorted(elementary.FUNCTIONS)
 VECTORS = Path(__file__).parents[2] / "vectors/numerics/elementary/cases.json"
@@ -109,6 +109,9 @@ def test_sweep_over_all_bit_patterns(name: str, function: np.ufunc) -> None:
         ("tanh", -0.0, -0.0),
         ("expm1", -0.0, -0.0),
         ("erf", -0.0, -0.0),
+        ("erfinv", -0.0, -0.0),
+        ("erfinv", -1.0, -INF),
+        ("erfinv", 1.5, NAN),
         ("sin", -0.0, -0.0),
         ("log1p", -0.0, -0.0),
         ("sqrt", -0.0, -0.0),
@@ -169,7 +172,7 @@ def points(name: str) -> list[float]:
         x = np.abs(x)
     if name == "log1p":
         x = x[x > -1]
-    limit = {"erf": 4.0, "gelu": 15.0, "gelu_grad": 15.0}.get(name, 110.0)
+    limit = {"erf": 4.0, "erfinv": 1.0, "gelu": 15.0, "gelu_grad": 15.0}.get(name, 110.0)
     return x[np.abs(x) < limit].tolist()
 
 
@@ -215,6 +218,89 @@ def test_undecided_entries_get_the_same_result(name: str, monkeypatch: pytest.Mo
     assert np.array_equal(bits_of(elementary.apply(name, x)), expected)
 
 
+# Powers
+
+
+def assert_powers(x: torch.Tensor, y: torch.Tensor) -> None:
+    got = bits_of(elementary.power(x, y)).tolist()
+    for g, base, exponent in zip(got, x.tolist(), y.tolist(), strict=True):
+        expected = elementary_reference.power_bits(base, exponent)
+        assert g == expected, f"{base!r} ** {exponent!r}: expected {expected:08x}, got {g:08x}"
+
+
+WHOLE = [0.0, 1.0, 2.0, 3.0, 0.5, 1.5, 0.25, 150.0, 149.0, 2.0**24, 4097.0, 2.0**-140, 3e38, INF]
+
+
+def test_special_powers_are_those_of_ieee() -> None:
+    """numpy's powers of doubles follow IEEE but for roots of -0 and -infinity, which have no sign."""
+    values = torch.tensor([sign * value for value in WHOLE for sign in (1, -1)] + [NAN])
+    x, y = (part.reshape(-1) for part in torch.meshgrid(values, values, indexing="ij"))
+    assert_powers(x, y)
+    with np.errstate(all="ignore"):
+        expected = np.power(x.double().numpy(), y.double().numpy()).astype(np.float32)
+    same = torch.from_numpy(expected).eq(elementary.power(x, y)) | (
+        torch.from_numpy(expected).isnan() & elementary.power(x, y).isnan()
+    )
+    odd = x.isinf() & (x < 0) & (y.frac() != 0)
+    assert bool((same | odd).all())
+
+
+@settings(max_examples=40, deadline=None)
+@given(bits=st.lists(st.tuples(*[st.integers(0, 2**32 - 1)] * 2), min_size=20, max_size=40))
+def test_powers_of_any_bits(bits: list[tuple[int, int]]) -> None:
+    bases, exponents = zip(*bits, strict=True)
+    assert_powers(floats_of(list(bases)), floats_of(list(exponents)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.floats(-20, 20, width=32), st.floats(-9, 9, width=32)), min_size=20))
+def test_common_powers(pairs: list[tuple[float, float]]) -> None:
+    x, y = torch.tensor(pairs).unbind(1)
+    assert_powers(x.contiguous(), y.contiguous())
+    assert_powers(x.contiguous(), y.round())
+
+
+@settings(max_examples=60, deadline=None)
+@given(odd=st.integers(1, 2**12), power=st.integers(1, 5), shift=st.integers(-75, 40))
+def test_ties_and_exact_powers(odd: int, power: int, shift: int) -> None:
+    """Among them products of 25 bits, half-way between two fp32 numbers; and exact roots."""
+    x = Fraction(2 * odd + 1) * Fraction(2) ** shift
+    got = elementary.power(torch.tensor([float(x)]), torch.tensor([float(power)]))
+    assert got.item() == reference.to_float32(x**power)
+    if shift >= -74 and (2 * odd + 1) ** 2 < 2**24:  # the square is an fp32 number
+        root = elementary.power(torch.tensor([float(x * x)]), torch.tensor([0.5]))
+        assert root.item() == float(x)
+
+
+def test_vectors_of_powers() -> None:
+    triples = json.loads(VECTORS.with_name("powers.json").read_text())
+    x, y, expected = ([int(bits, 16) for bits in column] for column in zip(*triples, strict=True))
+    assert bits_of(elementary.power(floats_of(x), floats_of(y))).tolist() == expected
+
+
+def test_bound_of_powers_holds_and_is_not_idle() -> None:
+    random = np.random.default_rng(12)
+    x, y = 2.0 ** random.uniform(-20, 20, 3000), random.normal(0, 4, 3000)
+    worst = 0.0
+    for base, exponent in zip(x.astype(np.float32), y.astype(np.float32), strict=True):
+        if abs(float(exponent) * math.log(base)) > 85:
+            continue
+        low, high = elementary_kernels._power(float(base), float(exponent))
+        with mp.workprec(200):
+            exact = mp.mpf(float(base)) ** mp.mpf(float(exponent))
+            centre, radius = (mp.mpf(low) + high) / 2, (mp.mpf(high) - low) / 2
+            worst = max(worst, float(abs(exact - centre) / radius))
+    assert 0.08 < worst < 0.75
+
+
+def test_powers_broadcast_and_refuse_other_types() -> None:
+    y = elementary.power(torch.tensor([[2.0], [3.0]]), torch.tensor([1.0, 2.0, -1.0]))
+    assert y.tolist() == [[2.0, 4.0, 0.5], [3.0, 9.0, float(np.float32(1 / 3))]]
+    assert elementary.power(torch.empty(0, 2), torch.ones(2)).shape == (0, 2)
+    with pytest.raises(UsageError, match="power: expected a float32 tensor"):
+        elementary.power(torch.ones(1), torch.ones(1, dtype=torch.float64))
+
+
 def _digest() -> str:
     bits = np.random.default_rng(8).integers(0, 2**32, 2_000, dtype=np.uint32)
     near = np.random.default_rng(9).normal(0, 4, 20_000).astype(np.float32)
@@ -222,6 +308,7 @@ def _digest() -> str:
     digest = hashlib.sha256()
     for name in NAMES:
         digest.update(bits_of(elementary.apply(name, x)).tobytes())
+    digest.update(bits_of(elementary.power(x, x.roll(1))).tobytes())
     return digest.hexdigest()
 
 

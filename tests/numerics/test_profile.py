@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.utils.checkpoint
+from torch.backends import mha
 
 from veritrain import numerics
 from veritrain.errors import NumericsError, UnsupportedOperatorError, UsageError
@@ -88,6 +89,23 @@ def test_activation_checkpointing_gets_the_same_dropout_again(reentrant):
     assert 0 < int((plain == 0).sum()) < 64
     assert torch.equal(plain, saved)
     assert torch.equal(plain_after, saved_after)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_fused_layers_are_off_inside_and_as_before_outside_also_after_an_error(enabled):
+    outer = torch.backends.mkldnn.enabled, mha.get_fastpath_enabled()
+    torch.backends.mkldnn.enabled = enabled
+    mha.set_fastpath_enabled(enabled)
+    try:
+        with contextlib.suppress(ZeroDivisionError), EXACT.active(seed=0, purpose="x", step=0):
+            assert not torch.backends.mkldnn.enabled
+            assert not mha.get_fastpath_enabled()
+            raise ZeroDivisionError
+        assert torch.backends.mkldnn.enabled == enabled
+        assert mha.get_fastpath_enabled() == enabled
+    finally:
+        torch.backends.mkldnn.enabled, fast = outer
+        mha.set_fastpath_enabled(fast)
 
 
 def test_an_unknown_profile_is_named():

@@ -144,6 +144,25 @@ def test_normal(key: int, shape: list[int]) -> None:
 
 
 @quick
+@given(key=KEYS, shape=SHAPES)
+def test_exponential(key: int, shape: list[int]) -> None:
+    got = random.exponential(key, shape)
+    assert got.dtype == torch.float32
+    assert got.shape == tuple(shape)
+    drawn = [max(word >> 8, 1) / 2**24 for word in first(key, got.numel())]
+    assert got.reshape(-1).tolist() == [-rounded("log", u) for u in drawn]
+
+
+def test_no_waiting_time_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = torch.tensor([0.0, 2.0**-24, 1 - 2.0**-24])
+    monkeypatch.setattr(random, "uniform24", lambda key, shape: ends)
+    assert random.exponential(0, (3,)).tolist() == [
+        -rounded("log", u) for u in (2**-24, 2**-24, 1 - 2**-24)
+    ]
+    assert (random.exponential(0, (3,)) > 0).all()
+
+
+@quick
 @given(key=KEYS, shape=SHAPES, ends=st.tuples(*[st.integers(-(2**63), 2**63)] * 2))
 def test_integers(key: int, shape: list[int], ends: tuple[int, int]) -> None:
     low, high = min(ends), max(ends)
@@ -212,7 +231,7 @@ def test_vectors() -> None:
         assert [f"{stream.next_key():016x}" for _ in case["keys"]] == case["keys"]
         key, shape = int(case["keys"][0], 16), (len(case["words"]),)
         assert [f"{w:08x}" for w in random.words(key, *shape).tolist()] == case["words"]
-        for name in ("uniform24", "normal"):
+        for name in ("uniform24", "normal", "exponential"):
             bits = getattr(random, name)(key, shape).numpy().view(np.uint32).tolist()
             assert [f"{b:08x}" for b in bits] == case[name]
         assert random.bernoulli(key, case["p"], shape).int().tolist() == case["bernoulli"]

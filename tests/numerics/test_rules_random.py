@@ -23,6 +23,10 @@ DRAWS = {
     "dropout": lambda: F.dropout(X, 0.5), "native_dropout": lambda: torch.native_dropout(X, 0.5, True)[0],
     "kaiming": lambda: torch.nn.init.kaiming_normal_(X.clone()), "alpha_dropout": lambda: F.alpha_dropout(X, 0.5, True),
     "trunc_normal": lambda: torch.nn.init.trunc_normal_(X.clone()), "dropout2d": lambda: F.dropout2d(X[None, :, :, None], 0.5),
+    "normal tensors": lambda: torch.normal(X, X.abs()), "normal mean": lambda: torch.normal(X, 2.0),
+    "normal deviation": lambda: torch.normal(1.0, X.abs()), "gaussian": lambda: torch.distributions.Normal(X, 1.0).sample(),
+    "exponential_": lambda: X.clone().exponential_(2.0), "gumbel": lambda: F.gumbel_softmax(X),
+    "multinomial": lambda: torch.multinomial(torch.ones(40), 20), "categories": lambda: torch.distributions.Categorical(logits=X).sample((9,)),
 }  # fmt: skip
 
 
@@ -59,7 +63,7 @@ def test_callers_generator_is_left_alone():
     same(torch.rand(3), want)
 
 
-@pytest.mark.parametrize("name", ["normal_", "uniform_", "bernoulli_"])
+@pytest.mark.parametrize("name", ["normal_", "uniform_", "bernoulli_", "exponential_"])
 def test_memory_layout_does_not_matter(name):
     with exact():
         want = getattr(X.clone(), name)()
@@ -81,6 +85,14 @@ def test_dropout_keeps_scales_and_passes_the_gradient(p):
         assert abs(float((y != 0).sum()) / 2000 - (1 - p)) < 0.06
         with exact():
             same(F.dropout(ones, p, training=False).detach(), torch.ones(2000))
+
+
+def test_means_and_deviations_that_are_tensors():
+    mean, deviation = numbers(2, 6, 1), numbers(3, 7).abs()
+    with exact():
+        drawn = torch.normal(mean, deviation)
+    with exact():
+        same(drawn, torch.randn(6, 7) * deviation + mean)
 
 
 def test_ranges():

@@ -31,6 +31,7 @@ FUNCTIONS: dict[str, Callable[..., int]] = {
     "silu": kernels.silu_loop,
     "silu_grad": kernels.silu_grad_loop,
     "erf": kernels.erf_loop,
+    "erfinv": kernels.erfinv_loop,
     "gelu": kernels.gelu_loop,
     "gelu_grad": kernels.gelu_grad_loop,
     "gelu_tanh": kernels.gelu_tanh_loop,
@@ -58,14 +59,39 @@ def apply(name: str, x: torch.Tensor) -> torch.Tensor:
     kernel = FUNCTIONS.get(name)
     if kernel is None:
         raise UsageError(f"elementary function: expected one of {sorted(FUNCTIONS)}, got {name!r}")
-    if x.dtype != torch.float32 or x.device.type != "cpu":
-        raise UsageError(f"{name}: expected a float32 tensor on cpu, got {x.dtype} on {x.device}")
-    inputs: NDArray[np.float32] = x.detach().contiguous().view(-1).numpy()
+    inputs = _flat(name, x)
     bits = torch.empty(x.shape, dtype=torch.int32)
     outputs: NDArray[np.int32] = bits.view(-1).numpy()
     if any(parallel.run(kernel, inputs.size, inputs, outputs, grain=_GRAIN)):
         _settle(name, inputs, outputs)
     return bits.view(torch.float32)
+
+
+def power(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """x to the power y, entry by entry: correctly rounded, special values as in IEEE 754's `pow`.
+
+    Args:
+        x, y: fp32 CPU tensors of shapes that broadcast.
+
+    Raises:
+        UsageError: another dtype, or another device.
+    """
+    x, y = torch.broadcast_tensors(x, y)
+    bases, exponents = _flat("power", x), _flat("power", y)
+    bits = torch.empty(x.shape, dtype=torch.int32)
+    outputs: NDArray[np.int32] = bits.view(-1).numpy()
+    if any(parallel.run(kernels.power_loop, bases.size, bases, exponents, outputs, grain=_GRAIN)):
+        undecided = np.flatnonzero(outputs == kernels.UNDECIDED)
+        pairs = zip(bases[undecided].tolist(), exponents[undecided].tolist(), strict=True)
+        values = [reference.power_bits(*pair) for pair in pairs]
+        outputs[undecided] = np.array(values, dtype=np.uint32).view(np.int32)
+    return bits.view(torch.float32)
+
+
+def _flat(name: str, x: torch.Tensor) -> NDArray[np.float32]:
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        raise UsageError(f"{name}: expected a float32 tensor on cpu, got {x.dtype} on {x.device}")
+    return x.detach().contiguous().view(-1).numpy()
 
 
 def _settle(name: str, inputs: NDArray[np.float32], outputs: NDArray[np.int32]) -> None:

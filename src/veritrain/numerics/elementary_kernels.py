@@ -42,6 +42,7 @@ EXPM1 = 2.0**-47
 TANH = 2.0**-47
 SIGMOID = 2.0**-48
 ERF = 2.0**-45  # 1 - erfc(x) loses three bits at x = 1/8
+ERFINV = 2.0**-46  # so does the residual of its steps
 GELU = 2.0**-47
 GELU_TANH = 2.0**-49  # times 1 + |argument of the exponential|
 SOFTPLUS = 2.0**-48
@@ -49,6 +50,7 @@ LOG = 2.0**-48
 LOG1P = 2.0**-48
 SINE = 2.0**-48
 RSQRT = 2.0**-51
+POWER = 2.0**-48  # times 1 + |argument of the exponential|
 # The derivatives have zeros: bounds relative to the sum of their terms' magnitudes.
 SILU_GRAD = 2.0**-48
 GELU_GRAD = 2.0**-47
@@ -110,6 +112,8 @@ _SQRT_HALF = 0.7071067811865476
 _SQRT_8_OVER_PI = 1.5957691216057308
 _INV_SQRT_2_PI = 0.3989422804014327
 _TANH_CUBIC = 0.044715
+_SQRT_PI_OVER_2 = 0.886226925452758
+_WINITZKI = 0.147  # of his elementary approximation of erf, right to 0.2 percent
 
 _EXP_LIMIT = 128.0  # e^128 > max fp32, e^-128 rounds to 0
 _GELU_LIMIT = 15.0  # x Phi(x) and its derivative round to -0 below -15
@@ -156,6 +160,13 @@ _ERF_POLY = (
     0.11283791417524316,
     -0.026865716264635218,
     0.0051907049796429214,
+)
+# erfinv(x) / x in x^2, the Taylor series: for |x| <= 2^-6
+_ERFINV_POLY = (
+    0.886226925452758,
+    0.23201366653465447,
+    0.12755617530559793,
+    0.08655212924154753,
 )
 # (log((1 + s) / (1 - s)) - 2 s) / s^3 in s^2 for |s| <= 3 - sqrt(8)
 _LOG_POLY = (
@@ -269,6 +280,29 @@ def log1p(x: float) -> float:
 
 
 @_jit
+def _nearer_erfinv(y: float, size: float) -> float:
+    """Halley's step for erf(y) = size; with erfc, so that sizes near 1 lose nothing."""
+    tail = exp(-(y * y))
+    far = (1.0 - size) - tail * erfcx(y)
+    residual = y * _horner(_ERF_POLY, y * y) - size if y < 0.125 else far
+    step = _SQRT_PI_OVER_2 * residual / tail
+    return y - step / (1.0 + y * step)
+
+
+@_jit
+def erfinv(x: float) -> float:
+    """For |x| < 1, an fp32 number: 1 - |x| is exact where it matters."""
+    size = abs(x)
+    square = x * x
+    half_log = 0.5 * log((1.0 - size) * (1.0 + size))
+    shift = _TWO_OVER_PI / _WINITZKI + half_log
+    y = np.sqrt(np.sqrt(shift * shift - 2.0 * half_log / _WINITZKI) - shift)
+    y = _nearer_erfinv(_nearer_erfinv(y, size), size)
+    y = -y if x < 0.0 else y
+    return x * _horner(_ERFINV_POLY, square) if size <= 2.0**-6 else y
+
+
+@_jit
 def sin_quadrant(r: float, quadrant: int) -> float:
     """sin(r + quadrant pi / 2) for |r| <= pi / 4."""
     square = r * r
@@ -343,6 +377,13 @@ def _silu(x: float) -> Interval:
 @_jit
 def _erf(x: float) -> Interval:
     return _relative(erf(_clamp(x, _ERF_LIMIT)), ERF)
+
+
+@_jit
+def _erfinv(x: float) -> Interval:
+    y = erfinv(0.0 if abs(x) >= 1.0 else x)
+    y = x * np.inf if abs(x) == 1.0 else y
+    return _relative(y if abs(x) <= 1.0 else np.nan, ERFINV)
 
 
 @_jit
@@ -444,6 +485,25 @@ def _rsqrt(x: float) -> Interval:
     return _relative(1.0 / np.sqrt(x), RSQRT)
 
 
+@_jit
+def _power(x: float, y: float) -> Interval:
+    """x to the power y; infinities and NaNs are left undecided."""
+    whole = np.floor(y) == y
+    odd = whole and np.floor(y * 0.5) * 2.0 != y
+    size = abs(x)
+    w = _clamp(y * log(size), _EXP_LIMIT)
+    low, high = _relative(exp(w), (1.0 + abs(w)) * POWER)
+    if size == 0.0:
+        limit = 0.0 if y > 0.0 else np.inf
+        low = high = 1.0 if y == 0.0 else limit
+    if x < 0.0 and not whole:
+        low = high = np.nan
+    if not (size < np.inf and abs(y) < np.inf):
+        low, high = 0.0, 1.0
+    negative = odd and np.copysign(1.0, x) < 0.0
+    return (-high, -low) if negative else (low, high)
+
+
 # Loops. They are alike, but each must be spelled out: numba's cache on disk knows no closures.
 # Slices first: LLVM does not vectorise an index that may be negative.
 
@@ -503,6 +563,14 @@ def erf_loop(x: Inputs, out: Outputs, start: int, stop: int) -> int:
     x, out, undecided = x[start:stop], out[start:stop], 0
     for i in range(x.size):
         undecided += _store(out, i, _erf(np.float64(x[i])))
+    return undecided
+
+
+@_jit
+def erfinv_loop(x: Inputs, out: Outputs, start: int, stop: int) -> int:
+    x, out, undecided = x[start:stop], out[start:stop], 0
+    for i in range(x.size):
+        undecided += _store(out, i, _erfinv(np.float64(x[i])))
     return undecided
 
 
@@ -615,4 +683,12 @@ def rsqrt_loop(x: Inputs, out: Outputs, start: int, stop: int) -> int:
     x, out, undecided = x[start:stop], out[start:stop], 0
     for i in range(x.size):
         undecided += _store(out, i, _rsqrt(np.float64(x[i])))
+    return undecided
+
+
+@_jit
+def power_loop(x: Inputs, y: Inputs, out: Outputs, start: int, stop: int) -> int:
+    x, y, out, undecided = x[start:stop], y[start:stop], out[start:stop], 0
+    for i in range(x.size):
+        undecided += _store(out, i, _power(np.float64(x[i]), np.float64(y[i])))
     return undecided

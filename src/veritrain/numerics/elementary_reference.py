@@ -78,8 +78,63 @@ def rounded_bits(name: str, x: float) -> int:
     if function is None:
         raise UsageError(f"elementary function: expected one of {sorted(FUNCTIONS)}, got {name!r}")
     special = _special(name, function, x)
+    return _settled(name, function, x) if special is None else bits_of(special)
+
+
+def power_bits(x: float, y: float) -> int:
+    """Bits of the fp32 number nearest to x to the power y, both fp32 numbers.
+
+    Special values are those of IEEE 754-2019 section 9.2.1, `pow`.
+    """
+    odd = y % 2 == 1 if math.isfinite(y) else False
+    sign = _SIGN if odd and math.copysign(1, x) < 0 and not math.isnan(x) else 0
+    special = _special_power(abs(x), y)
+    if x < 0 and math.isfinite(x) and math.isfinite(y) and y != int(y):
+        special = math.nan
+    if x == 1 or y == 0:
+        special = 1.0
     if special is not None:
-        return bits_of(special)
+        return bits_of(special) | sign
+    exact = _exact_power(abs(x), y)
+    if exact is not None:
+        return _nearest(exact) | sign
+    function = Function(
+        terms=lambda c, size: (_exp(c, y * c.log(size)),), minus_infinity=_NAN, plus_infinity=_NAN
+    )
+    return _settled(f"power {y!r} of ", function, abs(x)) | sign
+
+
+def _special_power(size: float, y: float) -> float | None:
+    """The power of a magnitude where it is 0, infinite or undefined by a limit."""
+    if math.isnan(size) or math.isnan(y):
+        return math.nan
+    if size == 1:
+        return 1.0
+    if size == 0 or math.isinf(size) or math.isinf(y):
+        return math.inf if (size > 1) == (y > 0) else 0.0
+    return None
+
+
+def _exact_power(size: float, y: float) -> Real | None:
+    """The power if it is a binary fraction of at most 64 bits, as ties and fp32 numbers are."""
+    fraction, exponent = math.frexp(size)
+    mantissa, exponent = int(fraction * 2**24), exponent - 24
+    zeros = (mantissa & -mantissa).bit_length() - 1
+    mantissa, exponent = mantissa >> zeros, exponent + zeros  # size = mantissa 2^exponent
+    while y != int(y):  # an odd number over a power of two: only squares have such powers
+        root = math.isqrt(mantissa)
+        if root * root != mantissa or exponent % 2:
+            return None
+        mantissa, exponent, y = root, exponent // 2, y * 2
+    if mantissa > 1 and not 0 <= y * (mantissa.bit_length() - 1) <= 64:
+        return None
+    if abs(exponent * y) > 2**20:  # far beyond the range: the interval decides
+        return None
+    return _local.context.mpf((mantissa ** int(y) if mantissa > 1 else 1, int(exponent * y)))
+
+
+def _settled(name: str, function: Function, x: float) -> int:
+    """Ziv's loop."""
     precision = _FIRST_BITS
     while precision <= _LAST_BITS:
         low, high = _interval(function, x, precision)
@@ -103,6 +158,10 @@ def _special(name: str, function: Function, x: float) -> float | None:
         return math.copysign(math.inf, x)
     if x == 0 and function.keeps_zero:
         return x
+    if name == "erfinv" and abs(x) == 1:
+        return x * math.inf
+    if name == "erfinv" and abs(x) > 1:
+        return math.nan
     if function.pole is not None and x <= function.pole:
         return -math.inf if x == function.pole else math.nan
     if math.isinf(x):
@@ -167,6 +226,16 @@ def _tanh_argument(c: Any, x: Real) -> Real:
     return 2 * c.sqrt(2 / c.pi) * (x + c.mpf(44715) / 10**6 * x**3)
 
 
+def _erfinv(c: Any, x: Real) -> Terms:
+    """mpmath's root, taken only where erf on both sides of it proves the digits that count."""
+    y = c.erfinv(x)
+    with c.extraprec(c.prec):
+        width = abs(y) * c.ldexp(1, _GUARD_BITS - c.prec // 2)
+        if not c.erf(y - width) < x < c.erf(y + width):
+            raise NumericsError(f"erfinv({x}) could not be computed")
+    return (y,)
+
+
 def _silu_grad(c: Any, x: Real) -> Terms:
     x = _clamp(x)
     s = _sigmoid(c, x)
@@ -222,6 +291,7 @@ FUNCTIONS: dict[str, Function] = {
         plus_infinity=1.0,
         keeps_zero=True,
     ),
+    "erfinv": Function(terms=_erfinv, minus_infinity=_NAN, plus_infinity=_NAN, keeps_zero=True),
     "gelu": Function(
         terms=lambda c, x: (x * _normal_cdf(c, x),),
         minus_infinity=-0.0,

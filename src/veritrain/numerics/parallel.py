@@ -19,6 +19,8 @@ from typing import TypeVar
 
 import torch
 
+from veritrain.numerics import onednn
+
 Result = TypeVar("Result")
 
 GRAIN = 16_384  # entries per piece at least: about the work that repays handing it to a thread
@@ -73,13 +75,14 @@ def run_products(function: Callable[..., Result], n: int, *args: object) -> tupl
     cost more than they bring.
     """
     threads = torch.get_num_threads()
-    if threads == 1 or n <= 1:
-        return _run(function, n, args, 1)
-    torch.set_num_threads(1)
-    try:
-        return _run(function, n, args, min(threads, n))
-    finally:
-        torch.set_num_threads(threads)
+    with onednn.products():
+        if threads == 1 or n <= 1:
+            return _run(function, n, args, 1)
+        torch.set_num_threads(1)
+        try:
+            return _run(function, n, args, min(threads, n))
+        finally:
+            torch.set_num_threads(threads)
 
 
 def _run(

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.backends import mha
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import ASGD, SGD, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam
 
 from veritrain.errors import NumericsError, UnsupportedOperatorError, UsageError
+from veritrain.numerics import onednn
 from veritrain.numerics.random import Stream
 
 if TYPE_CHECKING:
@@ -147,8 +149,11 @@ class Exact(Profile):
 
         _require_ieee()
         mode = self.make_mode()
-        # The fused attention kernels hide their operators; the composite form shows them.
-        with sdpa_kernel([SDPBackend.MATH]), _no_compiled_code(), grade(self.grade), mode:
+        # Fused kernels hide their operators; the composite forms show them.
+        with (
+            sdpa_kernel([SDPBackend.MATH]), _no_fused_layers(), _no_compiled_code(),
+            grade(self.grade), mode,
+        ):  # fmt: skip
             yield _ExactScope(mode)
 
     def canonicalise(self, optimizer: Optimizer) -> None:
@@ -229,6 +234,18 @@ def _no_compiled_code() -> AbstractContextManager[object]:
     if "torch._dynamo" in sys.modules:
         return torch.compiler.set_stance("force_eager")
     return nullcontext()
+
+
+@contextmanager
+def _no_fused_layers() -> Generator[None]:
+    """No LSTM of oneDNN's; no whole attention layer in one kernel, as in evaluation."""
+    attention = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)
+    try:
+        with onednn.without_layers():
+            yield
+    finally:
+        mha.set_fastpath_enabled(attention)
 
 
 @contextmanager

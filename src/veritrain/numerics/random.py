@@ -104,6 +104,12 @@ def normal(key: int, shape: Shape) -> torch.Tensor:
     return out.view(-1)[:count].clone().reshape(tuple(shape))
 
 
+def exponential(key: int, shape: Shape) -> torch.Tensor:
+    """Exponential with mean 1, fp32, above 0: -log(u), correctly rounded, u the larger of
+    `uniform24` and 2^-24."""
+    return elementary.apply("log", uniform24(key, shape).clamp_min(2.0**-_UNIFORM_BITS)).neg_()
+
+
 def integers(key: int, low: int, high: int, shape: Shape) -> torch.Tensor:
     """Integers in [low, high), int64: low + (64-bit word i modulo (high - low)).
 

@@ -41,6 +41,7 @@ def main() -> None:
                 "words": [f"{word:08x}" for word in random.words(key, COUNT).tolist()],
                 "uniform24": bits(random.uniform24(key, (COUNT,))),
                 "normal": bits(random.normal(key, (COUNT,))),
+                "exponential": bits(random.exponential(key, (COUNT,))),
                 "p": p,
                 "bernoulli": random.bernoulli(key, p, (COUNT,)).int().tolist(),
                 "range": [low, high],

@@ -23,6 +23,7 @@ from functools import cache
 
 import torch
 
+from veritrain.numerics import onednn
 from veritrain.numerics.engines.bytes import BytesEngine
 from veritrain.numerics.engines.engine import MAX_INNER, Engine, Strides
 from veritrain.numerics.engines.float64 import Float64Engine
@@ -39,7 +40,7 @@ _SHORT = 192  # inner lengths; below, putting digits together costs more than mu
 
 def choose(bits: int, inner: int, results: int) -> Engine:
     """The engine for integers of `bits` and `results` sums of `inner` products."""
-    if inner < _SHORT or inner * results < SMALL or not torch.backends.mkldnn.enabled:
+    if inner < _SHORT or inner * results < SMALL or not onednn.has_products():
         return float64
     engine = BytesEngine.of(bits)
     return engine if engine.products * _seconds_of_bytes() < _seconds_of_float64() else float64
@@ -49,7 +50,8 @@ def choose(bits: int, inner: int, results: int) -> Engine:
 def _seconds_of_bytes() -> float:
     """One product of bytes of the size that both engines are timed at."""
     a, b = (torch.ones((512, 512), dtype=torch.int8) for _ in range(2))
-    return _shortest(lambda: torch.ops.aten._int_mm.default(a, b))
+    with onednn.products():
+        return _shortest(lambda: torch.ops.aten._int_mm.default(a, b))
 
 
 @cache

@@ -112,3 +112,28 @@ def _prelu(x: Tensor, weight: Tensor) -> Tensor:
 @rule(Kind.IEEE, aten._prelu_kernel_backward.default)
 def _prelu_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(x > 0, grad, weight * grad), torch.where(x > 0, 0.0, x * grad)
+
+
+@rule(Kind.COMPOSITE, aten.mish.default)
+def _mish(x: Tensor) -> Tensor:
+    require_float32("mish", x)
+    return x * _mish_gate(x)
+
+
+@rule(Kind.COMPOSITE, aten.mish_backward.default)
+def _mish_backward(grad: Tensor, x: Tensor) -> Tensor:
+    require_float32("mish_backward", grad, x)
+    gate = _mish_gate(x)
+    return grad * (gate + (x * elementary.apply("sigmoid", x)) * (1 - gate * gate))
+
+
+def _mish_gate(x: Tensor) -> Tensor:
+    return elementary.apply("tanh", elementary.apply("softplus", x))
+
+
+@rule(Kind.COMPOSITE, aten.logaddexp.default)
+def _logaddexp(x: Tensor, y: Tensor) -> Tensor:
+    """log(e^x + e^y); equal infinities stay."""
+    require_float32("logaddexp", x, y)
+    summed = torch.maximum(x, y) + elementary.apply("softplus", -(x - y).abs())
+    return torch.where((x == y) & x.isinf(), x, summed)

@@ -14,7 +14,7 @@ as_is(
     """
     alias as_strided clone contiguous copy detach detach_ lift lift_fresh lift_fresh_copy
     view _unsafe_view reshape _reshape_alias expand expand_as flatten unflatten
-    permute transpose t numpy_T squeeze unsqueeze squeeze_ unsqueeze_ movedim
+    permute transpose t numpy_T squeeze unsqueeze transpose_ t_ squeeze_ unsqueeze_ movedim
     select slice split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unbind narrow
     diagonal cat stack hstack vstack repeat repeat_interleave roll flip tile unfold
     index index_select gather take masked_select masked_fill masked_fill_ masked_scatter
@@ -33,6 +33,7 @@ as_is(
     sym_size sym_stride sym_numel sym_storage_offset _assert_async _assert_scalar
     _has_compatible_shallow_copy_type slice_backward select_backward
     upsample_nearest1d upsample_nearest2d upsample_nearest3d
+    _pack_padded_sequence isin _is_all_true
     record_stream _pin_memory is_pinned
     """.split(),
 )

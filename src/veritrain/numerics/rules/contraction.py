@@ -16,6 +16,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from veritrain.errors import UnsupportedOperatorError
 from veritrain.numerics import convolution, matmul
 from veritrain.numerics.convolution import Sizes, Window
 from veritrain.numerics.integers import FULL_GRADE, channels_of, contraction_bits, total
@@ -91,6 +92,40 @@ def _baddbmm(base: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: floa
 @rule(Kind.CONTRACTION, aten.addmv.default)
 def _addmv(base: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     return _add_scaled(base, _mv(a, b), beta, alpha)
+
+
+@rule(Kind.CONTRACTION, aten._grouped_mm.default)
+def _grouped_mm(
+    a: Tensor,
+    b: Tensor,
+    offs: Tensor | None = None,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """One product for each group; `offs` are the groups' ends on the axis that has no group index.
+
+    (M, K) by (G, K, N) groups rows, (G, M, K) by (K, N) columns, (M, K) by (K, N) the inner axis.
+    What lies behind the last group is left out: zeros.
+    """
+    if bias is not None or out_dtype not in (None, torch.float32):
+        raise UnsupportedOperatorError("_grouped_mm with a bias or another type has no exact rule")
+    if offs is None:
+        return _bmm(a, b)
+    ends: list[int] = offs.tolist()
+    groups = list(enumerate(zip([0, *ends], ends, strict=False)))
+    if a.ndim == b.ndim:
+        return torch.stack([_mm(a[:, low:high], b[low:high]) for _, (low, high) in groups])
+    if a.ndim == 2:
+        return _filled([_mm(a[low:high], b[g]) for g, (low, high) in groups], 0, a.shape[0])
+    return _filled([_mm(a[g], b[:, low:high]) for g, (low, high) in groups], 1, b.shape[1])
+
+
+def _filled(parts: list[Tensor], dim: int, size: int) -> Tensor:
+    """The parts along `dim`, and zeros up to `size`."""
+    joined = torch.cat(parts, dim)
+    missing = list(joined.shape)
+    missing[dim] = size - missing[dim]
+    return torch.cat([joined, joined.new_zeros(missing)], dim)
 
 
 # Convolutions. Shapes: image x (N, C, *S), weight w (O, C/G, *k), result y (N, O, *T); for a transposed

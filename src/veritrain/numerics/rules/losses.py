@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from veritrain.errors import NumericsError
 from veritrain.numerics import elementary
 from veritrain.numerics.rules.sums import reduce_sum
-from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
+from veritrain.numerics.rules.table import Kind, aten, refuse, require_float32, rule
 
 _NONE, _MEAN, _SUM = 0, 1, 2  # PyTorch's reduction codes
 
@@ -143,6 +144,40 @@ def _binary_cross_entropy_with_logits(
         slope = slope * ((pos_weight - 1) * target + 1)
     losses = (1 - target) * x + slope
     return _reduce(losses if weight is None else losses * weight, reduction)
+
+
+_LEAST_LOG = -100.0  # PyTorch's bound for the logarithm of a probability of 0
+
+
+@rule(Kind.COMPOSITE, aten.binary_cross_entropy.default)
+def _binary_cross_entropy(
+    x: Tensor, target: Tensor, weight: Tensor | None = None, reduction: int = _MEAN
+) -> Tensor:
+    require_float32("binary_cross_entropy", x, target, weight)
+    if not bool(((x >= 0) & (x <= 1)).all()):
+        raise NumericsError("binary_cross_entropy: probabilities must lie in [0, 1]")
+    missed = elementary.apply("log1p", -x).clamp_min(_LEAST_LOG)
+    hit = elementary.apply("log", x).clamp_min(_LEAST_LOG)
+    losses = (target - 1) * missed - target * hit
+    return _reduce(losses if weight is None else losses * weight, reduction)
+
+
+@rule(Kind.COMPOSITE, aten.binary_cross_entropy_backward.default)
+def _binary_cross_entropy_backward(
+    grad: Tensor, x: Tensor, target: Tensor, weight: Tensor | None = None, reduction: int = _MEAN
+) -> Tensor:
+    require_float32("binary_cross_entropy_backward", grad, x, target, weight)
+    slope = (x - target) / ((1 - x) * x).clamp_min(1e-12)
+    each = _reduced_grad(grad, x.numel(), reduction) * slope
+    return each if weight is None else each * weight
+
+
+refuse(
+    aten._ctc_loss.default,
+    aten._ctc_loss.Tensor,
+    because="CTC sums over alignments by a recursion that is not defined yet; use cross_entropy on "
+    "aligned labels, or numerics='native'",
+)
 
 
 @rule(Kind.COMPOSITE, aten.xlogy.Tensor)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from veritrain.numerics import elementary, norms
 from veritrain.numerics.integers import Slices, channels_of, rows_of, total
+from veritrain.numerics.rules.sums import reduce_sum, vector_norm
 from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
 
 
@@ -244,6 +245,30 @@ def _native_group_norm_backward(
 
 def _spread(statistic: Tensor, channels_per_group: int) -> Tensor:
     return statistic.repeat_interleave(channels_per_group, dim=1)
+
+
+# Weight norm: w = g * v / |v|, one slice for each index of `dim`, the first axis or the last.
+
+
+def _other_dims(v: Tensor, dim: int) -> list[int]:
+    return [d for d in range(v.ndim) if d != dim % v.ndim]
+
+
+@rule(Kind.COMPOSITE, aten._weight_norm_interface.default)
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
+    require_float32("weight_norm", v, g)
+    lengths = vector_norm(v, 2, _other_dims(v, dim), keepdim=True)
+    return v * (g / lengths), lengths
+
+
+@rule(Kind.COMPOSITE, aten._weight_norm_interface_backward.default)
+def _weight_norm_backward(
+    grad: Tensor, v: Tensor, g: Tensor, lengths: Tensor, dim: int
+) -> tuple[Tensor, Tensor]:
+    require_float32("weight_norm_backward", grad, v, g)
+    dots = reduce_sum(grad * v, _other_dims(v, dim), keepdim=True)
+    grad_v = (g / lengths) * (grad - v * (dots / (lengths * lengths)))
+    return grad_v, dots / lengths
 
 
 # Softmax over one axis, brought to the last place.

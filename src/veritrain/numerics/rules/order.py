@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from veritrain.errors import NumericsError
+from veritrain.errors import NumericsError, UnsupportedOperatorError
 from veritrain.numerics.rules.table import Kind, aten, rule
 
 # Extrema: a zero is +0.
@@ -78,6 +78,16 @@ def _topk(
     if not x.ndim:
         return (values, indices) if k else (values.new_empty(0), indices.new_empty(0))
     return values.narrow(dim, 0, k).contiguous(), indices.narrow(dim, 0, k).contiguous()
+
+
+@rule(Kind.MOVEMENT, aten._unique2.default)
+def _unique(
+    x: Tensor, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Always sorted. Of floats it would be open which zero and which NaN stays."""
+    if x.is_floating_point():
+        raise UnsupportedOperatorError("unique of floating-point values has no exact rule")
+    return torch.ops.aten._unique2(x, True, return_inverse, return_counts)
 
 
 # New memory holds zeros.

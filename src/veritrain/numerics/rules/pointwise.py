@@ -6,6 +6,7 @@ PyTorch fuses is written here as separate operations, each rounded to float32, i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -86,15 +87,41 @@ def _pow(x: Tensor, exponent: float) -> Tensor:
         return torch.pow(x, exponent)
     require_float32("pow", x)
     if float(exponent) not in _POWERS:
-        raise UnsupportedOperatorError(
-            f"pow with exponent {exponent}: exact numerics has {sorted(_POWERS)}"
-        )
+        return elementary.power(x, torch.tensor(exponent, dtype=torch.float32))
     return _POWERS[float(exponent)](x)
 
 
 @rule(Kind.COMPOSITE, aten.pow_.Scalar)
 def _pow_(x: Tensor, exponent: float) -> Tensor:
     return x.copy_(_pow(x, exponent))
+
+
+@rule(Kind.ELEMENTARY, aten.pow.Tensor_Tensor)
+def _pow_tensors(x: Tensor, exponent: Tensor) -> Tensor:
+    if not x.is_floating_point() and not exponent.is_floating_point():
+        return torch.pow(x, exponent)
+    dtype = torch.result_type(x, exponent)
+    x, exponent = x.to(dtype), exponent.to(dtype)
+    require_float32("pow", x, exponent)
+    return elementary.power(x, exponent)
+
+
+@rule(Kind.ELEMENTARY, aten.pow.Scalar)
+def _pow_of_scalar(base: float, exponent: Tensor) -> Tensor:
+    if not exponent.is_floating_point() and isinstance(base, int):
+        return torch.pow(base, exponent)
+    if torch.is_grad_enabled() and exponent.requires_grad:  # its gradient has std::log(base)
+        raise UnsupportedOperatorError(
+            "the gradient of pow(number, tensor) takes the number's logarithm from the C library, "
+            "which differs between machines; write torch.pow(torch.full_like(x, number), x)"
+        )
+    return _pow_tensors(torch.tensor(base, dtype=torch.float32), exponent)
+
+
+@rule(Kind.ELEMENTARY, aten.exp2.default)
+def _exp2(x: Tensor) -> Tensor:
+    require_float32("exp2", x)
+    return elementary.power(torch.tensor(2.0, dtype=torch.float32), x)
 
 
 @rule(Kind.IEEE, aten.div.Tensor_mode, aten.div.Scalar_mode)
@@ -120,7 +147,7 @@ def _register_elementary(name: str, operator: Any) -> None:
 
 
 for _name in (
-    "exp", "log", "log1p", "expm1", "tanh", "erf", "sigmoid", "silu", "sin", "cos", "sqrt", "rsqrt",
+    "exp", "log", "log1p", "expm1", "tanh", "erf", "erfinv", "sigmoid", "silu", "sin", "cos", "sqrt", "rsqrt",
 ):  # fmt: skip
     _register_elementary(_name, getattr(aten, _name).default)
 
@@ -187,13 +214,6 @@ def _linspace(start: float, end: float, steps: int, **options: Any) -> Tensor:
     return torch.where(count < steps / 2, rising, falling).to(dtype)
 
 
-@rule(Kind.MOVEMENT, aten.cumsum.default)
-def _cumsum(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
-    if (x if dtype is None else torch.empty(0, dtype=dtype)).is_floating_point():
-        raise UnsupportedOperatorError("cumsum of floating-point values has no exact rule")
-    return torch.cumsum(x, dim, dtype=dtype)
-
-
 def _register_integer_only(operator: Any) -> None:
     @rule(Kind.MOVEMENT, operator)
     def _(x: Tensor, y: Any) -> Tensor:
@@ -208,3 +228,17 @@ for _operator in (
     aten.remainder.Tensor, aten.fmod.Scalar, aten.fmod.Tensor,
 ):  # fmt: skip
     _register_integer_only(_operator)
+
+
+@rule(Kind.COMPOSITE, aten.logit.default)
+def _logit(x: Tensor, eps: float | None = None) -> Tensor:
+    require_float32("logit", x)
+    x = x if eps is None else x.clamp(eps, 1 - eps)
+    return elementary.apply("log", x / (1 - x))
+
+
+@rule(Kind.COMPOSITE, aten.logit_backward.default)
+def _logit_backward(grad: Tensor, x: Tensor, eps: float | None = None) -> Tensor:
+    require_float32("logit_backward", grad, x)
+    low, high, outside = (0.0, 1.0, math.nan) if eps is None else (eps, 1 - eps, 0.0)
+    return torch.where((x < low) | (x > high), outside, grad / (x * (1 - x)))

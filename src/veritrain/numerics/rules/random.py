@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from veritrain.errors import UnsupportedOperatorError
+from veritrain.errors import NumericsError, UnsupportedOperatorError
 from veritrain.numerics import random
 from veritrain.numerics.random import Stream
-from veritrain.numerics.rules.table import Kind, aten, rule
+from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
 
 
 def _typed(values: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -84,6 +84,17 @@ def _normal_float(
     return _normal_(stream, torch.empty(size, **_creation(options)), mean, std, generator=generator)
 
 
+@rule(
+    Kind.RANDOM, aten.normal.Tensor_Tensor, aten.normal.Tensor_float, aten.normal.float_Tensor,
+    takes_stream=True,
+)  # fmt: skip
+def _normal_tensors(stream: Stream, mean: Any, std: Any = 1.0, *, generator: Any = None) -> Tensor:
+    tensors = [value for value in (mean, std) if isinstance(value, Tensor)]
+    require_float32("normal", *tensors)
+    shape = torch.broadcast_shapes(*(value.shape for value in tensors))
+    return random.normal(stream.next_key(), shape) * std + mean
+
+
 @rule(Kind.RANDOM, aten.rand.default, takes_stream=True)
 def _rand(stream: Stream, size: list[int], **options: Any) -> Tensor:
     return _uniform_(stream, torch.empty(size, **_creation(options)))
@@ -140,6 +151,46 @@ def _random_to(stream: Stream, x: Tensor, high: int, *, generator: Any = None) -
 def _randperm(stream: Stream, n: int, **options: Any) -> Tensor:
     words = random.integers(stream.next_key(), -(2**62), 2**62, (n,))
     return torch.argsort(words, stable=True).to(options.get("dtype") or torch.int64)
+
+
+@rule(Kind.RANDOM, aten.exponential_.default, takes_stream=True)
+def _exponential_(stream: Stream, x: Tensor, lambd: float = 1, *, generator: Any = None) -> Tensor:
+    values = random.exponential(stream.next_key(), tuple(x.shape))
+    return x.copy_(_typed(values if lambd == 1 else values / lambd, x.dtype))
+
+
+@rule(Kind.RANDOM, aten.multinomial.default, takes_stream=True)
+def _multinomial(
+    stream: Stream,
+    weights: Tensor,
+    num_samples: int,
+    replacement: bool = False,
+    *,
+    generator: Any = None,
+) -> Tensor:
+    """The categories whose weight over an exponential variable is largest: a race.
+
+    Samples with replacement are races of their own, with keys of their own.
+    """
+    require_float32("multinomial", weights)
+    races, places = (num_samples, 1) if replacement else (1, num_samples)
+    _require_weights(weights, places)
+    results: list[Tensor] = []
+    for _ in range(races):
+        speeds = weights / random.exponential(stream.next_key(), tuple(weights.shape))
+        if places == 1:  # without sorting
+            results.append(speeds.argmax(-1, keepdim=True))
+        else:
+            ranks = torch.argsort(speeds, dim=-1, descending=True, stable=True)
+            results.append(ranks.narrow(-1, 0, places))
+    return torch.cat(results, -1)
+
+
+def _require_weights(weights: Tensor, needed: int) -> None:
+    if not bool(((weights >= 0) & weights.isfinite()).all()):
+        raise NumericsError("multinomial: weights must be finite and not negative")
+    if bool(((weights > 0).sum(-1) < needed).any()):
+        raise NumericsError(f"multinomial: fewer than {needed} categories have a weight above 0")
 
 
 def _creation(options: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -133,7 +134,7 @@ def _logsumexp(x: Tensor, dims: list[int], keepdim: bool = False) -> Tensor:
 
 
 @rule(Kind.COMPOSITE, aten.linalg_vector_norm.default)
-def _vector_norm(
+def vector_norm(
     x: Tensor,
     ord: float = 2,
     dim: list[int] | None = None,
@@ -157,7 +158,64 @@ def _vector_norm(
 def _norm(
     x: Tensor, p: float | None = 2, dim: list[int] | None = None, keepdim: bool = False
 ) -> Tensor:
-    return _vector_norm(x, 2 if p is None else p, dim, keepdim)
+    return vector_norm(x, 2 if p is None else p, dim, keepdim)
+
+
+# Running sums and products.
+
+
+@rule(Kind.SUM, aten.cumsum.default)
+def _cumsum(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Every prefix of the slice's integers, summed exactly and rounded once."""
+    x = x if dtype is None else x.to(dtype)
+    if not x.is_floating_point():
+        return torch.cumsum(x, dim)
+    require_float32("cumsum", x)
+    if not x.numel():
+        return x.clone()
+    rows = x.reshape(1) if not x.ndim else x.movedim(dim, -1)
+    flat = rows.contiguous().view(-1, rows.shape[-1])
+    q, scale = integers.quantise(flat, integers.rows_of(flat), integers.sum_bits(flat.shape[1]))
+    result = (torch.cumsum(q, 1) * scale.view(-1, 1) + 0.0).float().view(rows.shape)
+    return result.movedim(-1, dim).contiguous() if x.ndim else result.view(())
+
+
+def running_products(x: Tensor, dim: int) -> Tensor:
+    """Products from left to right, each rounded to float32: numpy's accumulate is defined so."""
+    values = x.detach().movedim(dim, 0).contiguous().numpy()
+    with np.errstate(all="ignore"):
+        products = np.multiply.accumulate(values, axis=0)
+    return torch.from_numpy(products).movedim(0, dim).contiguous()
+
+
+@rule(Kind.COMPOSITE, aten.cumprod.default)
+def _cumprod(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    x = x if dtype is None else x.to(dtype)
+    if not x.is_floating_point():
+        return torch.cumprod(x, dim)
+    require_float32("cumprod", x)
+    return running_products(x, dim) if x.ndim else x.clone()
+
+
+@rule(Kind.COMPOSITE, aten.prod.dim_int)
+def _prod_dim(
+    x: Tensor, dim: int, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    x = x if dtype is None else x.to(dtype)
+    if not x.is_floating_point():
+        return torch.prod(x, dim, keepdim)
+    products = _cumprod(x, dim)
+    if not x.ndim:
+        return products
+    one = list(x.shape)
+    one[dim] = 1
+    last = products.narrow(dim, -1, 1) if x.shape[dim] else x.new_ones(one)
+    return last.clone() if keepdim else last.squeeze(dim).clone()
+
+
+@rule(Kind.COMPOSITE, aten.prod.default)
+def _prod(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+    return _prod_dim(x.reshape(-1), 0, dtype=dtype)
 
 
 # Operators that add into places chosen by an index.
@@ -166,21 +224,6 @@ def _norm(
 def scatter_rows(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     """Exact sum of `values` (N, D) by row index (N,): float32 (num_rows, D)."""
     return integers.accumulate(values.contiguous(), rows.contiguous(), num_rows)
-
-
-@rule(Kind.SUM, aten.embedding_dense_backward.default)
-def _embedding_backward(
-    grad: Tensor, indices: Tensor, num_weights: int, padding_idx: int, scale_grad_by_freq: bool
-) -> Tensor:
-    require_float32("embedding_dense_backward", grad)
-    if scale_grad_by_freq:
-        raise UnsupportedOperatorError("embedding with scale_grad_by_freq has no exact rule")
-    rows = indices.reshape(-1).long()
-    values = grad.reshape(rows.numel(), grad.shape[-1])
-    if padding_idx >= 0:
-        keep = rows != padding_idx
-        rows, values = rows[keep], values[keep]
-    return scatter_rows(values, rows, num_weights)
 
 
 @rule(Kind.SUM, aten.index_add.default)
@@ -256,3 +299,23 @@ def _index_copy(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
     if not bool(kept.all()):
         index, source = index[kept], source.index_select(dim, order[kept])
     return torch.ops.aten.index_copy(x, dim, index, source)
+
+
+@rule(Kind.SUM, aten.bincount.default)
+def _bincount(x: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
+    if weights is None:
+        return torch.bincount(x, minlength=minlength)
+    require_float32("bincount", weights)
+    size = max(minlength, int(x.max()) + 1 if x.numel() else 0)
+    return scatter_rows(weights.reshape(-1, 1), x.long(), size).view(-1)
+
+
+@rule(Kind.COMPOSITE, aten.histc.default)
+def _histc(x: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Tensor:
+    """Values per bin; those outside are left out, the last bin has both of its ends."""
+    require_float32("histc", x)
+    if min == max:
+        raise UnsupportedOperatorError("histc without bounds has no exact rule: give min and max")
+    inside = x[(x >= min) & (x <= max)]
+    place = ((inside - min) * bins / (max - min)).long().clamp_max(bins - 1)
+    return torch.bincount(place, minlength=bins).float()
