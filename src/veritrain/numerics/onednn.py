@@ -25,16 +25,24 @@ def has_products() -> bool:
 @contextmanager
 def without_layers() -> Generator[None]:
     """Switch oneDNN off but for `products`."""
-    before = bool(torch.backends.mkldnn.enabled)
     token = _permitted.set(has_products())
-    torch.backends.mkldnn.enabled = False
     try:
-        yield
+        with _switched(on=False):
+            yield
     finally:
-        torch.backends.mkldnn.enabled = before
         _permitted.reset(token)
 
 
 def products() -> AbstractContextManager[None]:
     """Switch oneDNN on for products, where the user permits it. Call in one thread at a time."""
-    return torch.backends.mkldnn.flags(enabled=has_products())
+    return _switched(on=has_products())
+
+
+@contextmanager
+def _switched(*, on: bool) -> Generator[None]:
+    before = bool(torch.backends.mkldnn.enabled)
+    torch.backends.mkldnn.enabled = on
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
