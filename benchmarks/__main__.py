@@ -1,9 +1,15 @@
-"""python -m benchmarks [--only NAME ...] [--out FOLDER] [--threads N]
+"""python -m benchmarks [--only NAME ...] [--out FOLDER] [--threads N] [--data FOLDER]
 
-    step     step time of `exact` against `native`, same process, interleaved
-    commit   what committing adds to a step: hashing, signing, writing; bytes per step written
-    audit    audit time against training time
-    startup  `veritrain --help` as a whole process
+    step         step time of `exact` against `native`, same process, interleaved
+    commit       what committing adds to a step: hashing, signing, writing; bytes per step written
+    audit        audit time against training time
+    startup      `veritrain --help` as a whole process
+    large        ResNet-50 and GPT-2 124M: step time and peak memory, beside the published method
+    profile      where a step of them goes, by operator
+    contraction  matrix products and convolutions by grade and engine, against float32 and float64
+    accuracy     error of contractions against float64, beside float32, TF32 and bfloat16
+    scaling      step time from 1M to 124M parameters (and a plot)
+    training     the loss that whole trainings reach, several seeds (and a plot); `--data` has its data
 
 Each writes FOLDER/NAME.json and prints a table; figures in the README come from these files.
 """
@@ -25,8 +31,13 @@ from rich.console import Console
 from rich.table import Table
 
 import veritrain as vt
+from benchmarks.accuracy import accuracy
+from benchmarks.contraction import contraction
+from benchmarks.large import large, profile
 from benchmarks.measure import interleaved, machine, milliseconds, ratio, timers
 from benchmarks.models import WORKLOADS, Workload
+from benchmarks.scaling import scaling
+from benchmarks.training import training
 from veritrain.data import Batches
 from veritrain.step import Program, run_step
 from veritrain.training import recorder
@@ -143,9 +154,18 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
-    "step": step, "commit": commit, "audit": audit, "startup": startup,
-}  # fmt: skip
+BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
+    "step": lambda options: step(),
+    "commit": lambda options: commit(),
+    "audit": lambda options: audit(),
+    "startup": lambda options: startup(),
+    "large": lambda options: large(),
+    "profile": lambda options: profile(),
+    "contraction": lambda options: contraction(),
+    "accuracy": lambda options: accuracy(),
+    "scaling": lambda options: scaling(options.out),
+    "training": lambda options: training(options.data, options.out),
+}
 
 
 def show(name: str, rows: list[Row]) -> None:
@@ -154,7 +174,16 @@ def show(name: str, rows: list[Row]) -> None:
     for column in rows[0]:
         table.add_column(column, justify="right")
     for row in rows:
-        table.add_row(*(f"{v:,.3g}" if isinstance(v, float) else f"{v}" for v in row.values()))
+        table.add_row(
+            *(
+                f"{v:,.3g}"
+                if isinstance(v, float) and v < 1000
+                else f"{v:,.0f}"
+                if isinstance(v, float)
+                else f"{v}"
+                for v in row.values()
+            )
+        )
     Console(width=160).print(table)
 
 
@@ -166,11 +195,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=BENCHMARKS, default=list(BENCHMARKS))
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--data", type=Path, help="with cifar10.npz and shakespeare.txt")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.only:
-        rows = BENCHMARKS[name]()
+        rows = BENCHMARKS[name](options)
         show(name, rows)
         record = {"benchmark": name, "machine": machine(), "rows": rows}
         (options.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")

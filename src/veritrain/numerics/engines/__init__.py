@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -43,27 +42,18 @@ def choose(bits: int, inner: int, results: int) -> Engine:
     if inner < _SHORT or inner * results < SMALL or not onednn.has_products():
         return float64
     engine = BytesEngine.of(bits)
-    return engine if engine.products * _seconds_of_bytes() < _seconds_of_float64() else float64
+    return engine if _seconds(engine) < _seconds(float64) else float64
 
 
 @cache
-def _seconds_of_bytes() -> float:
-    """One product of bytes of the size that both engines are timed at."""
-    a, b = (torch.ones((512, 512), dtype=torch.int8) for _ in range(2))
-    with onednn.products():
-        return _shortest(lambda: torch.ops.aten._int_mm.default(a, b))
-
-
-@cache
-def _seconds_of_float64() -> float:
-    a, b = (torch.ones((512, 512), dtype=torch.float64) for _ in range(2))
-    return _shortest(lambda: torch.mm(a, b))
-
-
-def _shortest(function: Callable[[], object]) -> float:
+def _seconds(engine: Engine) -> float:
+    """Of a product of typical size: the shortest of a few."""
+    left = torch.zeros((512, engine.planes * 1024), dtype=engine.dtype)
+    right = torch.zeros((engine.planes * 1024, 512), dtype=engine.dtype)
     shortest = math.inf
-    for _ in range(4):
-        start = time.perf_counter()
-        function()
-        shortest = min(shortest, time.perf_counter() - start)
+    with onednn.products():
+        for _ in range(4):
+            start = time.perf_counter()
+            engine.product(left, right)
+            shortest = min(shortest, time.perf_counter() - start)
     return shortest

@@ -132,7 +132,6 @@ class BytesEngine(Engine):
     def __init__(self, planes: int) -> None:
         """`planes`: digits of an integer, 2 or 3."""
         self.planes = planes
-        self.products = planes * planes  # of one plane with one plane
         self.result_bytes = 8 + 4 * (2 * planes - 1)
 
     @staticmethod
