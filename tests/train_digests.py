@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 
+import veritrain as vt
 from tests import zoo
 from veritrain.data import Batches, batch_digest
 from veritrain.state import capture
@@ -16,17 +17,22 @@ from veritrain.transcript.tensors import state_entries, state_root
 
 
 def digests(numerics: str, steps: int, names: list[str]) -> dict[str, list[str]]:
-    result: dict[str, list[str]] = {}
-    for name, job in zoo.jobs(steps, numerics).items():
-        if names and name not in names:
-            continue
-        program, batches = Program.build(job), Batches(job)
-        result[name] = [state_root(state_entries(capture(program))).hex()]
-        for step in range(1, steps + 1):
-            batch = batches[step]
-            loss = run_step(program, step, batch)
-            root = state_root(state_entries(capture(program)))
-            result[name].append(f"{root.hex()} {batch_digest(batch).hex()} {loss!r}")
+    return {
+        name: job_digests(job, steps)
+        for name, job in zoo.jobs(steps, numerics).items()
+        if not names or name in names
+    }
+
+
+def job_digests(job: vt.Job, steps: int) -> list[str]:
+    """Digest of the state before the first step, then of state, batch and loss of each."""
+    program, batches = Program.build(job), Batches(job)
+    result = [state_root(state_entries(capture(program))).hex()]
+    for step in range(1, steps + 1):
+        batch = batches[step]
+        loss = run_step(program, step, batch)
+        root = state_root(state_entries(capture(program)))
+        result.append(f"{root.hex()} {batch_digest(batch).hex()} {loss!r}")
     return result
 
 
