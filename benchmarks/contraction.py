@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from benchmarks.measure import interleaved, milliseconds, ratio
 from veritrain.numerics import convolution, engines, matmul
-from veritrain.numerics.convolution import Window
 from veritrain.numerics.engines import Engine
+from veritrain.numerics.gather import Window
 from veritrain.numerics.integers import FULL_GRADE, NARROW_GRADE, contraction_bits
 
 Row = dict[str, Any]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rules_support import exact, same
 
 from veritrain.numerics import convolution, engines, reference
-from veritrain.numerics.convolution import Window
+from veritrain.numerics.gather import Window
 from veritrain.numerics.integers import NARROW_GRADE, channels_of, contraction_bits, quantise
 
 aten = torch.ops.aten
@@ -174,3 +174,20 @@ def test_positions_that_no_tap_reaches_are_spoilt_with_their_slice(engine, chann
     got = convolution.input_gradient(grad, w, window, 1, (4, 4), 20, engine)
     assert got[0, :, 1::2].eq(0).all()
     assert got[1].isnan().all()
+
+
+@pytest.mark.parametrize("engine", [engines.float64, engines.BytesEngine(3), None])
+def test_output_padding_of_a_transposed_point(engine):
+    """Dilation allows output padding although kernel and stride are 1."""
+    x, w = torch.randn(2, 3, 4, 5), torch.randn(3, 4, 1, 1)
+    window = Window(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(2, 2))
+    y = convolution.input_gradient(x, w, window, 1, (5, 6), 22, engine)
+    same(y[:, :, :4, :5], convolution.input_gradient(x, w, window, 1, (4, 5), 22, engine))
+    assert not y[:, :, 4:].any()
+    assert not y[:, :, :, 5:].any()
+    grad = torch.randn(2, 4, 5, 6)
+    inner = grad[:, :, :4, :5].contiguous()
+    grad[:, :, 0, 0] = 5.0  # the largest of each slice lies inside
+    inner = grad[:, :, :4, :5].contiguous()
+    same(*(convolution.forward(g, w, window, 1, (4, 5), 20, engine) for g in (grad, inner)))
+    same(*(convolution.weight_gradient(x, g, window, 1, 20, engine) for g in (grad, inner)))

@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -27,146 +25,13 @@ from torch import Tensor
 from veritrain.numerics import engines
 from veritrain.numerics.depthwise import convolve_kernel, weight_kernel
 from veritrain.numerics.engines import MAX_INNER, Engine, Strides
+from veritrain.numerics.gather import Gather, Sizes, Window, forward_gather, phases
 from veritrain.numerics.integers import Slices, channels_of, jit, quantise, slice_scales
 from veritrain.numerics.parallel import run, run_products
 
-Sizes: TypeAlias = tuple[int, ...]
-
-_SPAN_BYTES = 1 << 22  # of patches and products
-_LONG = 4  # times the bytes where each span adds to a whole weight gradient
+_SPAN_BYTES = 1 << 22  # of a span's patches and products: about a second-level cache
+_LONGER = 4  # times that where each span adds to a whole weight gradient
 _SPAN_POSITIONS = 128  # at least, so that a product is worth its call
-
-
-@dataclass(frozen=True, kw_only=True)
-class Window:
-    """Kernel size, stride, padding and dilation, one number of each for every axis."""
-
-    kernel: Sizes
-    stride: Sizes
-    padding: Sizes
-    dilation: Sizes
-
-    @property
-    def is_point(self) -> bool:
-        """A patch is one value, and no position is skipped or added."""
-        ones = (1,) * len(self.kernel)
-        return self.kernel == ones and self.stride == ones and not any(self.padding)
-
-
-@dataclass(frozen=True)
-class Gather:
-    """Which places of a padded plane make up a patch: all int64 indices into the flat plane."""
-
-    places: int  # of the padded plane
-    place: np.ndarray  # (P,) of each value of the image
-    base: np.ndarray  # (T,) of each patch
-    offsets: np.ndarray  # (taps,) from the base to a patch's values, ascending
-    runs: np.ndarray  # (R, 2) the same: an offset, and how many follow it one by one
-    taps: np.ndarray  # (taps,) index into the kernel
-    result: np.ndarray  # (T,) position in the result that each patch is for
-    width: int  # patches along the last axis
-
-    @classmethod
-    def of(
-        cls,
-        padded: Sequence[int],
-        place: Sequence[np.ndarray],
-        base: Sequence[np.ndarray],
-        offsets: np.ndarray,
-        taps: np.ndarray,
-        result: np.ndarray,
-    ) -> Gather:
-        """From coordinates along each axis, and flat offsets, taps and results."""
-        order = np.argsort(offsets, kind="stable")
-        return cls(
-            math.prod(padded), _flat(place, padded), _flat(base, padded), offsets[order],
-            _runs(offsets[order]), taps[order], result, len(base[-1]),
-        )  # fmt: skip
-
-    def by_line(self, places: np.ndarray) -> np.ndarray:
-        """(lines, width) of an array for each patch."""
-        return places.reshape(-1, self.width)
-
-
-def _flat(coordinates: Sequence[np.ndarray], sizes: Sequence[int]) -> np.ndarray:
-    """Row-major index of every combination of the coordinates of each axis."""
-    index = np.zeros(1, np.int64)
-    for places, size in zip(coordinates, sizes, strict=True):
-        index = (index[:, None] * size + places[None, :]).reshape(-1)
-    return index
-
-
-def _runs(offsets: np.ndarray) -> np.ndarray:
-    """Join offsets that follow each other."""
-    if not len(offsets):
-        return np.empty((0, 2), np.int64)
-    starts = np.flatnonzero(np.diff(offsets, prepend=offsets[0] - 2) != 1)
-    return np.stack([offsets[starts], np.diff(starts, append=len(offsets))], 1).astype(np.int64)
-
-
-@lru_cache(maxsize=512)
-def _forward_gather(window: Window, size: Sizes, result: Sizes) -> Gather:
-    padded = [n + 2 * p for n, p in zip(size, window.padding, strict=True)]
-    place = [np.arange(n) + p for n, p in zip(size, window.padding, strict=True)]
-    base = [np.arange(n) * s for n, s in zip(result, window.stride, strict=True)]
-    taps = [np.arange(k) * d for k, d in zip(window.kernel, window.dilation, strict=True)]
-    return Gather.of(
-        padded, place, base, _flat(taps, padded), np.arange(math.prod(window.kernel)),
-        np.arange(math.prod(result)),
-    )  # fmt: skip
-
-
-@lru_cache(maxsize=512)
-def _phases(window: Window, size: Sizes, result: Sizes) -> tuple[Gather, ...]:
-    """The convolutions over a gradient of `size` that give the positions of an image `result`.
-
-    Position i of the image is reached by tap k from output o where o * stride + k * dilation - padding
-    = i, so i's remainder by the stride decides which taps do.
-    """
-    axes = [
-        list(_axis_phases(*numbers))
-        for numbers in zip(
-            window.kernel, window.stride, window.padding, window.dilation, size, result, strict=True
-        )
-    ]
-    return tuple(_phase(phase, window.kernel, size, result) for phase in itertools.product(*axes))
-
-
-@dataclass(frozen=True)
-class _AxisPhase:
-    taps: np.ndarray  # that reach it
-    offsets: np.ndarray  # of their outputs, relative to the position's number within the phase
-    positions: np.ndarray  # of the image
-
-
-def _axis_phases(
-    kernel: int, stride: int, padding: int, dilation: int, size: int, result: int
-) -> Iterator[_AxisPhase]:
-    for remainder in range(min(stride, result)):
-        taps = np.array(
-            [k for k in range(kernel) if (remainder + padding - k * dilation) % stride == 0],
-            np.int64,
-        )
-        offsets = (remainder + padding - taps * dilation) // stride
-        yield _AxisPhase(taps, offsets, np.arange(remainder, result, stride))
-
-
-def _phase(axes: Sequence[_AxisPhase], kernel: Sizes, size: Sizes, result: Sizes) -> Gather:
-    low = [max(0, -int(min(axis.offsets, default=0))) for axis in axes]
-    high = [
-        max(0, len(axis.positions) - 1 + int(max(axis.offsets, default=0)) - (n - 1))
-        for axis, n in zip(axes, size, strict=True)
-    ]
-    padded = [n + before + after for n, before, after in zip(size, low, high, strict=True)]
-    place = [np.arange(n) + before for n, before in zip(size, low, strict=True)]
-    base = [np.arange(len(axis.positions)) + before for axis, before in zip(axes, low, strict=True)]
-    # a flat offset may be negative; base + offset never is
-    offsets, taps = np.zeros(1, np.int64), np.zeros(1, np.int64)
-    for axis, n, k in zip(axes, padded, kernel, strict=True):
-        offsets = (offsets[:, None] * n + axis.offsets[None, :]).reshape(-1)
-        taps = (taps[:, None] * k + axis.taps[None, :]).reshape(-1)
-    positions = _flat([axis.positions for axis in axes], result)
-    return Gather.of(padded, place, base, offsets, taps, positions)
 
 
 @jit
@@ -370,10 +235,11 @@ def _images(x: Tensor, groups: int, factor: Tensor) -> Iterator[_Images]:
     num_n, channels = x.shape[:2]
     values = x.detach().numpy().reshape(-1)
     each = factor.repeat_interleave(channels // factor.shape[1], 1).expand(num_n, channels)
+    each = each.contiguous().numpy()
     width = channels // groups
     for g in range(groups):
         group = range(g * width, (g + 1) * width)
-        yield _Images(values, channels, math.prod(x.shape[2:]), group, each.contiguous().numpy())
+        yield _Images(values, channels, math.prod(x.shape[2:]), group, each)
 
 
 def forward(
@@ -397,7 +263,7 @@ def forward(
     num_n, outputs = x.shape[0], w.shape[0] // groups
     out = torch.empty((num_n, w.shape[0], *result), dtype=torch.float32)
     if _is_depthwise(w, groups) and engine is None:
-        gather = _forward_gather(window, tuple(x.shape[2:]), result)
+        gather = forward_gather(window, tuple(x.shape[2:]), result)
         _depthwise(x, w, bits, gather, window.stride[-1], out)
         return out
     engine = engine or engines.choose(bits, w[0].numel(), out.numel() // groups)
@@ -407,7 +273,8 @@ def forward(
         part.view(num_n, groups) for part in slice_scales(x, _samples(x, groups), bits)
     )
     scale_no = scale.repeat_interleave(outputs, 1) * w_scale
-    gather = None if window.is_point else _forward_gather(window, tuple(x.shape[2:]), result)
+    size = tuple(x.shape[2:])
+    gather = None if window.is_point(size, result) else forward_gather(window, size, result)
     for g, images in enumerate(_images(x, groups, factor)):
         w_rk = w_or[g].transpose(1, 2).reshape(outputs, -1)
         w_g = w_factor[0, g * outputs : (g + 1) * outputs]
@@ -481,7 +348,7 @@ def input_gradient(
     num_n, inputs = grad.shape[0], w.shape[1]
     out = torch.empty((num_n, groups * inputs, *size), dtype=torch.float32)
     if _is_depthwise(w, groups) and engine is None:
-        for gather in _phases(window, tuple(grad.shape[2:]), size):
+        for gather in phases(window, tuple(grad.shape[2:]), size):
             _depthwise(grad, w, bits, gather, 1, out)
         return out
     engine = engine or engines.choose(bits, w[:, 0].numel() // groups, out.numel() // groups)
@@ -491,7 +358,8 @@ def input_gradient(
         part.view(num_n, groups) for part in slice_scales(grad, _samples(grad, groups), bits)
     )
     scale_nc = scale.repeat_interleave(inputs, 1) * w_scale.view(1, -1)
-    gathers = (None,) if window.is_point else _phases(window, tuple(grad.shape[2:]), size)
+    result = tuple(grad.shape[2:])
+    gathers = (None,) if window.is_point(size, result) else phases(window, result, size)
     for g, images in enumerate(_images(grad, groups, factor)):
         for gather in gathers:
             if gather is not None and not len(gather.taps):
@@ -545,7 +413,8 @@ def weight_gradient(
     out = torch.empty((grad.shape[1], inputs, *window.kernel), dtype=torch.float32)
     row_factor, row_scale = slice_scales(grad, channels_of(grad), bits)
     factor, scale = slice_scales(x, channels_of(x), bits)
-    gather = _forward_gather(window, tuple(x.shape[2:]), tuple(grad.shape[2:]))
+    size, result = tuple(x.shape[2:]), tuple(grad.shape[2:])
+    gather = forward_gather(window, size, result)
     if outputs == inputs == 1 and engine is None:
         run(
             weight_kernel, groups, _flat_planes(grad), row_factor.numpy()[0], _flat_planes(x),
@@ -555,11 +424,10 @@ def weight_gradient(
         )  # fmt: skip
         return out
     engine = engine or engines.choose(bits, grad.numel() // grad.shape[1], out.numel() // groups)
-    if window.is_point:
-        gather = None
+    source = None if window.is_point(size, result) else gather
     pairs = zip(_images(grad, groups, row_factor), _images(x, groups, factor), strict=True)
     for g, (rows, images) in enumerate(pairs):
-        total = _contract_positions(engine, rows, images, gather, grad.shape[0], taps * inputs)
+        total = _contract_positions(engine, rows, images, source, grad.shape[0], taps * inputs)
         _weight_kernel(
             total.numpy().reshape(outputs, taps, inputs),
             row_scale.numpy()[0, rows.group.start :],
@@ -574,7 +442,7 @@ def _contract_positions(
 ) -> Tensor:
     """Integer sums over samples and positions of rows times patches: float64 (O, K)."""
     patch_bytes = (num_k + len(rows.group)) * engine.planes * engine.dtype.itemsize
-    spans = _spans(num_n, rows.size, -(-patch_bytes // _LONG))
+    spans = _spans(num_n, rows.size, -(-patch_bytes // _LONGER))
 
     def operands(some: list[_Span]) -> Iterator[tuple[Tensor, Tensor]]:
         planes: list[Tensor] = []

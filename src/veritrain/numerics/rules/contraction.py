@@ -18,7 +18,7 @@ from torch import Tensor
 
 from veritrain.errors import UnsupportedOperatorError
 from veritrain.numerics import convolution, matmul
-from veritrain.numerics.convolution import Sizes, Window
+from veritrain.numerics.gather import Sizes, Window
 from veritrain.numerics.integers import FULL_GRADE, channels_of, contraction_bits, total
 from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
 
