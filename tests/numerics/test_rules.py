@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from rules_support import check, exact, numbers
+from test_rules_vision import CASES as VISION
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from veritrain.numerics.rules import covered
@@ -125,7 +126,9 @@ CASES = {
     "addcdiv": (lambda x, y: torch.addcdiv(x, y, POSITIVE.to(x.dtype), value=0.5), X, Y),
     "lerp": (lambda x, y: (torch.lerp(x, y, 0.3), torch.lerp(x, y, y.sigmoid())), X, Y),
     "square": (lambda x: x.square(), X),
-    "pow": (lambda x: tuple(x**n for n in (0, 1, 2, 3, 4, -1, -2, 0.5, -0.5, 1.5)), POSITIVE),
+    "pow": (
+        lambda x: tuple(x**n for n in (0, 1, 2, 3, 4, -1, -2, 0.5, -0.5, 1.5, 0.25, 0.75)), POSITIVE,
+    ),
     "pow_": (lambda x: (x * 1).pow_(2), X),
     "elementary": (
         lambda x: (x.exp(), x.expm1(), x.tanh(), x.erf(), x.sigmoid(), x.sin(), x.cos()), X,
@@ -292,7 +295,7 @@ DIRECT = [
 def test_every_covered_operator_is_shown():
     """The table above, the training-mode operators and the random ones meet all that is covered."""
     with exact(), Log() as log:
-        for function, *inputs in CASES.values():
+        for function, *inputs in (*CASES.values(), *VISION.values()):
             leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
             result = function(*leaves)
             parts = result if isinstance(result, tuple) else (result,)

@@ -81,13 +81,15 @@ REFUSED = {
     "rand half": (lambda: torch.rand(3, dtype=torch.float16), "float16"),
     "exponential": (lambda: X.clone().exponential_(), "exponential"),
     "multinomial": (lambda: torch.multinomial(X.sigmoid(), 1), "multinomial"),
-    "avg_pool ceil": (lambda: F.avg_pool2d(X[None], 3, ceil_mode=True), "avg_pool2d with ceil_mode"),
-    "avg_pool count": (
-        lambda: F.avg_pool2d(X[None], 2, padding=1, count_include_pad=False), "count_include_pad",
-    ),
-    "adaptive": (lambda: F.adaptive_avg_pool2d(X[None], 3), "adaptive_avg_pool2d.*divide"),
     "lstm": (lambda: torch.nn.LSTM(4, 2)(X), "rnn"),
-    "bilinear": (lambda: F.interpolate(X[None, None], scale_factor=2, mode="bilinear"), "bilinear"),
+    "antialias": (
+        lambda: F.interpolate(X[None, None], size=2, mode="bilinear", antialias=True), "bilinear2d_aa",
+    ),
+    "bilinear 64": (
+        lambda: F.interpolate(X.double()[None, None], size=2, mode="bilinear"), "bilinear2d.*float64",
+    ),
+    "grid_sample": (lambda: F.grid_sample(X[None, None], X.view(1, 4, 2, 2), align_corners=False), "grid_sampler_2d"),
+    "fractional": (lambda: F.fractional_max_pool2d(X[None], 2, output_size=2), "fractional_max_pool2d"),
     "fft": (lambda: torch.fft.fft(X), "fft"),
 }  # fmt: skip
 
@@ -104,10 +106,6 @@ GRADIENTS = {
         lambda w: F.embedding(INDEX, w, scale_grad_by_freq=True), "scale_grad_by_freq",
     ),
     "sparse embedding": (lambda w: F.embedding(INDEX, w, sparse=True), "sparse"),
-    "nearest": (lambda x: F.interpolate(x[None], scale_factor=2), "upsample_nearest1d_backward"),
-    "reflection": (lambda x: F.pad(x, (1, 1), mode="reflect"), "reflection_pad1d_backward"),
-    "fold": (lambda x: F.unfold(x[None, None], 2), "col2im"),
-    "unfold": (lambda x: x.unfold(0, 2, 1), "unfold_backward"),
     "take": (lambda x: x.take(INDEX), "put"),
 }  # fmt: skip
 

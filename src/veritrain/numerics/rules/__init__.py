@@ -14,6 +14,7 @@ from veritrain.numerics.rules import (
     pointwise,
     pooling,
     random,
+    resampling,
     sums,
 )
 from veritrain.numerics.rules.table import Kind, Rule, covered, lookup, short_name
@@ -29,6 +30,7 @@ ROOMS = (
     pointwise,
     pooling,
     random,
+    resampling,
     sums,
 )
 

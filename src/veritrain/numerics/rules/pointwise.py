@@ -64,6 +64,10 @@ def _square(x: Tensor) -> Tensor:
     return x * x
 
 
+def _root4(x: Tensor) -> Tensor:
+    return elementary.apply("sqrt", elementary.apply("sqrt", x))
+
+
 _POWERS: dict[float, Callable[[Tensor], Tensor]] = {
     0.0: torch.ones_like,
     1.0: torch.clone,
@@ -71,8 +75,12 @@ _POWERS: dict[float, Callable[[Tensor], Tensor]] = {
     2.0: _square,
     3.0: lambda x: x * x * x,
     4.0: lambda x: _square(_square(x)),
+    0.25: _root4,
     0.5: lambda x: elementary.apply("sqrt", x),
+    0.75: lambda x: elementary.apply("sqrt", x) * _root4(x),
+    -0.25: lambda x: torch.reciprocal(_root4(x)),
     -0.5: lambda x: elementary.apply("rsqrt", x),
+    -0.75: lambda x: torch.reciprocal(elementary.apply("sqrt", x) * _root4(x)),
     -1.0: torch.reciprocal,
     -1.5: lambda x: torch.reciprocal(x * elementary.apply("sqrt", x)),
     -2.0: lambda x: torch.reciprocal(x * x),
