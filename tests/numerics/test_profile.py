@@ -11,7 +11,7 @@ import torch
 import torch.utils.checkpoint
 
 from veritrain import numerics
-from veritrain.errors import NumericsError, UnsupportedOperatorError, UsageError
+from veritrain.errors import NumericsError, UsageError
 
 EXACT = numerics.resolve("exact")
 NATIVE = numerics.resolve("native")
@@ -93,13 +93,6 @@ def test_activation_checkpointing_gets_the_same_dropout_again(reentrant):
 def test_an_unknown_profile_is_named():
     with pytest.raises(UsageError, match="'fast'.*exact"):
         numerics.resolve("fast")
-
-
-@pytest.mark.parametrize("name", ["ASGD", "Adamax", "NAdam", "RAdam"])
-def test_optimisers_that_call_the_c_library_are_refused(name):
-    optimizer = getattr(torch.optim, name)([torch.zeros(1, requires_grad=True)])
-    with pytest.raises(UnsupportedOperatorError, match=f"{name}.*use SGD"):
-        EXACT.canonicalise(optimizer)
 
 
 def test_flushed_subnormals_are_refused():

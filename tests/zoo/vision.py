@@ -20,7 +20,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 import veritrain as vt
 from benchmarks import models
-from tests.zoo.small import Images, image_loss
+from tests.zoo.small import Images, image_loss, perceptron
 
 
 class Augmented(Images):
@@ -305,4 +305,11 @@ def jobs(steps: int, numerics: str) -> dict[str, vt.Job]:
             model=volume_net, dataset=Scans(64, channels=8), optimizer=trained_by(torch.optim.Adadelta),
             **common,
         ),
+        **{
+            f"perceptron-{kind.__name__.lower()}": vt.Job(
+                model=perceptron, dataset=Images(64),
+                optimizer=trained_by(kind, lr=0.002, weight_decay=0.01, foreach=True), **common,
+            )
+            for kind in (torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax, torch.optim.ASGD)
+        },
     }  # fmt: skip
