@@ -171,16 +171,6 @@ def test_compiled_code_runs_as_plain_python():
     assert before(X) == 123
 
 
-def test_inference_mode_is_exact_or_refused():
-    with exact():
-        want = torch.max(X.mm(X), X)
-        with torch.inference_mode():
-            got = torch.max(X.mm(X), X)
-            with pytest.raises(UnsupportedOperatorError, match="linear"):
-                F.linear(X, X)
-    same(got, want)
-
-
 def test_other_default_type_does_not_matter():
     def run():
         y = F.layer_norm(X @ X, (4,)) + F.conv1d(X[None], X[:, :, None])[0]

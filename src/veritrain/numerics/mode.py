@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import DispatchKey
 from torch._ops import OpOverload
+from torch.jit._trace import is_tracing
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from veritrain.errors import UnsupportedOperatorError
@@ -42,10 +44,20 @@ class ExactMode(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if is_tracing():  # some operators are recorded below the mode, as their rules
+            raise UnsupportedOperatorError(
+                "torch.jit.trace inside a step: use the model itself, or torch.jit.script"
+            )
         kwargs = dict(kwargs or {})
         if func.namespace == "aten" and short_name(func).startswith("_foreach_"):
             return self._foreach(func, args, kwargs)
-        rule = _cached_lookup(func)
+        try:
+            rule = _cached_lookup(func)
+        except UnsupportedOperatorError:
+            if not func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd):
+                raise
+            with self:  # inference mode leaves composite operators whole
+                return func.decompose(*args, **kwargs)
         _refuse_foreign(func, rule.kind, (*args, *kwargs.values()))
         if rule.takes_stream:
             return rule.function(self.stream, *args, **kwargs)
@@ -117,7 +129,7 @@ def _refuse_foreign(func: OpOverload, kind: Kind, values: Sequence[Any]) -> None
             if value.is_complex() or (kind is not Kind.MOVEMENT and value.dtype in _NARROW):
                 raise UnsupportedOperatorError(
                     f"operator {func} on {value.dtype}: exact numerics covers float32 arithmetic; "
-                    "use .float() first"
+                    "use .float() first, and no torch.autocast"
                 )
         elif isinstance(value, (list, tuple)):
             _refuse_foreign(func, kind, value)

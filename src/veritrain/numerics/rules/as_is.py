@@ -54,3 +54,8 @@ refuse(
     aten.round.decimals,
     because="it scales by powers of ten that are not exact; scale, round and scale back",
 )
+refuse(
+    aten._amp_foreach_non_finite_check_and_unscale_.default,
+    aten._amp_update_scale_.default,
+    because="float32 needs no scaling of gradients; make the GradScaler with enabled=False",
+)
