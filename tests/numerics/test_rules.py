@@ -87,6 +87,9 @@ CASES = {
     ),
     "classes": (lambda x: ((x / 0).isnan(), x.isinf(), x.isfinite()), X),
     "equal": (lambda x, y: index(int(torch.equal(x, y)), int(torch.equal(x, x))), X, Y),
+    "is all true": (
+        lambda x: (aten._is_all_true(x > 2), aten._is_any_true(x > 0), aten._is_all_true(x < 9)), X,
+    ),
     "any all": (lambda x: ((x > 2).any(), (x > 0).all(1), (x > 0).any(0)), X),
     "argmax": (lambda x: (x.argmax(), x.argmax(1), x.argmin(0, keepdim=True)), X),
     "max": (lambda x: (x.max(), x.min(), x.max(1)[0], x.min(0, keepdim=True)[0]), X),
@@ -280,6 +283,7 @@ DIRECT = [
     (aten.remainder.Tensor, ROWS, ROWS + 1), (aten.floor_divide.Scalar, ROWS, 2), (aten.new_empty.default, X, [2]),
     (aten.empty_permuted.default, [2, 3], [1, 0]), (aten.empty_strided.default, [2, 3], [1, 2]),
     (aten.normal.float_float, 0.0, 1.0, [3]), (aten.normal_.default, X), (aten.rand.default, [3]),
+    (aten._standard_gamma.default, POSITIVE), (aten._sample_dirichlet.default, POSITIVE),
     (aten.rand_like.default, X), (aten.randint.default, 5, [3]), (aten.randint.low, 2, 5, [3]),
     (aten.randn.default, [3]), (aten.randn_like.default, X), (aten.random_.default, ROWS),
     (getattr(aten.random_, "from"), ROWS, 1, 4), (aten.random_.to, ROWS, 4), (aten.randperm.default, 5),

@@ -19,7 +19,7 @@ INDEX = torch.zeros(4, 4, dtype=torch.int64)
 GENERATOR = torch.Generator()
 
 REFUSED = {
-    "unknown": (lambda: torch.linalg.qr(X), "linalg_qr.*covered operators"),
+    "unknown": (lambda: torch.linalg.svd(X), "linalg_svd.*covered operators"),
     "float cumsum": (lambda: X.cumsum(0), "cumsum"),
     "float cumsum in place": (lambda: X.clone().cumsum_(0), "cumsum"),
     "remainder": (lambda: X % 0.3, "remainder"),

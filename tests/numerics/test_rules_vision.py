@@ -118,7 +118,14 @@ CASES = {
     "bicubic": (resized("bicubic"), IMAGE),
     "bicubic corners": (resized("bicubic", align_corners=True), IMAGE),
     "area": (lambda x: (F.interpolate(x, size=(4, 5), mode="area"), F.interpolate(x, size=(9, 16), mode="area")), IMAGE),
+    # factorisation
+    "qr": (
+        lambda x: (*torch.linalg.qr(x.detach()), *torch.linalg.qr(x.detach().mT), *torch.linalg.qr(x.detach(), "complete")),
+        numbers(10, 2, 5, 3),
+    ),
+    "qr square": (lambda x: (*torch.linalg.qr(x.detach()), torch.linalg.qr(x.detach(), "r")[1]), numbers(11, 4, 4)),
     # rearrangement
+    "diagonal_copy": (lambda x: (torch.diag(x.detach()), torch.diag(x[0])), IMAGE[0, 0, :, :6]),
     "pixel_shuffle": (lambda x: F.pixel_shuffle(x, 2), numbers(7, 2, 8, 3, 3)),
     "channel_shuffle": (lambda x: F.channel_shuffle(x, 3), numbers(8, 2, 6, 3, 3)),
     # normalisation

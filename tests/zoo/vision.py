@@ -150,6 +150,15 @@ def denoising_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return F.mse_loss(model(batch[0] * (1 - share) + noise * share), noise)
 
 
+def mixup_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Mixup: pairs of images with a share from numpy's Beta distribution."""
+    images, labels = batch
+    share, partners = np.random.beta(0.4, 0.4), torch.randperm(len(labels))
+    logits = model(images * share + images[partners] * (1 - share))
+    first, second = F.cross_entropy(logits, labels), F.cross_entropy(logits, labels[partners])
+    return first * share + second * (1 - share)
+
+
 class ConvNextBlock(nn.Module):
     """Depthwise convolution, layer norm, two linear layers, layer scale, stochastic depth."""
 
@@ -180,6 +189,7 @@ class ConvNext(nn.Module):
         self.second = ConvNextBlock(2 * width, 0.3)
         self.norm = nn.LayerNorm(2 * width)
         self.head = nn.Linear(2 * width, 10)
+        nn.init.orthogonal_(self.head.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.second(self.down(self.first(self.stem(x))))
@@ -282,7 +292,7 @@ def jobs(steps: int, numerics: str) -> dict[str, vt.Job]:
             optimizer=trained_by(torch.optim.SGD, lr=0.05, momentum=0.9, foreach=True), **common,
         ),
         "vgg-rmsprop": vt.Job(
-            model=vgg, dataset=pictures, **common,
+            model=vgg, dataset=pictures, **{**common, "loss": mixup_loss},
             optimizer=trained_by(torch.optim.RMSprop, lr=1e-3, momentum=0.9, centered=True),
         ),
         "vit-lamb": vt.Job(

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import SGD, Adafactor, Adam, AdamW, Optimizer
 
 from veritrain.errors import NumericsError, UnsupportedOperatorError, UsageError
+from veritrain.numerics.distributions import exact_distributions
 from veritrain.numerics.entropy import no_entropy
 from veritrain.numerics.random import Stream
 from veritrain.numerics.scalars import correctly_rounded_math, exact_hyperparameters
@@ -142,7 +143,13 @@ class Exact(Profile):
         _require_ieee()
         mode = ExactMode()
         # The fused attention kernels hide their operators; the composite form shows them.
-        with sdpa_kernel([SDPBackend.MATH]), _no_compiled_code(), correctly_rounded_math(), mode:
+        with (
+            sdpa_kernel([SDPBackend.MATH]),
+            _no_compiled_code(),
+            correctly_rounded_math(),
+            exact_distributions(),
+            mode,
+        ):
             yield _ExactScope(mode)
 
     def canonicalise(self, optimizer: Optimizer) -> None:

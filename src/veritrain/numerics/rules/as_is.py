@@ -16,7 +16,7 @@ as_is(
     view _unsafe_view reshape _reshape_alias expand expand_as flatten unflatten
     permute transpose t numpy_T squeeze unsqueeze squeeze_ unsqueeze_ movedim
     select slice split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unbind narrow
-    diagonal cat stack hstack vstack repeat repeat_interleave roll flip tile unfold
+    diagonal diagonal_copy diag_embed cat stack hstack vstack repeat repeat_interleave roll flip tile unfold
     index index_select gather take masked_select masked_fill masked_fill_ masked_scatter
     index_fill scatter where select_scatter slice_scatter diagonal_scatter
     constant_pad_nd
@@ -26,7 +26,7 @@ as_is(
     eq ne lt le gt ge logical_and logical_or logical_not logical_xor isnan isinf isfinite
     bitwise_and bitwise_or bitwise_not bitwise_xor __and__ __or__ __xor__ bitwise_left_shift
     bitwise_right_shift __lshift__ __rshift__
-    equal is_nonzero is_same_size any all argmax argmin max min clamp clamp_min clamp_max
+    equal is_nonzero is_same_size any all _is_all_true _is_any_true argmax argmin max min clamp clamp_min clamp_max
     max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d adaptive_max_pool3d
     embedding sgn diagonal_backward
     relu threshold threshold_backward hardtanh
