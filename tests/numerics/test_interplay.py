@@ -9,6 +9,7 @@ import secrets
 import tempfile
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -205,6 +206,27 @@ def test_inference_mode_is_the_same_as_no_grad():
             same(net(IMAGES), want)
             with pytest.raises(UnsupportedOperatorError, match="fft"):
                 torch.fft.fft(X)
+
+
+def test_operators_in_threads_of_the_job_are_refused():
+    with exact(), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: 1 + 1).result() == 2
+        with pytest.raises(UnsupportedOperatorError, match=r"sum.*thread that the job started"):
+            pool.submit(X.sum).result()
+        with exact(1):  # contexts nest
+            pass
+        with pytest.raises(UnsupportedOperatorError, match="thread"):
+            pool.submit(torch.rand, 3).result()
+
+
+def test_a_thread_started_within_a_step_computes_again_after_it():
+    with exact():
+        pool = ThreadPoolExecutor(1)
+        pool.submit(int).result()
+    with pool:
+        assert pool.submit(X.sum).result() == X.sum()
+        with exact(), pytest.raises(UnsupportedOperatorError, match="thread"):
+            pool.submit(X.sum).result()
 
 
 def sgd_by_scaler():

@@ -139,6 +139,7 @@ class Exact(Profile):
     @contextmanager
     def _enter(self) -> Generator[Scope]:
         from veritrain.numerics.mode import ExactMode  # loads numba
+        from veritrain.numerics.threads import no_operators_in_new_threads
 
         _require_ieee()
         mode = ExactMode()
@@ -148,6 +149,7 @@ class Exact(Profile):
             _no_compiled_code(),
             correctly_rounded_math(),
             exact_distributions(),
+            no_operators_in_new_threads(),
             mode,
         ):
             yield _ExactScope(mode)

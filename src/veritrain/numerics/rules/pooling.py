@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from veritrain.numerics import integers
+from veritrain.numerics.rules.resampling import choose
 from veritrain.numerics.rules.sums import reduce_sum, scatter_rows
 from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
 
@@ -75,9 +76,13 @@ def _gather(x: Tensor, axes: list[_Axis]) -> Tensor:
     """The windows of x (..., S1, S2, ...): (..., outputs 1, width 1, outputs 2, width 2, ...)."""
     first = x.ndim - len(axes)
     for dim, axis in reversed(list(enumerate(axes, first))):
-        edge = x.new_zeros([1 if d == dim else size for d, size in enumerate(x.shape)])
         places = axis.places.reshape(-1)
-        x = torch.cat([x, edge], dim).index_select(dim, places).unflatten(dim, axis.places.shape)
+        if not torch.equal(places, torch.arange(axis.size)):  # else they are a view of it
+            if bool((places == axis.size).any()):
+                outside = [1 if d == dim else size for d, size in enumerate(x.shape)]
+                x = torch.cat([x, x.new_zeros(outside)], dim)
+            x = choose(x, dim, places)
+        x = x.unflatten(dim, axis.places.shape)
     return x
 
 

@@ -7,6 +7,7 @@ in C++, where a compiler may fuse them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -29,11 +30,19 @@ class _Axis:
     weights: Tensor | None = None
 
 
+def choose(x: Tensor, dim: int, places: Tensor) -> Tensor:
+    """x[..., places, ...] with `places` int64 (K,) along `dim`."""
+    if dim < x.ndim - 1:
+        return x.index_select(dim, places)
+    rows = math.prod(x.shape[:-1])  # PyTorch selects columns of matrices many times faster
+    return x.reshape(rows, x.shape[-1]).index_select(1, places).view(*x.shape[:-1], len(places))
+
+
 def _resample(x: Tensor, axes: Sequence[_Axis]) -> Tensor:
     """Along the last axes of x, from the first of them to the last; terms are added in order of t."""
     for dim, axis in enumerate(axes, x.ndim - len(axes)):
         terms = [
-            _weighted(x.index_select(dim, places), axis.weights, t, dim)
+            _weighted(choose(x, dim, places), axis.weights, t, dim)
             for t, places in enumerate(axis.places)
         ]
         x = terms[0]
