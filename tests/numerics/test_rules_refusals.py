@@ -82,9 +82,6 @@ REFUSED = {
     "exponential": (lambda: X.clone().exponential_(), "exponential"),
     "multinomial": (lambda: torch.multinomial(X.sigmoid(), 1), "multinomial"),
     "lstm": (lambda: torch.nn.LSTM(4, 2)(X), "rnn"),
-    "antialias": (
-        lambda: F.interpolate(X[None, None], size=2, mode="bilinear", antialias=True), "bilinear2d_aa",
-    ),
     "bilinear 64": (
         lambda: F.interpolate(X.double()[None, None], size=2, mode="bilinear"), "bilinear2d.*float64",
     ),

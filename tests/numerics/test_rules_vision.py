@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -117,6 +118,13 @@ CASES = {
     "trilinear corners": (resized("trilinear", align_corners=True), VOLUME),
     "bicubic": (resized("bicubic"), IMAGE),
     "bicubic corners": (resized("bicubic", align_corners=True), IMAGE),
+    "antialiased": (resized("bilinear", antialias=True), IMAGE),
+    "antialiased corners": (resized("bilinear", antialias=True, align_corners=True), IMAGE),
+    "antialiased cubic": (resized("bicubic", antialias=True), IMAGE),
+    "antialiased far down": (
+        lambda x: tuple(F.interpolate(x, size=n, mode=m, antialias=True) for n in (1, 2) for m in ("bilinear", "bicubic")),
+        numbers(12, 1, 2, 17, 23),
+    ),
     "area": (lambda x: (F.interpolate(x, size=(4, 5), mode="area"), F.interpolate(x, size=(9, 16), mode="area")), IMAGE),
     # factorisation
     "qr": (
@@ -218,6 +226,25 @@ def test_fold_undoes_unfold(kernel, stride, dilation, padding, size):
     assume(size + 2 * padding >= dilation * max(kernel - 1, 1) + 1)
     x = numbers(1, 2, 3, size, size)
     check(lambda x: F.fold(F.unfold(x, **options), (size, size), **options), x)
+
+
+def test_other_default_type_does_not_matter():
+    def run():
+        x = IMAGE.clone().requires_grad_()
+        y = F.max_pool2d(x, 2) + F.adaptive_max_pool2d(x, (3, 4)) + F.avg_pool2d(x, 2)
+        y = y + F.interpolate(x, size=(3, 4), mode="bicubic") + F.interpolate(x, size=(3, 4))
+        (grad,) = torch.autograd.grad(y, x, torch.ones_like(y))
+        drawn = torch._standard_gamma(BIAS.abs()), torch.from_numpy(np.random.normal(size=3))
+        return y.detach(), grad, *drawn, *torch.linalg.qr(X)
+
+    with exact():
+        want = run()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with exact():
+            same(run(), want)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_gradient_of_windows_that_do_not_overlap_is_the_value_itself():

@@ -66,7 +66,7 @@ def _float64(values: Tensor) -> Any:
 
 
 def _standard_normal(size: Any = None) -> Any:
-    return _float64(torch.randn(_shape(size)))
+    return _float64(torch.randn(_shape(size), dtype=torch.float32))
 
 
 def _randn(*size: int) -> Any:
@@ -78,7 +78,7 @@ def _normal(loc: Any = 0.0, scale: Any = 1.0, size: Any = None) -> Any:
 
 
 def _standard_exponential(size: Any = None) -> Any:
-    return _float64(-torch.log1p(-torch.rand(_shape(size))))
+    return _float64(-torch.log1p(-torch.rand(_shape(size), dtype=torch.float32)))
 
 
 def _exponential(scale: Any = 1.0, size: Any = None) -> Any:

@@ -215,7 +215,7 @@ def _to_chosen(grad: Tensor, x: Tensor, indices: Tensor, rank: int, overlap: boo
         return torch.zeros_like(x)
     places, values = indices.reshape(planes, -1), grad.reshape(planes, -1)
     if not overlap:
-        return torch.zeros((planes, area)).scatter_(1, places, values).view(x.shape)
+        return values.new_zeros((planes, area)).scatter_(1, places, values).view(x.shape)
     flat = (places + torch.arange(planes)[:, None] * area).reshape(-1)
     added = integers.accumulate(values.reshape(-1, 1), flat, planes * area)
     return added.view(x.shape)

@@ -151,7 +151,7 @@ def _standard_gamma(stream: Stream, shape: Tensor, generator: Any = None) -> Ten
     d = torch.where(small, shape + 1, shape) - 1 / 3
     c = elementary.apply("rsqrt", d * 9)
     boost = elementary.apply("exp", _log_uniform(stream, size) / shape)
-    result, waiting = torch.zeros(size), torch.ones(size, dtype=torch.bool)
+    result, waiting = torch.zeros_like(shape), torch.ones(size, dtype=torch.bool)
     while bool(waiting.any()):
         z = random.normal(stream.next_key(), size)
         root = c * z + 1

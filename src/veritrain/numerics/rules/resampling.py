@@ -130,12 +130,18 @@ def _float32_step(size: int, outputs: int, scale: float | None) -> Tensor:
     return torch.tensor(size, dtype=torch.float32) / torch.tensor(outputs, dtype=torch.float32)
 
 
+def _step(size: int, outputs: int, scale: float | None, align_corners: bool) -> float:
+    """How many of the input's places lie between two outputs."""
+    if align_corners:
+        return (size - 1) / (outputs - 1) if outputs > 1 else 0.0
+    return 1.0 / scale if scale else size / outputs
+
+
 def _positions(size: int, outputs: int, scale: float | None, align_corners: bool) -> Tensor:
     """Where the centre of each output lies between the input's places, float64 (outputs,)."""
     index = torch.arange(outputs, dtype=torch.float64)
-    if align_corners:
-        return index * ((size - 1) / (outputs - 1) if outputs > 1 else 0.0)
-    return (index + 0.5) * (1.0 / scale if scale else size / outputs) - 0.5
+    step = _step(size, outputs, scale, align_corners)
+    return index * step if align_corners else (index + 0.5) * step - 0.5
 
 
 def _split(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -157,15 +163,15 @@ def _linear(align_corners: bool) -> _Maker:
     return make
 
 
-_SHARPNESS = -0.75  # PyTorch's coefficient of the cubic convolution
+_SHARPNESS = -0.75  # PyTorch's coefficients of the cubic convolution
+_ANTIALIASED_SHARPNESS = -0.5
 
 
-def _inner_cubic(z: Tensor) -> Tensor:  # 0 <= z <= 1
-    return ((_SHARPNESS + 2) * z - (_SHARPNESS + 3)) * z * z + 1
+def _inner_cubic(z: Tensor, a: float = _SHARPNESS) -> Tensor:  # 0 <= z <= 1
+    return ((a + 2) * z - (a + 3)) * z * z + 1
 
 
-def _outer_cubic(z: Tensor) -> Tensor:  # 1 <= z <= 2
-    a = _SHARPNESS
+def _outer_cubic(z: Tensor, a: float = _SHARPNESS) -> Tensor:  # 1 <= z <= 2
     return ((a * z - 5 * a) * z + 8 * a) * z - 4 * a
 
 
@@ -179,6 +185,41 @@ def _cubic(align_corners: bool) -> _Maker:
         return _Axis(size=size, places=torch.stack(places), weights=torch.stack(weights).float())
 
     return make
+
+
+def _triangle(z: Tensor) -> Tensor:
+    return (1 - z).clamp(min=0)
+
+
+def _cubic_bell(z: Tensor) -> Tensor:
+    inner, outer = (f(z, _ANTIALIASED_SHARPNESS) for f in (_inner_cubic, _outer_cubic))
+    return torch.where(z < 1, inner, torch.where(z < 2, outer, 0.0))
+
+
+def _antialiased(radius: int, bell: Callable[[Tensor], Tensor]) -> Callable[[bool], _Maker]:
+    """Weights bell(distance) within `radius`, widened where there are fewer outputs than places."""
+
+    def maker(align_corners: bool) -> _Maker:
+        def make(size: int, outputs: int, scale: float | None) -> _Axis:
+            step = _step(size, outputs, scale, align_corners)
+            widening = max(step, 1.0)
+            centre = (torch.arange(outputs, dtype=torch.float64) + 0.5) * step
+            first = (centre - radius * widening + 0.5).long().clamp(min=0)
+            last = (centre + radius * widening + 0.5).long().clamp(max=size) - 1
+            terms = int((last - first).max()) + 1
+            places = first + torch.arange(terms)[:, None]
+            distance = ((places - centre + 0.5) / widening).abs()
+            weights = torch.where(places <= last, bell(distance), 0.0)
+            total = torch.zeros(outputs, dtype=torch.float64)
+            for weight in weights:
+                total = total + weight
+            return _Axis(
+                size=size, places=torch.minimum(places, last), weights=(weights / total).float()
+            )
+
+        return make
+
+    return maker
 
 
 def _axes(
@@ -225,3 +266,5 @@ def _register_weighted(name: str, maker: Callable[[bool], _Maker]) -> None:
 for _name in ("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"):
     _register_weighted(_name, _linear)
 _register_weighted("upsample_bicubic2d", _cubic)
+_register_weighted("_upsample_bilinear2d_aa", _antialiased(1, _triangle))
+_register_weighted("_upsample_bicubic2d_aa", _antialiased(2, _cubic_bell))
