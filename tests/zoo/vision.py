@@ -24,14 +24,16 @@ from tests.zoo.small import Images, image_loss, perceptron
 
 
 class Augmented(Images):
-    """A random crop and flip, erased corner and noise, drawn from three generators."""
+    """A random resized crop, flip, erased corner and noise, drawn from three generators."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = super().__getitem__(index)
         size = image.shape[-1]
-        top, left = torch.randint(0, 5, (2,)).tolist()
-        image = F.pad(image[None], (2, 2, 2, 2), mode="reflect")[0]
-        image = image[:, top : top + size, left : left + size]
+        image = F.pad(image[None], (2, 2, 2, 2), mode="reflect")
+        side = random.randint(size - 4, size + 4)
+        top, left = torch.randint(0, size + 5 - side, (2,)).tolist()
+        image = image[..., top : top + side, left : left + side]
+        image = F.interpolate(image, size=(size, size), mode="bilinear", antialias=True)[0]
         if random.random() < 0.5:
             image = image.flip(-1)
         image = image + torch.randn_like(image) * 0.05
