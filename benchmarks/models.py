@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,27 +54,63 @@ class Block(nn.Module):
         self.norm1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(outputs)
-        self.short: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            self.short = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+        self.short = _shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.norm2(self.conv2(y)) + self.short(x))
 
 
+class Bottleneck(nn.Module):
+    """A 1x1, a 3x3 and a widening 1x1 convolution with batch norm, and a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        inner = outputs // 4
+        self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, outputs, 1, bias=False)
+        self.norm3 = nn.BatchNorm2d(outputs)
+        self.short = _shortcut(inputs, outputs, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        y = F.relu(self.norm2(self.conv2(y)))
+        return F.relu(self.norm3(self.conv3(y)) + self.short(x))
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
 def resnet(width: int = 16) -> nn.Module:
     """ResNet-18 for 32x32 images; width 64 is the usual one."""
+    return _residual(Block, width, width, (2, 2, 2, 2))
+
+
+def resnet50(width: int = 64) -> nn.Module:
+    """ResNet-50 for 32x32 images; width 64 is the usual one."""
+    return _residual(Bottleneck, width, 4 * width, (3, 4, 6, 3))
+
+
+def _residual(
+    block: Callable[[int, int, int], nn.Module], width: int, outputs: int, depths: Sequence[int]
+) -> nn.Module:
+    """A stem of `width` channels, stages of `depths` blocks (the first of `outputs` channels, each
+    next one of twice as many on half the size), a classifier."""
     layers: list[nn.Module] = [
         nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
     ]  # fmt: skip
     inputs = width
-    for stage in range(4):
-        outputs = width * 2**stage
-        layers += [Block(inputs, outputs, 1 if stage == 0 else 2), Block(outputs, outputs, 1)]
-        inputs = outputs
+    for stage, depth in enumerate(depths):
+        for place in range(depth):
+            layers.append(block(inputs, outputs, 2 if stage and not place else 1))
+            inputs = outputs
+        outputs *= 2
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 10))
 
 

@@ -162,6 +162,23 @@ def _convolution(
     return y if bias is None else y + bias.view(1, -1, *[1] * (y.ndim - 2))
 
 
+@rule(Kind.CONTRACTION, aten._convolution.default)
+def _traced_convolution(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+    *kernel_settings: bool,
+) -> Tensor:
+    """The form that `torch.jit.trace` records; its settings choose among PyTorch's own kernels."""
+    return _convolution(x, w, bias, stride, padding, dilation, transposed, output_padding, groups)
+
+
 def _window(w: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> Window:
     return Window(
         kernel=tuple(w.shape[2:]),

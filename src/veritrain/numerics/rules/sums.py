@@ -123,6 +123,23 @@ def _std(
     return elementary.apply("sqrt", _var(x, dims, correction=correction, keepdim=keepdim))
 
 
+def _register_with_mean(operator: Any, function: Any) -> None:
+    @rule(Kind.COMPOSITE, operator)
+    def _(
+        x: Tensor,
+        dims: list[int] | None = None,
+        *,
+        correction: float | None = None,
+        keepdim: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        spread = function(x, dims, correction=correction, keepdim=keepdim)
+        return spread, _mean_dims(x, dims, keepdim)
+
+
+_register_with_mean(aten.var_mean.correction, _var)
+_register_with_mean(aten.std_mean.correction, _std)
+
+
 @rule(Kind.COMPOSITE, aten.logsumexp.default)
 def _logsumexp(x: Tensor, dims: list[int], keepdim: bool = False) -> Tensor:
     """log(sum(exp(x - m))) + m with m the largest value, or 0 where that is infinite."""
