@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from veritrain.errors import UnsupportedOperatorError
-from veritrain.numerics import integers
-from veritrain.numerics.rules.sums import reduce_sum
+from veritrain.numerics import pooling
 from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
 
 
@@ -36,21 +35,16 @@ def _max_pool2d_backward(
             1, places, grad.reshape(planes, -1)
         )
         return spread.view(x.shape)
-    flat = (places + torch.arange(planes)[:, None] * area).reshape(-1)
-    added = integers.accumulate(grad.reshape(-1, 1).contiguous(), flat, planes * area)
+    if places.numel() and (int(places.min()) < 0 or int(places.max()) >= area):
+        raise IndexError(f"max_pool2d_backward: index outside [0, {area})")
+    added = pooling.scatter(
+        grad.reshape(planes, -1).contiguous(), places.contiguous(), (x.shape[-2], x.shape[-1])
+    )
     return added.view(x.shape)
 
 
-def _windows(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
-    """Strided view (planes, H', W', kh, kw) of zero-padded planes."""
-    planes = x.reshape(-1, *x.shape[-2:])
-    if any(padding):
-        planes = torch.nn.functional.pad(planes, (padding[1], padding[1], padding[0], padding[0]))
-    return planes.unfold(1, kernel[0], stride[0]).unfold(2, kernel[1], stride[1])
-
-
 def _check_average(
-    padding: list[int], ceil_mode: bool, count_include_pad: bool, divisor_override: int | None
+    padding: tuple[int, int], ceil_mode: bool, count_include_pad: bool, divisor_override: int | None
 ) -> None:
     if ceil_mode or divisor_override is not None or (any(padding) and not count_include_pad):
         raise UnsupportedOperatorError(
@@ -58,8 +52,8 @@ def _check_average(
         )
 
 
-def _pair(values: list[int]) -> list[int]:
-    return list(values) * 2 if len(values) == 1 else list(values)
+def _pair(values: list[int]) -> tuple[int, int]:
+    return (values[0], values[-1])
 
 
 @rule(Kind.SUM, aten.avg_pool2d.default)
@@ -73,11 +67,11 @@ def _avg_pool2d(
     divisor_override: int | None = None,
 ) -> Tensor:
     require_float32("avg_pool2d", x)
-    kernel, padding = _pair(kernel_size), _pair(padding or [0])
-    _check_average(padding, ceil_mode, count_include_pad, divisor_override)
-    windows = _windows(x, kernel, _pair(stride or kernel), padding)
-    average = reduce_sum(windows, [3, 4]) / math.prod(kernel)
-    return average.view(*x.shape[:-2], *average.shape[1:])
+    kernel, zeros = _pair(kernel_size), _pair(padding or [0])
+    _check_average(zeros, ceil_mode, count_include_pad, divisor_override)
+    planes = x.reshape(-1, *x.shape[-2:]).contiguous()
+    result = pooling.average(planes, kernel, _pair(stride or kernel_size), zeros)
+    return result.view(*x.shape[:-2], *result.shape[1:])
 
 
 @rule(Kind.SUM, aten.avg_pool2d_backward.default)
@@ -92,19 +86,12 @@ def _avg_pool2d_backward(
     divisor_override: int | None,
 ) -> Tensor:
     require_float32("avg_pool2d_backward", grad)
-    kernel, padding = _pair(kernel_size), _pair(padding)
-    _check_average(padding, ceil_mode, count_include_pad, divisor_override)
-    height, width = x.shape[-2] + 2 * padding[0], x.shape[-1] + 2 * padding[1]
-    planes = math.prod(x.shape[:-2])
-    places = torch.arange(planes * height * width).view(planes, height, width)
-    windows = _windows(places, kernel, _pair(stride or kernel), [0, 0])
-    shares = (grad / math.prod(kernel)).reshape(*windows.shape[:3], 1, 1).expand(windows.shape)
-    added = integers.accumulate(
-        shares.reshape(-1, 1), windows.reshape(-1), planes * height * width
-    ).view(*x.shape[:-2], height, width)
-    return added[
-        ..., padding[0] : height - padding[0], padding[1] : width - padding[1]
-    ].contiguous()
+    kernel, zeros = _pair(kernel_size), _pair(padding)
+    _check_average(zeros, ceil_mode, count_include_pad, divisor_override)
+    shares = (grad / math.prod(kernel)).reshape(-1, *grad.shape[-2:]).contiguous()
+    extent = x.shape[-2], x.shape[-1]
+    added = pooling.spread(shares, extent, kernel, _pair(stride or kernel_size), zeros)
+    return added.view(x.shape)
 
 
 def _adaptive_kernel(x: Tensor, output_size: list[int]) -> list[int]:
