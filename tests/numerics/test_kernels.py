@@ -153,3 +153,9 @@ def test_scatter_into_planes_equals_accumulation(data: st.DataObject) -> None:
         torch.from_numpy(values).reshape(-1, 1), flat.reshape(-1), planes * 12
     )
     same(got, expected.view(planes, 3, 4))
+
+
+def test_average_of_a_whole_plane_equals_definition() -> None:
+    x = numbers(7, 3, 5, 6)
+    expected = torch.stack([defined_sum(plane) for plane in x]) / 30
+    same(pooling.average(x, (5, 6), (1, 1), (0, 0)), expected.view(3, 1, 1))

@@ -22,6 +22,7 @@ from veritrain.numerics.sums import (
     power_of_two,
     rounded,
     scaled_bits,
+    total,
 )
 
 
@@ -105,6 +106,9 @@ Pair = tuple[int, int]
 def average(x_phw: Tensor, size: Pair, stride: Pair, padding: Pair) -> Tensor:
     """Averages over windows of zero-padded planes; float32 (P, H, W), contiguous."""
     num_p, *extent = x_phw.shape
+    if tuple(extent) == size and padding == (0, 0):  # one window: the plane
+        sums = total(x_phw, (1, 1, num_p, math.prod(extent)))
+        return sums.view(num_p, 1, 1) / math.prod(size)
     outputs = [
         (n + 2 * pad - k) // step + 1
         for n, k, step, pad in zip(extent, size, stride, padding, strict=True)
