@@ -1,9 +1,10 @@
 """python -m benchmarks [--only NAME ...] [--out FOLDER] [--threads N]
 
-    step     step time of `exact` against `native`, same process, interleaved
-    commit   what committing adds to a step: hashing, signing, writing; bytes per step written
-    audit    audit time against training time
-    startup  `veritrain --help` as a whole process
+    step         step time of `exact` against `native`, same process, interleaved
+    elementwise  single operators on one thread, but for products and convolutions
+    commit       what committing adds to a step: hashing, signing, writing; bytes per step written
+    audit        audit time against training time
+    startup      `veritrain --help` as a whole process
 
 Each writes FOLDER/NAME.json and prints a table; figures in the README come from these files.
 """
@@ -25,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 import veritrain as vt
+from benchmarks.elementwise import elementwise
 from benchmarks.measure import interleaved, machine, milliseconds, ratio, timers
 from benchmarks.models import WORKLOADS, Workload
 from veritrain.data import Batches
@@ -144,7 +146,7 @@ def _size(folder: Path) -> int:
 
 
 BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
-    "step": step, "commit": commit, "audit": audit, "startup": startup,
+    "step": step, "elementwise": elementwise, "commit": commit, "audit": audit, "startup": startup,
 }  # fmt: skip
 
 

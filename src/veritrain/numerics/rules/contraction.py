@@ -19,8 +19,9 @@ from torch import Tensor
 from veritrain.errors import UnsupportedOperatorError
 from veritrain.numerics import convolution, matmul
 from veritrain.numerics.convolution import Sizes, Window
-from veritrain.numerics.integers import FULL_GRADE, channels_of, contraction_bits, total
+from veritrain.numerics.integers import FULL_GRADE, channels_of, contraction_bits
 from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
+from veritrain.numerics.sums import total
 
 _grade: ContextVar[int] = ContextVar("grade", default=FULL_GRADE)
 

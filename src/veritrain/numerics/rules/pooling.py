@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from veritrain.numerics import integers
+from veritrain.numerics import pooling
 from veritrain.numerics.rules.resampling import choose
 from veritrain.numerics.rules.sums import reduce_sum, scatter_rows
 from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
@@ -26,12 +26,14 @@ class _Axis:
 
     places: int64 (outputs, width), what each window holds; `size` stands for "outside".
     counts: int64 (outputs,), by which an average is divided.
+    regular: width, stride and padding, of windows without gaps.
     """
 
     size: int
     places: Tensor
     counts: Tensor
     overlap: bool
+    regular: tuple[int, int, int] | None
 
 
 def _expand(values: Sequence[int] | None, rank: int) -> list[int]:
@@ -51,7 +53,7 @@ def _regular(
     reach = (kernel - 1) * dilation + 1
     return _Axis(
         size=size, places=torch.where(inside, places, size), counts=counted.sum(1),
-        overlap=stride < reach,
+        overlap=stride < reach, regular=(kernel, stride, padding) if dilation == 1 else None,
     )  # fmt: skip
 
 
@@ -61,10 +63,11 @@ def _adaptive(size: int, outputs: int) -> _Axis:
     starts, stops = index * size // outputs, -(-(index + 1) * size // outputs)
     counts = stops - starts
     width = int(counts.max()) if outputs else 0
+    divides = bool(outputs) and size % outputs == 0
     places = starts[:, None] + torch.arange(width)
     return _Axis(
         size=size, places=torch.where(places < stops[:, None], places, size), counts=counts,
-        overlap=bool(outputs and size % outputs),
+        overlap=not divides, regular=(width, width, 0) if divides else None,
     )  # fmt: skip
 
 
@@ -116,8 +119,21 @@ def _add_back(values: Tensor, axes: list[_Axis]) -> Tensor:
 
 def _average(x: Tensor, axes: list[_Axis], divisor: int | None = None) -> Tensor:
     first = x.ndim - len(axes)
-    sums = reduce_sum(_gather(x, axes), range(first + 1, first + 2 * len(axes), 2))
+    window = _in_planes(axes) if x.numel() else None
+    if window is not None:
+        outputs = len(axes[0].places), len(axes[1].places)
+        sums = pooling.window_sums(x.reshape(-1, *x.shape[-2:]).contiguous(), outputs, *window)
+        sums = sums.view(*x.shape[:-2], *outputs)
+    else:
+        sums = reduce_sum(_gather(x, axes), range(first + 1, first + 2 * len(axes), 2))
     return sums / _divisor(axes, divisor)
+
+
+def _in_planes(axes: list[_Axis]) -> list[pooling.Pair] | None:
+    """Size, stride and padding of windows that the fused kernels can do."""
+    if len(axes) != 2 or axes[0].regular is None or axes[1].regular is None:
+        return None
+    return list(zip(axes[0].regular, axes[1].regular, strict=True))
 
 
 def _average_backward(
@@ -126,6 +142,10 @@ def _average_backward(
     rank = len(axes)
     planes = math.prod(shape[:-rank])
     shares = (grad / _divisor(axes, divisor)).reshape(planes, *grad.shape[-rank:])
+    window = _in_planes(axes) if shares.numel() else None
+    if window is not None:
+        extent = axes[0].size, axes[1].size
+        return pooling.spread(shares.contiguous(), extent, *window).view(shape)
     widths = [axis.places.shape[1] for axis in axes]
     values = shares.reshape(*shares.shape, *[1] * rank).expand(*shares.shape, *widths)
     return _add_back(values, axes).view(shape)
@@ -214,10 +234,9 @@ def _to_chosen(grad: Tensor, x: Tensor, indices: Tensor, rank: int, overlap: boo
     if not planes:
         return torch.zeros_like(x)
     places, values = indices.reshape(planes, -1), grad.reshape(planes, -1)
-    if not overlap:
+    if not overlap or not values.numel():
         return values.new_zeros((planes, area)).scatter_(1, places, values).view(x.shape)
-    flat = (places + torch.arange(planes)[:, None] * area).reshape(-1)
-    added = integers.accumulate(values.reshape(-1, 1), flat, planes * area)
+    added = pooling.scatter(values.contiguous(), places.contiguous(), area)
     return added.view(x.shape)
 
 
