@@ -7,6 +7,7 @@
     large        ResNet-50 and GPT-2 124M: step time and peak memory, beside the published method
     profile      where a step of them goes, by operator
     contraction  matrix products and convolutions by grade and engine, against float32 and float64
+    elementwise  single operators on one thread, but for products and convolutions
     accuracy     error of contractions against float64, beside float32, TF32 and bfloat16
     scaling      step time from 1M to 124M parameters (and a plot)
     training     the loss that whole trainings reach, several seeds (and a plot); `--data` has its data
@@ -33,6 +34,7 @@ from rich.table import Table
 import veritrain as vt
 from benchmarks.accuracy import accuracy
 from benchmarks.contraction import contraction
+from benchmarks.elementwise import elementwise
 from benchmarks.large import large, profile
 from benchmarks.measure import interleaved, machine, milliseconds, ratio, timers
 from benchmarks.models import WORKLOADS, Workload
@@ -162,6 +164,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "large": lambda options: large(),
     "profile": lambda options: profile(),
     "contraction": lambda options: contraction(),
+    "elementwise": lambda options: elementwise(),
     "accuracy": lambda options: accuracy(),
     "scaling": lambda options: scaling(options.out),
     "training": lambda options: training(options.data, options.out),

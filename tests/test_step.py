@@ -20,7 +20,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler
 from tests import jobs
 from veritrain import Job, JobError, NumericsError, TranscriptError
 from veritrain.data import Batches
-from veritrain.schedule import correctly_rounded_math
+from veritrain.numerics.scalars import correctly_rounded_math
 from veritrain.state import HYPER, SCHEDULER, capture, refuse_nan, require_fit, restore
 from veritrain.step import Program, run_step
 from veritrain.transcript import state_entries, state_root

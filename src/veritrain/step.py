@@ -99,7 +99,10 @@ def run_step(program: Program, step: int, batch: Batch) -> float:
         _require_finite(total, step)
         if job.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, job.clip_norm, foreach=False)
-        with users_code(f"step {step}: optimizer.step"):
+        with (
+            users_code(f"step {step}: optimizer.step"),
+            program.profile.stepping(program.optimizer),
+        ):
             program.optimizer.step()
         if program.scheduler is not None:
             with users_code(f"step {step}: scheduler.step"), settled_rates(program.optimizer):

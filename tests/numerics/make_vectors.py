@@ -500,6 +500,13 @@ def pooling_cases() -> Iterator[Case]:
         arguments = {"size": size, "kernel": [kernel] * 2, "stride": [stride] * 2}
         inputs = {"dy": dy, "indices": indices}
         yield Case(f"kernel {kernel}, stride {stride}", "max_pool2d_backward", inputs, arguments)
+    for stride, padding, size in [(1, 1, (6, 5)), (2, 0, (2, 2)), (3, 1, (2, 2))]:
+        arguments = {"kernel": [3, 3], "stride": [stride] * 2, "padding": [padding] * 2}
+        inputs = {"x": draw(3, 6, 5, exponents=WIDE), "dy": draw(3, *size, exponents=WIDE)}
+        yield Case(f"magnitudes far apart, stride {stride}", "avg_pool2d", inputs, arguments)
+    arguments = {"size": [4, 4], "kernel": [2, 2], "stride": [1, 1]}
+    inputs = {"dy": draw(1, 3, 3, exponents=WIDE), "indices": overlapping}
+    yield Case("magnitudes far apart, stride 1", "max_pool2d_backward", inputs, arguments)
 
 
 def open_cases() -> Iterator[Case]:
@@ -580,7 +587,7 @@ def text(name: str) -> str:
     """The file of a chapter."""
     chapter = CHAPTERS[name]
     cases = [json.dumps(_case(case, chapter.operations)) for case in chapter.cases()]
-    head = json.dumps({"numerics": chapter.numerics, "version": 1})[1:-1]
+    head = json.dumps({"numerics": chapter.numerics, "version": 2})[1:-1]
     return "{" + head + ', "cases": [\n' + ",\n".join(cases) + "\n]}\n"
 
 

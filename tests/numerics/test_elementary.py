@@ -39,10 +39,13 @@ def bits_of(x: torch.Tensor) -> np.ndarray:
 
 
 def assert_rounded(name: str, x: torch.Tensor) -> None:
-    got = bits_of(elementary.apply(name, x))
+    """Alone, which is by interval, and each in a chunk of usual values, which is tried quickly first."""
+    chunks = torch.ones(x.numel(), int(elementary_kernels.CHUNK))
+    chunks[:, 0] = x
     expected = [elementary_reference.rounded_bits(name, v) for v in x.tolist()]
-    for value, g, e in zip(x.tolist(), got.tolist(), expected, strict=True):
-        assert g == e, f"{name}({value!r}): expected {e:08x}, got {g:08x}"
+    for got in (elementary.apply(name, x), elementary.apply(name, chunks)[:, 0].contiguous()):
+        for value, g, e in zip(x.tolist(), bits_of(got).tolist(), expected, strict=True):
+            assert g == e, f"{name}({value!r}): expected {e:08x}, got {g:08x}"
 
 
 # Results
@@ -196,6 +199,64 @@ def test_bounds_hold_and_are_not_idle(name: str) -> None:
         assert worst > 0.08, (
             "the bound could be much tighter: entries are left undecided for nothing"
         )
+
+
+QUICK = sorted(name for name in dir(elementary_kernels) if name.startswith(("_quick_", "_near_")))
+QUICK = [name for name in QUICK if name.partition("_")[2].partition("_")[2] in NAMES]
+
+
+@pytest.mark.parametrize("kernel", QUICK)
+def test_quick_values_decide_rightly(kernel: str) -> None:
+    """Within their bound where they are used, and no decided one rounds to another number."""
+    quick = getattr(elementary_kernels, kernel)
+    name = kernel.removeprefix("_quick_").removeprefix("_near_")
+    decided = 0
+    for x in points(name):
+        y, sure = quick(np.float32(x))
+        if not sure:
+            continue
+        decided += 1
+        exact = mp.mpf(elementary_reference.exact_value(name, x))
+        assert elementary_reference.bits_of(y) == elementary_reference.rounded_bits(name, x)
+        with mp.workprec(200):
+            assert abs(y - exact) <= 0.75 * _quick_bound(kernel, name, x, exact)
+    assert decided > 400
+
+
+def _quick_bound(kernel: str, name: str, x: float, exact: mp.mpf) -> mp.mpf:
+    if kernel == "_near_gelu_grad":
+        return mp.mpf(elementary_kernels._NEAR_GELU_GRAD)
+    if name.endswith("_grad"):  # of f(x) = x s(x): s + x s', and s = f(x) / x
+        first = mp.mpf(elementary_reference.exact_value(name.removesuffix("_grad"), x)) / x
+        return elementary_kernels.QUICK * (first + abs(exact - first))
+    return elementary_kernels.QUICK * abs(exact)
+
+
+@pytest.mark.parametrize("kernel", QUICK)
+def test_quick_values_decide_nearly_all(kernel: str) -> None:
+    x = np.random.default_rng(6).normal(0, 0.7, 20_000).astype(np.float32)
+    x = np.abs(x) if kernel in {"_quick_log", "_quick_rsqrt"} else x
+    quick = getattr(elementary_kernels, kernel)
+    assert sum(not quick(value)[1] for value in x) <= 30
+
+
+@pytest.mark.parametrize("name", ["silu_grad", "gelu_grad", "gelu_tanh_grad"])
+def test_products_are_rounded_by_themselves(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.cat([floats_of(SPECIAL), torch.linspace(-9, 9, 200)])
+    factor = torch.linspace(-2, 5, x.numel())
+    expected = bits_of(elementary.apply(name, x) * factor)
+    assert np.array_equal(bits_of(elementary.apply_times(name, x, factor)), expected)
+
+    def undecided(
+        _x: np.ndarray, _factor: np.ndarray, out: np.ndarray, start: int, stop: int
+    ) -> int:
+        out[start:stop] = elementary_kernels.UNDECIDED
+        return stop - start
+
+    monkeypatch.setitem(elementary._PRODUCTS, name, undecided)
+    assert np.array_equal(bits_of(elementary.apply_times(name, x, factor)), expected)
+    with pytest.raises(UsageError, match="expected one shape"):
+        elementary.apply_times(name, x, factor[:1])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,7 +12,7 @@ import torch.utils.checkpoint
 from torch.backends import mha
 
 from veritrain import numerics
-from veritrain.errors import NumericsError, UnsupportedOperatorError, UsageError
+from veritrain.errors import NumericsError, UsageError
 
 EXACT = numerics.resolve("exact")
 NATIVE = numerics.resolve("native")
@@ -111,13 +111,6 @@ def test_fused_layers_are_off_inside_and_as_before_outside_also_after_an_error(e
 def test_an_unknown_profile_is_named():
     with pytest.raises(UsageError, match="'fast'.*exact"):
         numerics.resolve("fast")
-
-
-@pytest.mark.parametrize("name", ["ASGD", "Adamax", "NAdam", "RAdam"])
-def test_optimisers_that_call_the_c_library_are_refused(name):
-    optimizer = getattr(torch.optim, name)([torch.zeros(1, requires_grad=True)])
-    with pytest.raises(UnsupportedOperatorError, match=f"{name}.*use SGD"):
-        EXACT.canonicalise(optimizer)
 
 
 def test_flushed_subnormals_are_refused():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import test_rules_sequence
+import test_rules_vision
 import torch
 import torch.nn.functional as F
 from rules_support import check, exact, numbers
@@ -77,6 +78,12 @@ CASES = {
     "upsample 1": (lambda x: F.interpolate(x.detach(), scale_factor=2), X[None]),
     "upsample 2": (lambda x: F.interpolate(x.detach(), size=(7, 11)), IMAGE),
     "upsample 3": (lambda x: F.interpolate(x.detach()[None], scale_factor=1.5), IMAGE),
+    "traced convolution": (
+        lambda x, w: aten._convolution(
+            x, w, None, [2, 1], [1, 1], [1, 1], False, [0, 0], 1, False, False, False, False
+        ),
+        IMAGE, numbers(7, 4, 3, 3, 3),
+    ),
     "clone": (lambda x: x.clone().contiguous(), X),
     "to": (lambda x: x.to(torch.float64).to(torch.float32).to(torch.bool), X),
     # comparison and choice
@@ -87,6 +94,9 @@ CASES = {
     ),
     "classes": (lambda x: ((x / 0).isnan(), x.isinf(), x.isfinite()), X),
     "equal": (lambda x, y: index(int(torch.equal(x, y)), int(torch.equal(x, x))), X, Y),
+    "is all true": (
+        lambda x: (aten._is_all_true(x > 2), aten._is_any_true(x > 0), aten._is_all_true(x < 9)), X,
+    ),
     "any all": (lambda x: ((x > 2).any(), (x > 0).all(1), (x > 0).any(0)), X),
     "argmax": (lambda x: (x.argmax(), x.argmax(1), x.argmin(0, keepdim=True)), X),
     "max": (lambda x: (x.max(), x.min(), x.max(1)[0], x.min(0, keepdim=True)[0]), X),
@@ -126,7 +136,9 @@ CASES = {
     "addcdiv": (lambda x, y: torch.addcdiv(x, y, POSITIVE.to(x.dtype), value=0.5), X, Y),
     "lerp": (lambda x, y: (torch.lerp(x, y, 0.3), torch.lerp(x, y, y.sigmoid())), X, Y),
     "square": (lambda x: x.square(), X),
-    "pow": (lambda x: tuple(x**n for n in (0, 1, 2, 3, 4, -1, -2, 0.5, -0.5, 1.5)), POSITIVE),
+    "pow": (
+        lambda x: tuple(x**n for n in (0, 1, 2, 3, 4, -1, -2, 0.5, -0.5, 1.5, 0.25, 0.75)), POSITIVE,
+    ),
     "pow_": (lambda x: (x * 1).pow_(2), X),
     "elementary": (
         lambda x: (x.exp(), x.expm1(), x.tanh(), x.erf(), x.sigmoid(), x.sin(), x.cos()), X,
@@ -278,6 +290,7 @@ DIRECT = [
     (aten.remainder.Tensor, ROWS, ROWS + 1), (aten.floor_divide.Scalar, ROWS, 2), (aten.new_empty.default, X, [2]),
     (aten.empty_permuted.default, [2, 3], [1, 0]), (aten.empty_strided.default, [2, 3], [1, 2]),
     (aten.normal.float_float, 0.0, 1.0, [3]), (aten.normal_.default, X), (aten.rand.default, [3]),
+    (aten._standard_gamma.default, POSITIVE), (aten._sample_dirichlet.default, POSITIVE),
     (aten.rand_like.default, X), (aten.randint.default, 5, [3]), (aten.randint.low, 2, 5, [3]),
     (aten.randn.default, [3]), (aten.randn_like.default, X), (aten.random_.default, ROWS),
     (getattr(aten.random_, "from"), ROWS, 1, 4), (aten.random_.to, ROWS, 4), (aten.randperm.default, 5),
@@ -294,7 +307,7 @@ DIRECT = [
 
 def test_every_covered_operator_is_shown():
     """The tables, the training-mode operators and the random ones meet all that is covered."""
-    tables = (CASES, test_rules_sequence.CASES)
+    tables = (CASES, test_rules_sequence.CASES, test_rules_vision.CASES)
     with exact(), Log() as log:
         for function, *inputs in (case for table in tables for case in table.values()):
             leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]

@@ -6,7 +6,10 @@ basic operations are used, in loops that LLVM vectorises. Every bound holds whet
 and sums are contracted into fused multiply-adds, so that contraction is allowed; no other
 liberty with floating-point arithmetic is.
 
-Each function returns an interval [low, high] that holds the real result. Where both ends round to
+Usual entries never come to intervals: a *quick value* of 38 bits decides all but one in eight
+thousand (docs/numerics_elementary.md).
+
+Each accurate function returns an interval [low, high] that holds the real result. Where both ends round to
 the same fp32 number, so does the real result (Ziv 1991; Muller et al., Handbook of Floating-Point
 Arithmetic). Far out, where a function is flat in fp32, its argument is clamped: there the interval
 has the rounding of the real result without holding it. Tests hold the bounds against mpmath from
@@ -29,6 +32,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 Interval: TypeAlias = tuple[float, float]
+Quick: TypeAlias = tuple[float, bool]
 Inputs: TypeAlias = NDArray[np.float32]
 Outputs: TypeAlias = NDArray[np.int32]
 
@@ -55,12 +59,19 @@ POWER = 2.0**-48  # times 1 + |argument of the exponential|
 SILU_GRAD = 2.0**-48
 GELU_GRAD = 2.0**-47
 GELU_TANH_GRAD = 2.0**-49  # times 1 + |argument of the exponential|
+# Of the quick values; one in eight thousand is left open.
+QUICK = 2.0**-38
+_NEAR_GELU_GRAD = 2.0**-48  # absolute
+_QUICK_UNITS = 1 << 15  # the same in units of the last place, of which a number has at most 2^53
 
 
 def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    compiler = numba.njit(
-        nogil=True, cache=True, error_model="numpy", forceinline=True, fastmath={"contract"}
-    )
+    options: dict[str, Any] = {
+        "nogil": True, "cache": True, "error_model": "numpy", "forceinline": True,
+        "fastmath": {"contract"},
+        "_nrt": False,  # nothing is allocated: no reference counts
+    }  # fmt: skip
+    compiler = numba.njit(**options)
     return compiler(function)  # type: ignore[no-any-return]
 
 
@@ -91,12 +102,14 @@ _horner: Callable[[tuple[float, ...], float], float] = intrinsic(_unrolled_horne
 _bits64 = _bitcast(types.float64, types.int64)
 _float64 = _bitcast(types.int64, types.float64)
 _bits32 = _bitcast(types.float32, types.int32)
+_float32 = _bitcast(types.int32, types.float32)
 
 # Adding and subtracting this rounds |t| < 2^51 to an integer, which then is in the sum's low bits.
 _MAGIC = 1.5 * 2.0**52
 _MAGIC_BITS = 0x4338000000000000
 _ONE_BITS = 0x3FF0000000000000
 _SQRT_HALF_BITS = 0x3FE6A09E667F3BCD
+_SQRT_HALF_BITS32 = 0x3F3504F3
 
 _LOG2_E = 1.4426950408889634
 _LN2_HIGH = 0.6931471805592082  # 40 bits: k * _LN2_HIGH is exact for |k| < 2^13
@@ -192,6 +205,110 @@ _COS_POLY = (
     2.4801585198441217e-05,
     -2.755636590225902e-07,
     2.070024946756277e-09,
+)
+
+# e^r and (e^r - 1) / r on |r| <= ln(2) / 2
+_QUICK_EXP_POLY = (
+    1.0,
+    0.9999999999797852,
+    0.49999999999797934,
+    0.16666666891045911,
+    0.04166666689095713,
+    0.008333266097922691,
+    0.0013888821677603455,
+    0.00019915866941726544,
+    2.487616403756168e-05,
+)
+_QUICK_EXPM1_POLY = (
+    1.0,
+    0.49999999999797934,
+    0.16666666666648303,
+    0.04166666689095713,
+    0.008333333353717168,
+    0.0013888821677603455,
+    0.0001984120875696787,
+    2.487616403756168e-05,
+    2.7625102018960324e-06,
+)
+# e^(t^2) erfc(t) / (2 u) with t = |x| / sqrt(2), in u = 4 / (|x| + 4) for |x| <= 8
+_QUICK_TAIL_POLY = (
+    0.0997387528116096,
+    0.09965407009365082,
+    0.09445198270650698,
+    0.07436898103274728,
+    0.09488637753578047,
+    -0.061160625753665564,
+    0.2748650962687307,
+    -0.4335085941544864,
+    0.5512540312587617,
+    -0.4876875153927212,
+    0.25884978410581144,
+    -0.07493697690174166,
+    0.009224636389515456,
+)
+# (P(x) - 1/2) / x and (gelu'(x) - 1/2) / x in 2 x^2 / 3.5^2 - 1 for |x| <= 3.5
+_NEAR_GELU_POLY = (
+    0.1993377798639279,
+    -0.0903395005571385,
+    0.05346899793765289,
+    -0.02997425356200475,
+    0.015062175128468849,
+    -0.006717213363443999,
+    0.00266683653797256,
+    -0.0009492067563140493,
+    0.00030527249356101903,
+    -8.938351499188997e-05,
+    2.3992216578961023e-05,
+    -5.940383085645029e-06,
+    1.3641968812136448e-06,
+    -2.9200485105423974e-07,
+    5.852669551441019e-08,
+    -1.1020218679864919e-08,
+    1.943539880564615e-09,
+    -3.26901188599876e-10,
+    5.843248799332134e-11,
+    -8.771657787330506e-12,
+)
+_NEAR_GELU_GRAD_POLY = (
+    0.2179965586135787,
+    -0.14748201047794432,
+    0.14096846625390388,
+    -0.1192966274681627,
+    0.08344961764980682,
+    -0.04860452190802664,
+    0.02404681694816905,
+    -0.010302948183668644,
+    0.0038860015866517376,
+    -0.0013078260627454675,
+    0.00039714042273541285,
+    -0.00010982821267928226,
+    2.7876836572930594e-05,
+    -6.537806725954766e-06,
+    1.4253591558910745e-06,
+    -2.9004910908559107e-07,
+    5.4872271723167316e-08,
+    -9.878229993626826e-09,
+    1.9091042510308892e-09,
+    -3.0362275404337183e-10,
+)
+# (log((1 + s) / (1 - s)) - 2 s) / s^3 in s^2 for |s| <= 3 - sqrt(8)
+_QUICK_LOG_POLY = (
+    0.666666666673751,
+    0.399999987973327,
+    0.2857175453691257,
+    0.2219140076694057,
+    0.19362654945422295,
+)
+# log((1 + s) / (1 - s)) / s in s^2 for |s| <= 1/3
+_QUICK_ARTANH_POLY = (
+    1.9999999999998737,
+    0.6666666668119934,
+    0.39999997264242493,
+    0.28571624027501186,
+    0.22215400180111994,
+    0.1831004363876266,
+    0.1407075932464363,
+    0.20068155694850642,
 )
 
 
@@ -504,191 +621,407 @@ def _power(x: float, y: float) -> Interval:
     return (-high, -low) if negative else (low, high)
 
 
-# Loops. They are alike, but each must be spelled out: numba's cache on disk knows no closures.
-# Slices first: LLVM does not vectorise an index that may be negative.
+# Quick values. Each returns an fp64 number within a relative error of `QUICK` of the function, and
+# whether that decides its fp32 rounding; outside the range that is common in a network, never. The
+# polynomials are shorter, the arguments reduced in one step, and quotients start from fp32 ones.
 
 
 @_jit
-def _store(out: Outputs, i: int, interval: Interval) -> bool:
-    """Round both ends to fp32; tell whether they differ."""
+def _usual(x: float, limit: float) -> Any:
+    """Whether an fp32 x is zero or 2^-100 <= |x| <= limit."""
+    return (x == 0.0) | ((abs(x) >= np.float32(2.0**-100)) & (abs(x) <= np.float32(limit)))
+
+
+@_jit
+def _decided(y: float) -> bool:
+    """Whether no midpoint of fp32 numbers is within y's error; for |y| >= 2^-126, or zero.
+
+    A midpoint has the low 29 bits 2^28. Rounding the error up to a power of two, 2^15 units in the
+    last place, makes the test one sum and one mask.
+    """
+    return (_bits64(y) + (_QUICK_UNITS - (1 << 28))) & ((1 << 29) - 2 * _QUICK_UNITS) != 0
+
+
+@_jit
+def _separates(y: float, error: float) -> Any:
+    """Whether y - error and y + error round to one fp32 number."""
+    return np.float32(y - error) == np.float32(y + error)
+
+
+@_jit
+def _quick_exp_parts(x: float) -> tuple[float, float]:
+    """(bits to add for 2^k, r) with x = k ln(2) + r, for |x| <= 100."""
+    shifted = x * _LOG2_E + _MAGIC
+    return _bits64(shifted) << 52, x - (shifted - _MAGIC) * _LN2
+
+
+@_jit
+def quick_exp(x: float) -> float:
+    power, r = _quick_exp_parts(x)
+    return _float64(_bits64(_horner(_QUICK_EXP_POLY, r)) + power)
+
+
+@_jit
+def quick_expm1(x: float) -> float:
+    power, r = _quick_exp_parts(x)
+    scale = _float64(power + _ONE_BITS)
+    return (scale - 1.0) + scale * (r * _horner(_QUICK_EXPM1_POLY, r))
+
+
+@_jit
+def _quotient(a: float, b: float, guess: float) -> float:
+    """a / b by one step of Newton's method from an fp32 `guess` of 1 / b."""
+    start = np.float64(guess)
+    y = a * start
+    return y + start * (a - b * y)
+
+
+@_jit
+def _over(a: float, b: float) -> float:
+    """a / b for 1 <= |b| < 2^126."""
+    return _quotient(a, b, np.float32(1.0) / np.float32(b))
+
+
+@_jit
+def _quick_tail(size: float, square: float) -> tuple[float, float]:
+    """e^(-x^2 / 2) and P(-|x|) for an fp32 |x| <= 8 and its square."""
+    wide = np.float64(size) + 4.0
+    u = _quotient(4.0, wide, np.float32(1.0) / (size + np.float32(4.0)))
+    e = quick_exp(-0.5 * square)
+    return e, e * (u * _horner(_QUICK_TAIL_POLY, u))
+
+
+@_jit
+def _quick_exp(x: float) -> Quick:
+    y = quick_exp(np.float64(x))
+    return y, _decided(y) & _usual(x, 87.0)
+
+
+@_jit
+def _quick_expm1(x: float) -> Quick:
+    y = quick_expm1(np.float64(x))
+    return (np.float64(x) if x == 0.0 else y), _decided(y) & _usual(x, 87.0)
+
+
+@_jit
+def _quick_tanh(x: float) -> Quick:
+    e = quick_expm1(np.float64(x) + np.float64(x))
+    y = _over(e, e + 2.0)
+    return (np.float64(x) if x == 0.0 else y), _decided(y) & _usual(x, 40.0)
+
+
+@_jit
+def _quick_sigmoid(x: float) -> Quick:
+    y = _over(1.0, 1.0 + quick_exp(-np.float64(x)))
+    return y, _decided(y) & _usual(x, 80.0)
+
+
+@_jit
+def _quick_silu(x: float) -> Quick:
+    y = _over(np.float64(x), 1.0 + quick_exp(-np.float64(x)))
+    return (np.float64(x) if x == 0.0 else y), _decided(y) & _usual(x, 80.0)
+
+
+@_jit
+def _quick_gelu(x: float) -> Quick:
+    wide = np.float64(x)
+    _, tail = _quick_tail(abs(x), wide * wide)
+    y = wide * (tail if x < 0.0 else 1.0 - tail)
+    return y, _decided(y) & _usual(x, 8.0)
+
+
+@_jit
+def _near_gelu(x: float) -> Quick:
+    wide = np.float64(x)
+    p = 0.5 + wide * _horner(_NEAR_GELU_POLY, wide * wide * (2.0 / 12.25) - 1.0)
+    return wide * p, _decided(wide * p) & _usual(x, 3.5)
+
+
+@_jit
+def _near_gelu_grad(x: float) -> Quick:
+    wide = np.float64(x)
+    bend = wide * _horner(_NEAR_GELU_GRAD_POLY, wide * wide * (2.0 / 12.25) - 1.0)
+    y = 0.5 + bend
+    return y, _separates(y, _NEAR_GELU_GRAD) & _usual(x, 3.5)
+
+
+@_jit
+def _quick_gelu_tanh(x: float) -> Quick:
+    wide = np.float64(x)
+    y = _over(wide, 1.0 + quick_exp(-_tanh_argument(wide)))
+    return (wide if x == 0.0 else y), _decided(y) & _usual(x, 9.0)
+
+
+@_jit
+def _quick_softplus(x: float) -> Quick:
+    e = quick_exp(-abs(np.float64(x)))
+    s = _over(e, e + 2.0)  # log(1 + e) = 2 artanh(s)
+    y = (np.float64(x) if x > 0.0 else 0.0) + s * _horner(_QUICK_ARTANH_POLY, s * s)
+    return y, _decided(y) & _usual(x, 80.0)
+
+
+@_jit
+def _quick_silu_grad(x: float) -> Quick:
+    wide = np.float64(x)
+    e = quick_exp(-wide)
+    s = _over(1.0, 1.0 + e)
+    bend = wide * s * (s * e)
+    y = s + bend
+    return y, _separates(y, (s + abs(bend)) * QUICK) & _usual(x, 40.0)
+
+
+@_jit
+def _quick_gelu_grad(x: float) -> Quick:
+    wide = np.float64(x)
+    e, tail = _quick_tail(abs(x), wide * wide)
+    cumulative = tail if x < 0.0 else 1.0 - tail
+    bend = wide * e * _INV_SQRT_2_PI
+    y = cumulative + bend
+    return y, _separates(y, (cumulative + abs(bend)) * QUICK) & _usual(x, 8.0)
+
+
+@_jit
+def _quick_gelu_tanh_grad(x: float) -> Quick:
+    wide = np.float64(x)
+    e = quick_exp(-_tanh_argument(wide))
+    s = _over(1.0, 1.0 + e)
+    slope = _SQRT_8_OVER_PI * (1.0 + 3.0 * _TANH_CUBIC * (wide * wide))
+    bend = wide * slope * s * (s * e)
+    y = s + bend
+    return y, _separates(y, (s + abs(bend)) * QUICK) & _usual(x, 7.0)
+
+
+@_jit
+def _quick_log(x: float) -> Quick:
+    bits = _bits32(x)
+    exponent = np.int32(bits - np.int32(_SQRT_HALF_BITS32)) >> np.int32(23)
+    m = _float32(np.int32(bits - np.int32(exponent << np.int32(23))))  # in [sqrt(1/2), sqrt(2))
+    k, wide = np.float64(exponent), np.float64(m)
+    s = _quotient(wide - 1.0, wide + 1.0, np.float32(1.0) / (m + np.float32(1.0)))
+    square = s * s
+    y = k * _LN2 + (2.0 * s + s * square * _horner(_QUICK_LOG_POLY, square))
+    return y, _decided(y) & (x >= np.float32(2.0**-126)) & (x < np.float32(np.inf))
+
+
+@_jit
+def _quick_rsqrt(x: float) -> Quick:
+    start = np.float64(np.float32(1.0) / np.sqrt(x))
+    y = start + start * (0.5 - (0.5 * np.float64(x)) * start * start)
+    return y, _decided(y) & (x >= np.float32(2.0**-126)) & (x < np.float32(np.inf))
+
+
+# Loops, in chunks: where a quick value leaves an entry open, its whole chunk is done again with
+# intervals. Each function has to be spelled out: numba's cache on disk knows no closures.
+# Indices are unsigned: LLVM does not vectorise one that may be negative. Slices would do, but making
+# them in every chunk costs reference counts.
+
+CHUNK = np.uint64(64)  # with 2^-13 of the entries open, 0.8 percent of the chunks are done twice
+
+
+@_jit
+def _round(interval: Interval) -> Any:
+    """The fp32 bits that both ends round to, if they do."""
     low, high = np.float32(interval[0]), np.float32(interval[1])
     failed = np.int32(NAN) if low != low else np.int32(UNDECIDED)
-    bits = _bits32(low) if low == high else failed
-    out[i] = bits
-    return bits == np.int32(UNDECIDED)
+    return _bits32(low) if low == high else failed
+
+
+@_jit
+def by_interval(interval: Any, x: Inputs, factor: Any, out: Outputs, start: int, stop: int) -> int:
+    """Entries [start, stop) with the accurate function; returns the number of undecided ones.
+
+    With a factor, results are times it, rounded again, but for the undecided ones.
+    """
+    undecided = 0
+    for i in range(np.uint64(start), np.uint64(stop)):
+        bits = _round(interval(np.float64(x[i])))
+        undecided += bits == np.int32(UNDECIDED)
+        if factor is not None and bits != np.int32(UNDECIDED):
+            bits = _bits32(np.float32(_float32(bits) * factor[i]))
+        out[i] = bits
+    return undecided
+
+
+@_jit
+def _all_decided(quick: Any, x: Inputs, factor: Any, out: Outputs, at: int) -> bool:
+    """The same for the `CHUNK` entries from `at` on with a quick function; tells whether it decides."""
+    open_ = False
+    for i in range(CHUNK):
+        y, decided = quick(x[at + i])
+        value = np.float32(y)
+        if factor is not None:
+            value = value * factor[at + i]
+        out[at + i] = _bits32(value)
+        open_ |= not decided
+    return not open_
+
+
+@_jit
+def _by_chunks(
+    near: Any,
+    quick: Any,
+    interval: Any,
+    x: Inputs,
+    factor: Any,
+    out: Outputs,
+    start: int,
+    stop: int,
+) -> int:
+    """`near`, if there is one, is quicker than `quick` in a smaller range."""
+    undecided, at, end = 0, np.uint64(start), np.uint64(stop)
+    while at + CHUNK <= end:
+        decided = False
+        if near is not None:
+            decided = _all_decided(near, x, factor, out, at)
+        if not decided and not _all_decided(quick, x, factor, out, at):
+            undecided += by_interval(interval, x, factor, out, at, at + CHUNK)
+        at += CHUNK
+    return undecided + by_interval(interval, x, factor, out, at, end)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def undecided_places(out: Outputs) -> NDArray[np.int64]:
+    """Where `out` is `UNDECIDED`. Most chunks have none, which is seen 64 entries at a time."""
+    places = [0 for _ in range(0)]  # so numba learns the type
+    for start in range(0, out.size, 64):
+        part = out[start : start + 64]
+        count = 0
+        for i in range(part.size):
+            count += part[i] == np.int32(UNDECIDED)
+        if count:
+            for i in range(part.size):
+                if part[i] == np.int32(UNDECIDED):
+                    places.append(start + i)
+    return np.array(places)
 
 
 @_jit
 def exp_loop(x: Inputs, out: Outputs, start: int, stop: int) -> int:
-    x, out, undecided = x[start:stop], out[start:stop], 0
-    for i in range(x.size):
-        undecided += _store(out, i, _exp(np.float64(x[i])))
-    return undecided
+    return _by_chunks(None, _quick_exp, _exp, x, None, out, start, stop)
 
 
 @_jit
 def expm1_loop(x: Inputs, out: Outputs, start: int, stop: int) -> int:
-    x, out, undecided = x[start:stop], out[start:stop], 0
-    for i in range(x.size):
-        undecided += _store(out, i, _expm1(np.float64(x[i])))
-    return undecided
+    return _by_chunks(None, _quick_expm1, _expm1, x, None, out, start, stop)
 
 
 @_jit
 def tanh_loop(x: Inputs, out: Outputs, start: int, stop: int) -> int:
-    x, out, undecided = x[start:stop], out[start:stop], 0
-    for i in range(x.size):
-        undecided += _store(out, i, _tanh(np.float64(x[i])))
-    return undecided
+    return _by_chunks(None, _quick_tanh, _tanh, x, None, out, start, stop)
 
 
 @_jit
 def sigmoid_loop(x: Inputs, out: Outputs, start: int, stop: int) -> int:
-    x, out, undecided = x[start:stop], out[start:stop], 0
-    for i in range(x.size):
-        undecided += _store(out, i, _sigmoid(np.float64(x[i])))
-    return undecided
+    return _by_chunks(None, _quick_sigmoid, _sigmoid, x, None, out, start, stop)
 
 
 @_jit
 def silu_loop(x: Inputs, out: Outputs, start: int, stop: int) -> int:
-    x, out, undecided = x[start:stop], out[start:stop], 0
-    for i in range(x.size):
-        undecided += _store(out, i, _silu(np.float64(x[i])))
-    return undecided
+    return _by_chunks(None, _quick_silu, _silu, x, None, out, start, stop)
 
 
 @_jit
 def erf_loop(x: Inputs, out: Outputs, start: int, stop: int) -> int:
-    x, out, undecided = x[start:stop], out[start:stop], 0
-    for i in range(x.size):
-        undecided += _store(out, i, _erf(np.float64(x[i])))
-    return undecided
+    return by_interval(_erf, x, None, out, start, stop)
 
 
 @_jit
 def erfinv_loop(x: Inputs, out: Outputs, start: int, stop: int) -> int:
-    x, out, undecided = x[start:stop], out[start:stop], 0
-    for i in range(x.size):
-        undecided += _store(out, i, _erfinv(np.float64(x[i])))
-    return undecided
+    return by_interval(_erfinv, x, None, out, start, stop)
 
 
 @_jit
 def gelu_loop(x: Inputs, out: Outputs, start: int, stop: int) -> int:
-    x, out, undecided = x[start:stop], out[start:stop], 0
-    for i in range(x.size):
-        undecided += _store(out, i, _gelu(np.float64(x[i])))
-    return undecided
+    return _by_chunks(_near_gelu, _quick_gelu, _gelu, x, None, out, start, stop)
 
 
 @_jit
 def gelu_tanh_loop(x: Inputs, out: Outputs, start: int, stop: int) -> int:
-    x, out, undecided = x[start:stop], out[start:stop], 0
-    for i in range(x.size):
-        undecided += _store(out, i, _gelu_tanh(np.float64(x[i])))
-    return undecided
+    return _by_chunks(None, _quick_gelu_tanh, _gelu_tanh, x, None, out, start, stop)
 
 
 @_jit
 def softplus_loop(x: Inputs, out: Outputs, start: int, stop: int) -> int:
-    x, out, undecided = x[start:stop], out[start:stop], 0
-    for i in range(x.size):
-        undecided += _store(out, i, _softplus(np.float64(x[i])))
-    return undecided
+    return _by_chunks(None, _quick_softplus, _softplus, x, None, out, start, stop)
 
 
 @_jit
 def silu_grad_loop(x: Inputs, out: Outputs, start: int, stop: int) -> int:
-    x, out, undecided = x[start:stop], out[start:stop], 0
-    for i in range(x.size):
-        undecided += _store(out, i, _silu_grad(np.float64(x[i])))
-    return undecided
+    return _by_chunks(None, _quick_silu_grad, _silu_grad, x, None, out, start, stop)
 
 
 @_jit
 def gelu_grad_loop(x: Inputs, out: Outputs, start: int, stop: int) -> int:
-    x, out, undecided = x[start:stop], out[start:stop], 0
-    for i in range(x.size):
-        undecided += _store(out, i, _gelu_grad(np.float64(x[i])))
-    return undecided
+    return _by_chunks(_near_gelu_grad, _quick_gelu_grad, _gelu_grad, x, None, out, start, stop)
 
 
 @_jit
 def gelu_tanh_grad_loop(x: Inputs, out: Outputs, start: int, stop: int) -> int:
-    x, out, undecided = x[start:stop], out[start:stop], 0
-    for i in range(x.size):
-        undecided += _store(out, i, _gelu_tanh_grad(np.float64(x[i])))
-    return undecided
+    return _by_chunks(None, _quick_gelu_tanh_grad, _gelu_tanh_grad, x, None, out, start, stop)
 
 
 @_jit
 def log_loop(x: Inputs, out: Outputs, start: int, stop: int) -> int:
-    x, out, undecided = x[start:stop], out[start:stop], 0
-    for i in range(x.size):
-        undecided += _store(out, i, _log(np.float64(x[i])))
-    return undecided
+    return _by_chunks(None, _quick_log, _log, x, None, out, start, stop)
 
 
 @_jit
 def log1p_loop(x: Inputs, out: Outputs, start: int, stop: int) -> int:
-    x, out, undecided = x[start:stop], out[start:stop], 0
-    for i in range(x.size):
-        undecided += _store(out, i, _log1p(np.float64(x[i])))
-    return undecided
+    return by_interval(_log1p, x, None, out, start, stop)
 
 
 @_jit
 def sin_loop(x: Inputs, out: Outputs, start: int, stop: int) -> int:
-    x, out, undecided = x[start:stop], out[start:stop], 0
-    for i in range(x.size):
-        undecided += _store(out, i, _sin(np.float64(x[i])))
-    return undecided
+    return by_interval(_sin, x, None, out, start, stop)
 
 
 @_jit
 def cos_loop(x: Inputs, out: Outputs, start: int, stop: int) -> int:
-    x, out, undecided = x[start:stop], out[start:stop], 0
-    for i in range(x.size):
-        undecided += _store(out, i, _cos(np.float64(x[i])))
-    return undecided
+    return by_interval(_cos, x, None, out, start, stop)
 
 
 @_jit
 def sin_two_pi_loop(x: Inputs, out: Outputs, start: int, stop: int) -> int:
-    x, out, undecided = x[start:stop], out[start:stop], 0
-    for i in range(x.size):
-        undecided += _store(out, i, _sin_two_pi(np.float64(x[i])))
-    return undecided
+    return by_interval(_sin_two_pi, x, None, out, start, stop)
 
 
 @_jit
 def cos_two_pi_loop(x: Inputs, out: Outputs, start: int, stop: int) -> int:
-    x, out, undecided = x[start:stop], out[start:stop], 0
-    for i in range(x.size):
-        undecided += _store(out, i, _cos_two_pi(np.float64(x[i])))
-    return undecided
+    return by_interval(_cos_two_pi, x, None, out, start, stop)
 
 
 @_jit
 def sqrt_loop(x: Inputs, out: Outputs, start: int, stop: int) -> int:
-    x, out, undecided = x[start:stop], out[start:stop], 0
-    for i in range(x.size):
-        undecided += _store(out, i, _sqrt(np.float64(x[i])))
-    return undecided
+    return by_interval(_sqrt, x, None, out, start, stop)
 
 
 @_jit
 def rsqrt_loop(x: Inputs, out: Outputs, start: int, stop: int) -> int:
-    x, out, undecided = x[start:stop], out[start:stop], 0
-    for i in range(x.size):
-        undecided += _store(out, i, _rsqrt(np.float64(x[i])))
-    return undecided
+    return _by_chunks(None, _quick_rsqrt, _rsqrt, x, None, out, start, stop)
 
 
 @_jit
 def power_loop(x: Inputs, y: Inputs, out: Outputs, start: int, stop: int) -> int:
     x, y, out, undecided = x[start:stop], y[start:stop], out[start:stop], 0
     for i in range(x.size):
-        undecided += _store(out, i, _power(np.float64(x[i]), np.float64(y[i])))
+        bits = _round(_power(np.float64(x[i]), np.float64(y[i])))
+        undecided += bits == np.int32(UNDECIDED)
+        out[i] = bits
     return undecided
+
+
+@_jit
+def silu_grad_times_loop(x: Inputs, factor: Inputs, out: Outputs, start: int, stop: int) -> int:
+    return _by_chunks(None, _quick_silu_grad, _silu_grad, x, factor, out, start, stop)
+
+
+@_jit
+def gelu_grad_times_loop(x: Inputs, factor: Inputs, out: Outputs, start: int, stop: int) -> int:
+    return _by_chunks(_near_gelu_grad, _quick_gelu_grad, _gelu_grad, x, factor, out, start, stop)
+
+
+@_jit
+def gelu_tanh_grad_times_loop(
+    x: Inputs, factor: Inputs, out: Outputs, start: int, stop: int
+) -> int:
+    return _by_chunks(None, _quick_gelu_tanh_grad, _gelu_tanh_grad, x, factor, out, start, stop)

@@ -163,87 +163,6 @@ def _quantise_columns_kernel(x_pac, bits_pac, bits, q_pac, scale_pc, width, star
                 target[i] = value if value == value else 0.0
 
 
-@jit
-def _total_kernel(x_pacb, bits_pacb, bits, total_pc, start, stop):
-    num_c = x_pacb.shape[2]
-    for s in range(start, stop):
-        p = s // num_c
-        c = s - p * num_c
-        top = _top_bits(bits_pacb, p, c)
-        if top >= _NOT_FINITE:
-            total_pc[p, c] = np.nan
-            continue
-        factor = math.ldexp(1.0, bits - exponent(top))
-        total = np.int64(0)
-        for a in range(x_pacb.shape[1]):
-            row = x_pacb[p, a, c]
-            for b in range(row.shape[0]):
-                total += (
-                    np.float64(np.float64(row[b]) * factor + ROUNDING).view(np.int64)
-                    - ROUNDING_BITS
-                )
-        scale = math.ldexp(1.0, exponent(top) - bits)
-        total_pc[p, c] = np.float32(np.float64(total) * scale)
-
-
-@jit
-def _total_columns_kernel(x_pac, bits_pac, bits, total_pc, width, start, stop):
-    num_a, num_c = x_pac.shape[1], x_pac.shape[2]
-    blocks = (num_c + width - 1) // width
-    top = np.empty(width, np.int32)
-    factor = np.empty(width, np.float64)
-    total = np.empty(width, np.int64)
-    for block in range(start, stop):
-        p = block // blocks
-        low = (block - p * blocks) * width
-        high = min(low + width, num_c)
-        top[:] = 0
-        total[:] = 0
-        for a in range(num_a):
-            row = bits_pac[p, a, low:high]
-            for i in range(row.shape[0]):
-                top[i] = max(top[i], np.int32(row[i] & _MAGNITUDE))
-        for i in range(high - low):
-            finite = top[i] < _NOT_FINITE
-            factor[i] = math.ldexp(1.0, bits - exponent(top[i])) if finite else 0.0
-        for a in range(num_a):
-            source = x_pac[p, a, low:high]
-            for i in range(source.shape[0]):
-                rounded = np.float64(np.float64(source[i]) * factor[i] + ROUNDING)
-                total[i] += rounded.view(np.int64) - ROUNDING_BITS
-        for i in range(high - low):
-            if top[i] < _NOT_FINITE:
-                scale = math.ldexp(1.0, exponent(top[i]) - bits)
-                total_pc[p, low + i] = np.float32(np.float64(total[i]) * scale)
-            else:
-                total_pc[p, low + i] = np.nan
-
-
-@jit
-def exact_sum(values):
-    """Sum of a 1-D float32 array as integers of `sum_bits(len)`, rounded once to float32."""
-    count = values.shape[0]
-    if count == 0:
-        return np.float32(0.0)
-    pattern = values.view(np.int32)
-    top = np.int32(0)
-    for i in range(count):
-        top = max(top, np.int32(pattern[i] & _MAGNITUDE))
-    if top >= _NOT_FINITE:
-        return np.float32(np.nan)
-    log2 = 0
-    while (1 << log2) < count:
-        log2 += 1
-    shift = min(MAX_BITS, EXACT_BITS - log2) - exponent(top)
-    factor = math.ldexp(1.0, shift)
-    total = np.int64(0)
-    for i in range(count):
-        total += (
-            np.float64(np.float64(values[i]) * factor + ROUNDING).view(np.int64) - ROUNDING_BITS
-        )
-    return np.float32(np.float64(total) * math.ldexp(1.0, -shift))
-
-
 # A product of zeros may come out of a matrix engine as -0; adding +0 makes every zero +0.
 
 
@@ -255,17 +174,6 @@ def _rescale_kernel(c_rn, row_scale_r, column_scale_pn, rows_per_p, out_rn, star
         columns = column_scale_pn[r // rows_per_p]
         for n in range(source.shape[0]):
             target[n] = np.float32(source[n] * row_scale_r[r] * columns[n] + 0.0)
-
-
-@jit
-def _accumulate_kernel(values_nd, row_n, factor, total_rd, start, stop):
-    """Add rows of integers; a thread owns the columns [start, stop) of every row."""
-    for n in range(values_nd.shape[0]):
-        source = values_nd[n, start:stop]
-        target = total_rd[row_n[n], start:stop]
-        for d in range(source.shape[0]):
-            rounded = np.float64(np.float64(source[d]) * factor + ROUNDING)
-            target[d] += rounded.view(np.int64) - ROUNDING_BITS
 
 
 def rows_of(x: Tensor) -> Slices:
@@ -319,32 +227,6 @@ def quantise(x: Tensor, shape: Slices, bits: int) -> tuple[Tensor, Tensor]:
     return q, scale
 
 
-def total(x: Tensor, shape: Slices) -> Tensor:
-    """Sum each slice of `x` as integers of `sum_bits(A * B)`, rounded once to float32: (P, C).
-
-    The sum of an empty slice is +0.
-    """
-    num_p, num_a, num_c, num_b = shape
-    if num_a * num_b == 0:
-        return torch.zeros((num_p, num_c), dtype=torch.float32)
-    out = torch.empty((num_p, num_c), dtype=torch.float32)
-    values, pattern = _pacb(x, shape)
-    bits = sum_bits(num_a * num_b)
-    if num_b == 1 and num_a > 1:
-        width = min(_COLUMN_BLOCK, num_c)
-        run(
-            _total_columns_kernel, num_p * -(-num_c // max(width, 1)),
-            values[..., 0], pattern[..., 0], bits, out.numpy(), width,
-            grain=grain_of(num_a * width),
-        )  # fmt: skip
-    else:
-        run(
-            _total_kernel, num_p * num_c, values, pattern, bits, out.numpy(),
-            grain=grain_of(num_a * num_b),
-        )  # fmt: skip
-    return out
-
-
 def rescale(c: Tensor, row_scale: Tensor, column_scale: Tensor, out: Tensor) -> None:
     """Scale integer products back and round once to float32.
 
@@ -360,39 +242,6 @@ def rescale(c: Tensor, row_scale: Tensor, column_scale: Tensor, out: Tensor) -> 
         column_scale.numpy(), max(num_m, 1), out.numpy().reshape(num_p * num_m, num_n),
         grain=grain_of(num_n),
     )  # fmt: skip
-
-
-def accumulate(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
-    """Add `values[n]` to row `rows[n]` of a zero matrix, exactly, in no order.
-
-    All of `values` is one slice of `sum_bits(N)`: no row can receive more than N summands.
-
-    Args:
-        values: float32 (N, D) contiguous. rows: int64 (N,), each in [0, num_rows).
-
-    Returns:
-        float32 (num_rows, D); NaN everywhere if a value is not finite.
-
-    Raises:
-        IndexError: a row outside the range.
-    """
-    num_n, num_d = values.shape
-    if num_n == 0:
-        return torch.zeros((num_rows, num_d), dtype=torch.float32)
-    if int(rows.min()) < 0 or int(rows.max()) >= num_rows:
-        raise IndexError(f"row index outside [0, {num_rows})")
-    _, pattern = _pacb(values, (1, 1, 1, num_n * num_d))
-    top = int(_top_bits(pattern, 0, 0)) if num_d else 0
-    if top >= _NOT_FINITE:
-        return torch.full((num_rows, num_d), math.nan, dtype=torch.float32)
-    shift = sum_bits(num_n) - int(exponent(top))
-    totals = torch.zeros((num_rows, num_d), dtype=torch.int64)
-    run(
-        _accumulate_kernel, num_d,
-        values.detach().numpy(), rows.numpy(), math.ldexp(1.0, shift), totals.numpy(),
-        grain=max(16, grain_of(num_n)),
-    )  # fmt: skip
-    return totals.double().mul_(math.ldexp(1.0, -shift)).float()
 
 
 def slice_scales(x: Tensor, shape: Slices, bits: int) -> tuple[Tensor, Tensor]:

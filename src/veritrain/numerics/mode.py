@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import DispatchKey
 from torch._ops import OpOverload
+from torch.jit._trace import is_tracing
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from veritrain.errors import UnsupportedOperatorError
@@ -45,10 +47,17 @@ class ExactMode(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         if func.namespace == "aten" and short_name(func).startswith("_foreach_"):
             return self._foreach(func, args, kwargs)
+        if _is_composite(func):  # inference mode leaves composite operators whole
+            with self:
+                return func.decompose(*args, **kwargs)
         return self.compute(func, args, kwargs)
 
     def compute(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One operator by its rule."""
+        if is_tracing():  # some operators are recorded below the mode, as their rules
+            raise UnsupportedOperatorError(
+                "torch.jit.trace inside a step: use the model itself, or torch.jit.script"
+            )
         rule = _cached_lookup(func)
         _refuse_foreign(func, rule.kind, (*args, *kwargs.values()))
         if rule.takes_stream:
@@ -72,6 +81,16 @@ class ExactMode(TorchDispatchMode):
                     single(*one, **{key: _at(value, i) for key, value in kwargs.items()})
                 )
         return None if name.endswith("_") else results
+
+
+@cache
+def _is_composite(func: OpOverload) -> bool:
+    """It has no rule and is made of operators that may have one."""
+    try:
+        lookup(func)
+    except UnsupportedOperatorError:
+        return func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd)
+    return False
 
 
 def _at(value: Any, i: int) -> Any:
@@ -126,7 +145,7 @@ def _refuse_foreign(func: OpOverload, kind: Kind, values: Sequence[Any]) -> None
             if kind is not Kind.MOVEMENT and value.dtype in _NARROW:
                 raise UnsupportedOperatorError(
                     f"operator {func} on {value.dtype}: exact numerics covers float32 arithmetic; "
-                    "use .float() first"
+                    "use .float() first, and no torch.autocast"
                 )
         elif isinstance(value, (list, tuple)):
             _refuse_foreign(func, kind, value)

@@ -1,13 +1,14 @@
-"""Fused CPU kernels of batch, layer and group norm and of softmax.
+"""Fused CPU kernels of batch, layer and group norm.
 
 Definitions (docs/numerics.md, "Normalisation"); every operation is one float32 IEEE operation in the
-order written, every sum is exact (`integers.exact_sum`), n = float32(number of values of the slice):
+order written, every sum is exact (`sums.exact_sum`), n = float32(number of values of the slice):
     mean = sum(x) / n      d = x - mean      var = sum(d * d) / n      rstd = 1 / sqrt(var + eps)
     xhat = (x - mean) * rstd                 y = xhat * w + b
     backward: dx = f * ((g - sum(g) / n) - xhat * (sum(g * xhat) / n))
               with f = rstd, g = dy * w where the weight varies within a slice (layer, group norm)
               and  f = rstd * w, g = dy where it does not (batch norm)
-A slice is what shares one mean; the axes (P, A, C, B) are those of `integers`.
+A slice is what shares one mean. Those of layer and group norm are rows of a matrix, those of batch norm
+channels; the axes (P, A, C, B) are those of `integers`.
 """
 
 # pyright: reportUnknownParameterType=false, reportMissingParameterType=false
@@ -17,49 +18,113 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from veritrain.numerics.integers import Slices, exact_sum, jit
+from veritrain.numerics.integers import ROUNDING_BITS, Slices, exponent, jit, sum_bits
 from veritrain.numerics.parallel import grain_of, run
+from veritrain.numerics.sums import (
+    bare_jit,
+    exact_sum,
+    magnitude,
+    power_of_two,
+    rounded,
+    scaled_bits,
+)
+
+_COLUMN_BLOCK = 512  # columns; their tops, factors and totals stay in the first-level cache
+
+# Rows.
+
+
+@bare_jit
+def _moments(values, scratch):
+    """Mean and sum of squared deviations; `scratch` may be the values themselves."""
+    mean = exact_sum(values) / np.float32(values.shape[0])
+    for i in range(values.shape[0]):
+        deviation = values[i] - mean
+        scratch[i] = deviation * deviation
+    return mean, exact_sum(scratch)
+
+
+@bare_jit
+def _gradient_sums(grad, values, mean, rstd, scratch):
+    """sum(g) and sum(g * xhat)."""
+    for i in range(values.shape[0]):
+        scratch[i] = grad[i] * ((values[i] - mean) * rstd)
+    return exact_sum(grad), exact_sum(scratch)
 
 
 @jit
+def _rows_kernel(x_rd, eps, weight_gd, bias_gd, mean_r, rstd_r, out_rd, start, stop):
+    scratch = np.empty(x_rd.shape[1], np.float32)
+    _normalise_rows(
+        x_rd, eps, weight_gd, bias_gd, scratch, mean_r, rstd_r, out_rd, start, stop
+    )  # fmt: skip
+
+
+@bare_jit
+def _normalise_rows(x_rd, eps, weight_gd, bias_gd, scratch, mean_r, rstd_r, out_rd, start, stop):
+    num_g, num_d = weight_gd.shape
+    for r in range(start, stop):
+        x, weight, bias, out = x_rd[r], weight_gd[r % num_g], bias_gd[r % num_g], out_rd[r]
+        mean, square = _moments(x, scratch)
+        rstd = np.float32(1.0) / np.sqrt(square / np.float32(num_d) + eps)
+        mean_r[r], rstd_r[r] = mean, rstd
+        for d in range(x.shape[0]):
+            out[d] = ((x[d] - mean) * rstd) * weight[d] + bias[d]
+
+
+@jit
+def _rows_backward_kernel(grad_rd, x_rd, mean_r, rstd_r, weight_gd, dx_rd, start, stop):
+    num_d = x_rd.shape[1]
+    scratch, weighted = np.empty(num_d, np.float32), np.empty(num_d, np.float32)
+    _rows_backward(
+        grad_rd, x_rd, mean_r, rstd_r, weight_gd, scratch, weighted, dx_rd, start, stop
+    )  # fmt: skip
+
+
+@bare_jit
+def _rows_backward(grad_rd, x_rd, mean_r, rstd_r, weight_gd, scratch, weighted, dx_rd, start, stop):
+    num_g, num_d = weight_gd.shape
+    for r in range(start, stop):
+        grad, x, weight, dx = grad_rd[r], x_rd[r], weight_gd[r % num_g], dx_rd[r]
+        mean, rstd = mean_r[r], rstd_r[r]
+        for d in range(x.shape[0]):
+            weighted[d] = grad[d] * weight[d]
+        total, dot = _gradient_sums(weighted, x, mean, rstd, scratch)
+        mean_grad, mean_dot = total / np.float32(num_d), dot / np.float32(num_d)
+        for d in range(x.shape[0]):
+            dx[d] = rstd * ((weighted[d] - mean_grad) - ((x[d] - mean) * rstd) * mean_dot)
+
+
+# Channels.
+
+
+@bare_jit
 def _gather(x_pacb, p, c, out):
     """Copy slice (p, c) to a 1-D array."""
-    i = 0
+    num_b = x_pacb.shape[3]
     for a in range(x_pacb.shape[1]):
         row = x_pacb[p, a, c]
-        target = out[i : i + row.shape[0]]
+        target = out[a * num_b : a * num_b + num_b]
         for b in range(row.shape[0]):
             target[b] = row[b]
-        i += row.shape[0]
 
 
 @jit
 def _moments_kernel(x_pacb, mean_pc, square_pc, start, stop):
     num_c = x_pacb.shape[2]
-    count = x_pacb.shape[1] * x_pacb.shape[3]
-    scratch = np.empty(count, np.float32)
+    scratch = np.empty(x_pacb.shape[1] * x_pacb.shape[3], np.float32)
     for s in range(start, stop):
-        p = s // num_c
-        c = s - p * num_c
+        p, c = s // num_c, s % num_c
         _gather(x_pacb, p, c, scratch)
-        mean = exact_sum(scratch) / np.float32(count)
-        for i in range(count):
-            deviation = scratch[i] - mean
-            scratch[i] = deviation * deviation
-        mean_pc[p, c] = mean
-        square_pc[p, c] = exact_sum(scratch)
+        mean_pc[p, c], square_pc[p, c] = _moments(scratch, scratch)
 
 
-@jit
+@bare_jit
 def _normalise_kernel(x_pacb, mean_pc, rstd_pc, weight_c, bias_c, out_pacb, start, stop):
     num_a, num_c = x_pacb.shape[1], x_pacb.shape[2]
     for s in range(start, stop):
-        p = s // num_c
-        c = s - p * num_c
-        mean = mean_pc[p, c]
-        rstd = rstd_pc[p, c]
-        weight = weight_c[c]
-        bias = bias_c[c]
+        p, c = s // num_c, s % num_c
+        mean, rstd, weight, bias = mean_pc[p, c], rstd_pc[p, c], weight_c[c], bias_c[c]
         for a in range(num_a):
             source = x_pacb[p, a, c]
             target = out_pacb[p, a, c]
@@ -68,99 +133,145 @@ def _normalise_kernel(x_pacb, mean_pc, rstd_pc, weight_c, bias_c, out_pacb, star
 
 
 @jit
-def _normalise_rows_kernel(x_rd, mean_r, rstd_r, weight_d, bias_d, out_rd, start, stop):
-    for r in range(start, stop):
-        source = x_rd[r]
-        target = out_rd[r]
-        for d in range(source.shape[0]):
-            target[d] = ((source[d] - mean_r[r]) * rstd_r[r]) * weight_d[d] + bias_d[d]
-
-
-@jit
 def _backward_kernel(
     g_pacb, x_pacb, mean_pc, rstd_pc, factor_pc, sum_pc, dot_pc, dx_pacb, start, stop
 ):
     """dx, sum(g) and sum(g * xhat) of each slice."""
-    num_a, num_c, num_b = x_pacb.shape[1], x_pacb.shape[2], x_pacb.shape[3]
-    count = num_a * num_b
-    scratch = np.empty(count, np.float32)
-    grad = np.empty(count, np.float32)
+    num_c = x_pacb.shape[2]
+    count = x_pacb.shape[1] * x_pacb.shape[3]
+    values, grad = np.empty(count, np.float32), np.empty(count, np.float32)
     for s in range(start, stop):
-        p = s // num_c
-        c = s - p * num_c
-        mean = mean_pc[p, c]
-        rstd = rstd_pc[p, c]
-        factor = factor_pc[p, c]
-        _gather(x_pacb, p, c, scratch)
+        p, c = s // num_c, s % num_c
+        _gather(x_pacb, p, c, values)
         _gather(g_pacb, p, c, grad)
-        for i in range(count):
-            scratch[i] = grad[i] * ((scratch[i] - mean) * rstd)
-        sum_pc[p, c] = exact_sum(grad)
-        dot_pc[p, c] = exact_sum(scratch)
-        mean_grad = sum_pc[p, c] / np.float32(count)
-        mean_dot = dot_pc[p, c] / np.float32(count)
-        for a in range(num_a):
-            g = g_pacb[p, a, c]
-            x = x_pacb[p, a, c]
-            dx = dx_pacb[p, a, c]
-            for b in range(num_b):
-                dx[b] = factor * ((g[b] - mean_grad) - ((x[b] - mean) * rstd) * mean_dot)
+        mean, rstd = mean_pc[p, c], rstd_pc[p, c]
+        sums = _gradient_sums(grad, values, mean, rstd, values)
+        sum_pc[p, c], dot_pc[p, c] = sums
+        _slice_backward(g_pacb, x_pacb, p, c, mean, rstd, factor_pc[p, c], sums, dx_pacb)
+
+
+@bare_jit
+def _slice_backward(g_pacb, x_pacb, p, c, mean, rstd, factor, sums, dx_pacb):
+    num_a, num_b = x_pacb.shape[1], x_pacb.shape[3]
+    count = np.float32(num_a * num_b)
+    mean_grad, mean_dot = sums[0] / count, sums[1] / count
+    for a in range(num_a):
+        g = g_pacb[p, a, c]
+        x = x_pacb[p, a, c]
+        dx = dx_pacb[p, a, c]
+        for b in range(g.shape[0]):
+            dx[b] = factor * ((g[b] - mean_grad) - ((x[b] - mean) * rstd) * mean_dot)
 
 
 @jit
-def _xhat_times_kernel(g_pacb, x_pacb, mean_pc, rstd_pc, out_pacb, start, stop):
-    """g * xhat, for the weight's gradient."""
-    num_a, num_c = x_pacb.shape[1], x_pacb.shape[2]
-    for s in range(start, stop):
-        p = s // num_c
-        c = s - p * num_c
-        mean = mean_pc[p, c]
-        rstd = rstd_pc[p, c]
-        for a in range(num_a):
-            g = g_pacb[p, a, c]
-            x = x_pacb[p, a, c]
-            out = out_pacb[p, a, c]
-            for b in range(g.shape[0]):
-                out[b] = g[b] * ((x[b] - mean) * rstd)
+def _channel_sums_kernel(g_pacb, x_pacb, mean_ac, rstd_ac, sum_c, dot_c, start, stop):
+    _, num_a, _, num_b = x_pacb.shape
+    scratch = np.empty(num_a * num_b, np.float32)
+    for c in range(start, stop):
+        _xhat_times(g_pacb[0], x_pacb[0], c, mean_ac, rstd_ac, scratch)
+        dot_c[c] = exact_sum(scratch)
+        _gather(g_pacb, 0, c, scratch)
+        sum_c[c] = exact_sum(scratch)
+
+
+@bare_jit
+def _xhat_times(g_acb, x_acb, c, mean_ac, rstd_ac, out):
+    num_b = x_acb.shape[2]
+    for a in range(x_acb.shape[0]):
+        g, x, target = g_acb[a, c], x_acb[a, c], out[a * num_b : a * num_b + num_b]
+        mean, rstd = mean_ac[a, c], rstd_ac[a, c]
+        for b in range(g.shape[0]):
+            target[b] = g[b] * ((x[b] - mean) * rstd)
+
+
+# Columns, for the gradients of a weight that varies along the rows.
 
 
 @jit
-def _row_max_kernel(x_rd, out_rd, start, stop):
-    """x minus its row's maximum; a NaN in the row makes the whole row NaN."""
-    for r in range(start, stop):
-        row = x_rd[r]
-        target = out_rd[r]
-        top = row[0]
-        unordered = False
-        for d in range(row.shape[0]):
-            top = row[d] if row[d] > top else top
-            unordered |= row[d] != row[d]
-        if unordered:
-            top = np.float32(np.nan)
-        for d in range(row.shape[0]):
-            target[d] = row[d] - top
+def _column_sums_kernel(g_rd, x_rd, mean_r, rstd_r, bits, width, sum_d, dot_d, start, stop):
+    tops = np.empty((2, width), np.int32)
+    factors, totals = np.empty((2, width), np.float64), np.empty((2, width), np.int64)
+    for block in range(start, stop):
+        low = block * width
+        high = min(low + width, x_rd.shape[1])
+        _column_tops(g_rd, x_rd, mean_r, rstd_r, low, high, tops[0], tops[1])
+        for k in range(2):
+            for i in range(width):
+                factors[k, i] = power_of_two(bits - exponent(tops[k, i]))
+        totals[:] = 0
+        _column_totals(
+            g_rd, x_rd, mean_r, rstd_r, low, high, factors[0], factors[1], totals[0], totals[1]
+        )  # fmt: skip
+        offset = x_rd.shape[0] * ROUNDING_BITS
+        for i in range(high - low):
+            sum_d[low + i] = rounded(tops[0, i], totals[0, i] - offset, bits)
+            dot_d[low + i] = rounded(tops[1, i], totals[1, i] - offset, bits)
 
 
-@jit
-def _divide_by_sum_kernel(x_rd, start, stop):
-    for r in range(start, stop):
-        row = x_rd[r]
-        total = exact_sum(row)
-        for d in range(row.shape[0]):
-            row[d] = row[d] / total
+@bare_jit
+def _column_tops(g_rd, x_rd, mean_r, rstd_r, low, high, sum_tops, dot_tops):
+    """Magnitude bits of the largest g and the largest g * xhat of each column."""
+    sum_tops[:] = 0
+    dot_tops[:] = 0
+    for r in range(x_rd.shape[0]):
+        g, x, mean, rstd = g_rd[r, low:high], x_rd[r, low:high], mean_r[r], rstd_r[r]
+        for i in range(g.shape[0]):
+            product = g[i] * ((x[i] - mean) * rstd)
+            sum_tops[i] = max(sum_tops[i], magnitude(g[i]))
+            dot_tops[i] = max(dot_tops[i], magnitude(product))
 
 
-@jit
-def _softmax_backward_kernel(grad_rd, y_rd, out_rd, start, stop):
-    for r in range(start, stop):
-        grad = grad_rd[r]
-        y = y_rd[r]
-        out = out_rd[r]
-        for d in range(grad.shape[0]):
-            out[d] = grad[d] * y[d]
-        total = exact_sum(out)
-        for d in range(grad.shape[0]):
-            out[d] = (grad[d] - total) * y[d]
+@bare_jit
+def _column_totals(g_rd, x_rd, mean_r, rstd_r, low, high, by_sum, by_dot, sums, dots):
+    for r in range(x_rd.shape[0]):
+        g, x, mean, rstd = g_rd[r, low:high], x_rd[r, low:high], mean_r[r], rstd_r[r]
+        for i in range(g.shape[0]):
+            product = g[i] * ((x[i] - mean) * rstd)
+            sums[i] += scaled_bits(g[i], by_sum[i])
+            dots[i] += scaled_bits(product, by_dot[i])
+
+
+def normalise_rows(
+    x_rd: Tensor, eps: float, weight_gd: Tensor, bias_gd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, mean, rstd) of each row of x (R, D), contiguous; row r has the weights and biases r % G."""
+    out = torch.empty(x_rd.shape, dtype=torch.float32)
+    mean, rstd = torch.empty((2, x_rd.shape[0]), dtype=torch.float32)
+    run(
+        _rows_kernel, x_rd.shape[0], x_rd.detach().numpy(), np.float32(eps),
+        weight_gd.detach().numpy(), bias_gd.detach().numpy(), mean.numpy(), rstd.numpy(),
+        out.numpy(), grain=grain_of(x_rd.shape[1]),
+    )  # fmt: skip
+    return out, mean, rstd
+
+
+def rows_backward(
+    grad_rd: Tensor, x_rd: Tensor, mean_r: Tensor, rstd_r: Tensor, weight_gd: Tensor
+) -> Tensor:
+    """dx of `normalise_rows` for g = grad * weight."""
+    dx = torch.empty(x_rd.shape, dtype=torch.float32)
+    run(
+        _rows_backward_kernel, x_rd.shape[0], grad_rd.detach().numpy(), x_rd.detach().numpy(),
+        mean_r.numpy(), rstd_r.numpy(), weight_gd.detach().numpy(), dx.numpy(),
+        grain=grain_of(x_rd.shape[1]),
+    )  # fmt: skip
+    return dx
+
+
+def column_sums(
+    grad_rd: Tensor, x_rd: Tensor, mean_r: Tensor, rstd_r: Tensor
+) -> tuple[Tensor, Tensor]:
+    """sum(g) and sum(g * xhat) of each column of (R, D)."""
+    num_r, num_d = x_rd.shape
+    total, dot = torch.zeros((2, num_d), dtype=torch.float32)
+    if num_r:
+        width = min(_COLUMN_BLOCK, num_d)
+        run(
+            _column_sums_kernel, -(-num_d // width), grad_rd.detach().numpy(),
+            x_rd.detach().numpy(), mean_r.numpy(), rstd_r.numpy(), sum_bits(num_r), width,
+            total.numpy(), dot.numpy(), grain=grain_of(num_r * width),
+        )  # fmt: skip
+    return total, dot
 
 
 def moments(x: Tensor, shape: Slices) -> tuple[Tensor, Tensor]:
@@ -187,17 +298,6 @@ def normalise(
     return out
 
 
-def normalise_rows(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The same for x (R, D) with mean, rstd (R,) and weight, bias (D,)."""
-    out = torch.empty(x.shape, dtype=torch.float32)
-    run(
-        _normalise_rows_kernel, x.shape[0], x.detach().numpy(), mean.numpy(), rstd.numpy(),
-        weight.detach().numpy(), bias.detach().numpy(), out.numpy(),
-        grain=grain_of(x.shape[1]),
-    )  # fmt: skip
-    return out
-
-
 def normalise_backward(
     grad: Tensor, x: Tensor, shape: Slices, mean: Tensor, rstd: Tensor, factor: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -213,40 +313,17 @@ def normalise_backward(
     return dx, total, dot
 
 
-def times_xhat(grad: Tensor, x: Tensor, shape: Slices, mean: Tensor, rstd: Tensor) -> Tensor:
-    """g * ((x - mean) * rstd), elementwise."""
-    out = torch.empty(x.shape, dtype=torch.float32)
+def channel_sums(
+    grad: Tensor, x: Tensor, shape: Slices, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor]:
+    """sum(g) and sum(g * xhat) of each channel of (1, A, C, B), with mean and rstd (A, C)."""
+    _, num_a, num_c, num_b = shape
+    total, dot = torch.empty((2, num_c), dtype=torch.float32)
     run(
-        _xhat_times_kernel, shape[0] * shape[2], _view(grad, shape), _view(x, shape),
-        mean.numpy(), rstd.numpy(), _view(out, shape), grain=grain_of(shape[1] * shape[3]),
+        _channel_sums_kernel, num_c, _view(grad, shape), _view(x, shape), mean.numpy(),
+        rstd.numpy(), total.numpy(), dot.numpy(), grain=grain_of(num_a * num_b),
     )  # fmt: skip
-    return out
-
-
-def subtract_row_max(x_rd: Tensor) -> Tensor:
-    """x (R, D), D >= 1, minus the largest value of its row."""
-    out = torch.empty(x_rd.shape, dtype=torch.float32)
-    run(
-        _row_max_kernel, x_rd.shape[0], x_rd.detach().numpy(), out.numpy(),
-        grain=grain_of(x_rd.shape[1]),
-    )  # fmt: skip
-    return out
-
-
-def divide_by_row_sum_(x_rd: Tensor) -> Tensor:
-    """x (R, D) over the exact sum of its row, in place."""
-    run(_divide_by_sum_kernel, x_rd.shape[0], x_rd.numpy(), grain=grain_of(x_rd.shape[1]))
-    return x_rd
-
-
-def softmax_backward(grad_rd: Tensor, y_rd: Tensor) -> Tensor:
-    """(dy - sum(dy * y)) * y over rows."""
-    out = torch.empty(y_rd.shape, dtype=torch.float32)
-    run(
-        _softmax_backward_kernel, y_rd.shape[0], grad_rd.detach().numpy(), y_rd.detach().numpy(),
-        out.numpy(), grain=grain_of(y_rd.shape[1]),
-    )  # fmt: skip
-    return out
+    return total, dot
 
 
 def _view(x: Tensor, shape: Slices) -> np.ndarray:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from veritrain.errors import NumericsError
 from veritrain.numerics.mode import ExactMode
-from veritrain.numerics.profile import Exact, Native, Scope
+from veritrain.numerics.profile import Exact, Native, Scope, resolve
 
 _SHOWN_CHARS = 120  # of PyTorch's own message, which may list every backend
 
@@ -46,7 +46,8 @@ class Indifferent:
 class ObservedExact(Exact):
     """`exact` that tells and never refuses; `observer` may be replaced between two uses."""
 
-    def __init__(self, observer: Observer) -> None:
+    def __init__(self, plain: Exact, observer: Observer) -> None:
+        super().__init__(plain.name, plain.grade)
         self.observer = observer
 
     def make_mode(self) -> ExactMode:
@@ -75,11 +76,8 @@ class ObservedNative(Native):
 
 def observed(name: str, observer: Observer) -> ObservedExact | ObservedNative:
     """The observed twin of the profile called `name`."""
-    twins: dict[str, type[ObservedExact | ObservedNative]] = {
-        Exact.name: ObservedExact,
-        Native.name: ObservedNative,
-    }
-    return twins[name](observer)
+    plain = resolve(name)
+    return ObservedExact(plain, observer) if isinstance(plain, Exact) else ObservedNative(observer)
 
 
 class _ObservedExactMode(ExactMode):

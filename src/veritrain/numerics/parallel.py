@@ -24,6 +24,7 @@ from veritrain.numerics import onednn
 Result = TypeVar("Result")
 
 GRAIN = 16_384  # entries per piece at least: about the work that repays handing it to a thread
+THREAD_NAME = "veritrain-kernel"  # how names of our threads start
 _MAX_THREADS = 1024  # the pool starts a thread only when all that it has are busy
 
 
@@ -45,7 +46,7 @@ class _Pool:
     def executor(self) -> ThreadPoolExecutor:
         with self._lock:
             if self._executor is None:
-                self._executor = ThreadPoolExecutor(_MAX_THREADS, "veritrain-kernel")
+                self._executor = ThreadPoolExecutor(_MAX_THREADS, THREAD_NAME)
             return self._executor
 
 

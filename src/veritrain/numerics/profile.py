@@ -11,18 +11,21 @@ import random as python_random
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.backends import mha
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim import ASGD, SGD, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam
+from torch.optim import SGD, Adafactor, Adam, AdamW, Optimizer
 
 from veritrain.errors import NumericsError, UnsupportedOperatorError, UsageError
 from veritrain.numerics import onednn
+from veritrain.numerics.distributions import exact_distributions
+from veritrain.numerics.entropy import no_entropy
 from veritrain.numerics.random import Stream
+from veritrain.numerics.scalars import correctly_rounded_math, exact_hyperparameters
 
 if TYPE_CHECKING:
     from veritrain.numerics.mode import ExactMode
@@ -63,6 +66,7 @@ class Profile(ABC):
             _callers_generators_kept(),
             torch.random.fork_rng(devices=[]),
             self._enter() as scope,
+            no_entropy(),
         ):
             scope.rekey(seed=seed, purpose=purpose, step=step)
             yield scope
@@ -74,6 +78,10 @@ class Profile(ABC):
     @abstractmethod
     def canonicalise(self, optimizer: Optimizer) -> None:
         """Bring the optimiser's implementation flags to the profile's one canonical sequence."""
+
+    def stepping(self, optimizer: Optimizer) -> AbstractContextManager[None]:
+        """Where the optimiser takes its step."""
+        return nullcontext()
 
 
 class _NativeScope(Scope):
@@ -146,12 +154,14 @@ class Exact(Profile):
     @contextmanager
     def _enter(self) -> Generator[Scope]:
         from veritrain.numerics.rules.contraction import grade
+        from veritrain.numerics.threads import no_operators_in_new_threads
 
         _require_ieee()
         mode = self.make_mode()
         # Fused kernels hide their operators; the composite forms show them.
         with (
             sdpa_kernel([SDPBackend.MATH]), _no_fused_layers(), _no_compiled_code(),
+            correctly_rounded_math(), exact_distributions(), no_operators_in_new_threads(),
             grade(self.grade), mode,
         ):  # fmt: skip
             yield _ExactScope(mode)
@@ -162,11 +172,11 @@ class Exact(Profile):
         Raises:
             UnsupportedOperatorError: the plain loop computes powers through the C library.
         """
-        if isinstance(optimizer, _POWERS_IN_PYTHON):
+        if isinstance(optimizer, Adafactor):
             raise UnsupportedOperatorError(
-                f"optimizer {type(optimizer).__name__} computes powers of its coefficients in Python, "
-                "through the C library, which differs between machines; use SGD, Adam, AdamW, "
-                "Adagrad, Adadelta, RMSprop or Rprop"
+                "optimizer Adafactor computes powers of numbers that are not its hyper-parameters in "
+                "Python, through the C library, which differs between machines; use Adam, AdamW, "
+                "NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop, Rprop, SGD or ASGD"
             )
         fused = isinstance(optimizer, (SGD, Adam, AdamW))
         for group in optimizer.param_groups:
@@ -177,8 +187,9 @@ class Exact(Profile):
         if isinstance(optimizer, SGD):
             optimizer.register_step_pre_hook(_choose_sgd_path)
 
-
-_POWERS_IN_PYTHON = (ASGD, Adamax, NAdam, RAdam)
+    def stepping(self, optimizer: Optimizer) -> AbstractContextManager[None]:
+        """Powers of hyper-parameters round correctly."""
+        return exact_hyperparameters(optimizer)
 
 
 def _choose_sgd_path(optimizer: Optimizer, args: object, kwargs: object) -> None:
@@ -225,15 +236,30 @@ def _require_ieee() -> None:
         )
 
 
-def _no_compiled_code() -> AbstractContextManager[object]:
+@contextmanager
+def _no_compiled_code() -> Generator[None]:
     """Run what `torch.compile` compiled as plain Python: its kernels hide their operators.
 
     Building an optimiser loads the compiler's front end, so it is loaded in every step that trains;
-    where it is not loaded nothing can be compiled yet, and loading it takes seconds.
+    where it is not, nothing can be compiled before `torch.compile` loads it, which takes seconds.
     """
-    if "torch._dynamo" in sys.modules:
-        return torch.compiler.set_stance("force_eager")
-    return nullcontext()
+    with ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            yield
+            return
+        original = torch.compile
+
+        def compile_plain(*args: Any, **kwargs: Any) -> Any:
+            torch.compile = original
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            return original(*args, **kwargs)
+
+        torch.compile = compile_plain
+        try:
+            yield
+        finally:
+            torch.compile = original
 
 
 @contextmanager

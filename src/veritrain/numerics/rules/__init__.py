@@ -8,6 +8,7 @@ from veritrain.numerics.rules import (
     as_is,
     contraction,
     embedding,
+    linalg,
     losses,
     normalisation,
     optimisers,
@@ -15,6 +16,7 @@ from veritrain.numerics.rules import (
     pointwise,
     pooling,
     random,
+    resampling,
     sums,
 )
 from veritrain.numerics.rules.table import Kind, Rule, covered, lookup, short_name
@@ -24,6 +26,7 @@ ROOMS = (
     as_is,
     contraction,
     embedding,
+    linalg,
     losses,
     normalisation,
     optimisers,
@@ -31,6 +34,7 @@ ROOMS = (
     pointwise,
     pooling,
     random,
+    resampling,
     sums,
 )
 

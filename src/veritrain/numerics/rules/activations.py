@@ -15,15 +15,17 @@ from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
 @rule(Kind.COMPOSITE, aten.softplus.default)
 def _softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
     require_float32("softplus", x)
-    scaled = x * beta
-    return torch.where(scaled > threshold, x, elementary.apply("softplus", scaled) / beta)
+    scaled = x if beta == 1 else x * beta
+    result = elementary.apply("softplus", scaled)
+    return torch.where(scaled > threshold, x, result if beta == 1 else result / beta)
 
 
 @rule(Kind.COMPOSITE, aten.softplus_backward.default)
 def _softplus_backward(grad: Tensor, x: Tensor, beta: float, threshold: float) -> Tensor:
     require_float32("softplus_backward", grad, x)
-    scaled = x * beta
-    return torch.where(scaled > threshold, grad, grad * elementary.apply("sigmoid", scaled))
+    scaled = x if beta == 1 else x * beta
+    slope = elementary.apply("sigmoid", scaled)
+    return torch.where(scaled > threshold, grad, slope.mul_(grad))
 
 
 @rule(Kind.COMPOSITE, aten.log_sigmoid_forward.default)

@@ -16,24 +16,24 @@ as_is(
     view _unsafe_view reshape _reshape_alias expand expand_as flatten unflatten
     permute transpose t numpy_T squeeze unsqueeze transpose_ t_ squeeze_ unsqueeze_ movedim
     select slice split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unbind narrow
-    diagonal cat stack hstack vstack repeat repeat_interleave roll flip tile unfold
+    diagonal diagonal_copy diag_embed cat stack hstack vstack repeat repeat_interleave roll flip tile unfold
     index index_select gather take masked_select masked_fill masked_fill_ masked_scatter
     index_fill scatter where select_scatter slice_scatter diagonal_scatter
-    constant_pad_nd reflection_pad1d reflection_pad2d replication_pad2d
+    constant_pad_nd
     zeros zeros_like new_zeros ones ones_like new_ones full full_like new_full
     fill fill_ zero zero_ eye scalar_tensor _local_scalar_dense item
     tril triu tril_indices triu_indices nonzero one_hot bucketize searchsorted
     eq ne lt le gt ge logical_and logical_or logical_not logical_xor isnan isinf isfinite
     bitwise_and bitwise_or bitwise_not bitwise_xor __and__ __or__ __xor__ bitwise_left_shift
     bitwise_right_shift __lshift__ __rshift__
-    equal is_nonzero is_same_size any all argmax argmin max min clamp clamp_min clamp_max
-    max_pool2d_with_indices max_pool3d_with_indices embedding sgn diagonal_backward
+    equal is_nonzero is_same_size any all _is_all_true _is_any_true argmax argmin max min clamp clamp_min clamp_max
+    max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d adaptive_max_pool3d
+    embedding sgn diagonal_backward
     relu threshold threshold_backward hardtanh
-    nan_to_num set_ pixel_shuffle pixel_unshuffle im2col
+    nan_to_num set_ pixel_shuffle pixel_unshuffle channel_shuffle im2col
     sym_size sym_stride sym_numel sym_storage_offset _assert_async _assert_scalar
     _has_compatible_shallow_copy_type slice_backward select_backward
-    upsample_nearest1d upsample_nearest2d upsample_nearest3d
-    _pack_padded_sequence isin _is_all_true
+    _pack_padded_sequence isin
     record_stream _pin_memory is_pinned
     """.split(),
 )
@@ -54,4 +54,9 @@ refuse(
 refuse(
     aten.round.decimals,
     because="it scales by powers of ten that are not exact; scale, round and scale back",
+)
+refuse(
+    aten._amp_foreach_non_finite_check_and_unscale_.default,
+    aten._amp_update_scale_.default,
+    because="float32 needs no scaling of gradients; make the GradScaler with enabled=False",
 )

@@ -19,8 +19,9 @@ from torch import Tensor
 from veritrain.errors import UnsupportedOperatorError
 from veritrain.numerics import convolution, matmul
 from veritrain.numerics.gather import Sizes, Window
-from veritrain.numerics.integers import FULL_GRADE, channels_of, contraction_bits, total
+from veritrain.numerics.integers import FULL_GRADE, channels_of, contraction_bits
 from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
+from veritrain.numerics.sums import total
 
 _grade: ContextVar[int] = ContextVar("grade", default=FULL_GRADE)
 
@@ -160,6 +161,23 @@ def _convolution(
         result = tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
         y = _forward(x, w, window, groups, result)
     return y if bias is None else y + bias.view(1, -1, *[1] * (y.ndim - 2))
+
+
+@rule(Kind.CONTRACTION, aten._convolution.default)
+def _traced_convolution(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+    *kernel_settings: bool,
+) -> Tensor:
+    """The form that `torch.jit.trace` records; its settings choose among PyTorch's own kernels."""
+    return _convolution(x, w, bias, stride, padding, dilation, transposed, output_padding, groups)
 
 
 def _window(w: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> Window:

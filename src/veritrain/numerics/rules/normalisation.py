@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from veritrain.numerics import elementary, norms
-from veritrain.numerics.integers import Slices, channels_of, rows_of, total
+from veritrain.numerics import elementary, norms, softmax
+from veritrain.numerics.integers import channels_of
 from veritrain.numerics.rules.sums import reduce_sum, vector_norm
 from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
 
@@ -123,8 +123,10 @@ def _native_batch_norm_backward(
             raise ValueError("batch norm in evaluation needs running statistics")
         rstd = _rstd(running_var, eps)
         dx = grad * (rstd * scale).view(1, -1, *[1] * (x.ndim - 2))
-        products = norms.times_xhat(grad, x, shape, running_mean[None], rstd[None])
-        dweight, dbias = total(products, shape)[0], total(grad, shape)[0]
+        each = (x.shape[0], x.shape[1])
+        dbias, dweight = norms.channel_sums(
+            grad, x, shape, running_mean.expand(each), rstd.expand(each)
+        )
     return (
         dx if output_mask[0] else None,
         dweight if output_mask[1] else None,
@@ -141,12 +143,10 @@ def _native_layer_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     require_float32("layer_norm", x, weight, bias)
     width = math.prod(normalized_shape)
-    rows = x.contiguous().view(-1, width)
-    mean, square = norms.moments(rows, rows_of(rows))
-    rstd = _rstd(square[0] / width, eps)
-    y = norms.normalise_rows(
-        rows, mean[0], rstd, _flat(_or_ones(weight, width)), _flat(_or_zeros(bias, width))
-    )
+    y, mean, rstd = norms.normalise_rows(
+        x.contiguous().view(-1, width), eps,
+        _flat(_or_ones(weight, width))[None], _flat(_or_zeros(bias, width))[None],
+    )  # fmt: skip
     stat_shape = [*x.shape[: x.ndim - len(normalized_shape)], *[1] * len(normalized_shape)]
     return y.view(x.shape), mean.view(stat_shape), rstd.view(stat_shape)
 
@@ -165,20 +165,16 @@ def _native_layer_norm_backward(
     require_float32("layer_norm_backward", grad, x, weight)
     width = math.prod(normalized_shape)
     rows, grad_rows = x.contiguous().view(-1, width), grad.contiguous().view(-1, width)
-    shape = rows_of(rows)
-    mean, rstd = mean.reshape(1, -1), rstd.reshape(1, -1)
-    weighted = grad_rows if weight is None else grad_rows * _flat(weight)
+    mean, rstd = mean.reshape(-1), rstd.reshape(-1)
     dx = None
     if output_mask[0]:
-        dx = norms.normalise_backward(weighted, rows, shape, mean, rstd, rstd)[0].view(x.shape)
-    columns: Slices = (1, rows.shape[0], width, 1)
+        weights = _flat(_or_ones(weight, width))[None]
+        dx = norms.rows_backward(grad_rows, rows, mean, rstd, weights).view(x.shape)
     dweight = dbias = None
-    if output_mask[1]:
-        products = norms.times_xhat(grad_rows, rows, shape, mean, rstd)
-        dweight = total(products, columns).view(normalized_shape)
-    if output_mask[2]:
-        dbias = total(grad_rows, columns).view(normalized_shape)
-    return dx, dweight, dbias
+    if output_mask[1] or output_mask[2]:
+        dbias, dweight = norms.column_sums(grad_rows, rows, mean, rstd)
+        dbias, dweight = dbias.view(normalized_shape), dweight.view(normalized_shape)
+    return dx, dweight if output_mask[1] else None, dbias if output_mask[2] else None
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -200,16 +196,12 @@ def _native_group_norm(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     require_float32("group_norm", x, weight, bias)
-    x = x.contiguous()
-    width = num_c // groups * area
-    mean, square = norms.moments(x, (1, 1, num_n * groups, width))
-    rstd = _rstd(square / width, eps)
-    y = norms.normalise(
-        x, (1, 1, num_n * num_c, area), _spread(mean, num_c // groups),
-        _spread(rstd, num_c // groups), _or_ones(weight, num_c).repeat(num_n),
-        _or_zeros(bias, num_c).repeat(num_n),
-    )  # fmt: skip
-    return y, mean.view(num_n, groups), rstd.view(num_n, groups)
+    rows = x.contiguous().view(num_n * groups, num_c // groups * area)
+    weights, biases = _or_ones(weight, num_c), _or_zeros(bias, num_c)
+    y, mean, rstd = norms.normalise_rows(
+        rows, eps, _spread(weights, groups, area), _spread(biases, groups, area)
+    )
+    return y.view(x.shape), mean.view(num_n, groups), rstd.view(num_n, groups)
 
 
 @rule(Kind.COMPOSITE, aten.native_group_norm_backward.default)
@@ -227,24 +219,26 @@ def _native_group_norm_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     require_float32("group_norm_backward", grad, x, weight)
     grad, x = grad.contiguous(), x.contiguous()
-    per_group: Slices = (1, 1, num_n * groups, num_c // groups * area)
-    mean, rstd = mean.reshape(1, -1), rstd.reshape(1, -1)
-    scaled = grad if weight is None else grad * weight.view(1, -1, *[1] * (x.ndim - 2))
-    dx = None
+    mean, rstd = mean.contiguous(), rstd.contiguous()
+    dx = dweight = dbias = None
     if output_mask[0]:
-        dx = norms.normalise_backward(scaled, x, per_group, mean, rstd, rstd)[0]
-    channels: Slices = (1, num_n, num_c, area)
-    dweight = dbias = None
-    if output_mask[1]:
-        products = norms.times_xhat(grad, x, per_group, mean, rstd)
-        dweight = total(products, channels)[0]
-    if output_mask[2]:
-        dbias = total(grad, channels)[0]
-    return dx, dweight, dbias
+        per_group = num_n * groups, num_c // groups * area
+        dx = norms.rows_backward(
+            grad.view(per_group), x.view(per_group), mean.view(-1), rstd.view(-1),
+            _spread(_or_ones(weight, num_c), groups, area),
+        ).view(x.shape)  # fmt: skip
+    if output_mask[1] or output_mask[2]:
+        each = num_c // groups
+        dbias, dweight = norms.channel_sums(
+            grad, x, (1, num_n, num_c, area),
+            mean.repeat_interleave(each, 1), rstd.repeat_interleave(each, 1),
+        )  # fmt: skip
+    return dx, dweight if output_mask[1] else None, dbias if output_mask[2] else None
 
 
-def _spread(statistic: Tensor, channels_per_group: int) -> Tensor:
-    return statistic.repeat_interleave(channels_per_group, dim=1)
+def _spread(weight: Tensor, groups: int, area: int) -> Tensor:
+    """The weight of each value of a slice: (groups, channels per group * area)."""
+    return weight.detach().repeat_interleave(area).view(groups, -1)
 
 
 # Weight norm: w = g * v / |v|, one slice for each index of `dim`, the first axis or the last.
@@ -290,8 +284,7 @@ def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     require_float32("softmax", x)
     if not x.numel():
         return torch.empty_like(x)
-    powers = elementary.apply("exp", norms.subtract_row_max(_rows(x, dim)))
-    return _unrows(norms.divide_by_row_sum_(powers), x, dim)
+    return _unrows(softmax.softmax(_rows(x, dim)), x, dim)
 
 
 @rule(Kind.COMPOSITE, aten._safe_softmax.default)
@@ -308,9 +301,7 @@ def _log_softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     require_float32("log_softmax", x)
     if not x.numel():
         return torch.empty_like(x)
-    shifted = norms.subtract_row_max(_rows(x, dim))
-    sums = total(elementary.apply("exp", shifted), rows_of(shifted)).view(-1, 1)
-    return _unrows(shifted - elementary.apply("log", sums), x, dim)
+    return _unrows(softmax.log_softmax(_rows(x, dim)), x, dim)
 
 
 @rule(Kind.COMPOSITE, aten._softmax_backward_data.default)
@@ -318,7 +309,7 @@ def _softmax_backward(grad: Tensor, y: Tensor, dim: int, input_dtype: Any) -> Te
     require_float32("softmax_backward", grad, y)
     if not y.numel():
         return torch.empty_like(y)
-    return _unrows(norms.softmax_backward(_rows(grad, dim), _rows(y, dim)), y, dim)
+    return _unrows(softmax.softmax_backward(_rows(grad, dim), _rows(y, dim)), y, dim)
 
 
 @rule(Kind.COMPOSITE, aten._log_softmax_backward_data.default)
@@ -326,6 +317,4 @@ def _log_softmax_backward(grad: Tensor, y: Tensor, dim: int, input_dtype: Any) -
     require_float32("log_softmax_backward", grad, y)
     if not y.numel():
         return torch.empty_like(y)
-    rows, grads = _rows(y, dim), _rows(grad, dim)
-    sums = total(grads, rows_of(grads)).view(-1, 1)
-    return _unrows(grads - elementary.apply("exp", rows) * sums, y, dim)
+    return _unrows(softmax.log_softmax_backward(_rows(grad, dim), _rows(y, dim)), y, dim)

@@ -152,20 +152,24 @@ for _name in (
     _register_elementary(_name, getattr(aten, _name).default)
 
 
+_ONE = torch.ones((), dtype=torch.float32)
+
+
 @rule(Kind.COMPOSITE, aten.tanh_backward.default)
 def _tanh_backward(grad: Tensor, y: Tensor) -> Tensor:
-    return grad * (1 - y * y)
+    slope = y * y
+    return torch.sub(_ONE, slope, out=slope).mul_(grad)
 
 
 @rule(Kind.COMPOSITE, aten.sigmoid_backward.default)
 def _sigmoid_backward(grad: Tensor, y: Tensor) -> Tensor:
-    return grad * ((1 - y) * y)
+    return (1 - y).mul_(y).mul_(grad)
 
 
 @rule(Kind.ELEMENTARY, aten.silu_backward.default)
 def _silu_backward(grad: Tensor, x: Tensor) -> Tensor:
     require_float32("silu_backward", grad, x)
-    return grad * elementary.apply("silu_grad", x)
+    return elementary.apply_times("silu_grad", x, grad)
 
 
 @rule(Kind.ELEMENTARY, aten.gelu.default)
@@ -178,7 +182,7 @@ def _gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
 def _gelu_backward(grad: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor:
     require_float32("gelu_backward", grad, x)
     name = "gelu_grad" if approximate == "none" else "gelu_tanh_grad"
-    return grad * elementary.apply(name, x)
+    return elementary.apply_times(name, x, grad)
 
 
 @rule(Kind.COMPOSITE, aten.arange.start_step)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from veritrain.errors import NumericsError, UnsupportedOperatorError
-from veritrain.numerics import random
+from veritrain.numerics import elementary, random
 from veritrain.numerics.random import Stream
+from veritrain.numerics.rules.sums import reduce_sum
 from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
 
 
@@ -145,6 +147,42 @@ def _random_from(
 @rule(Kind.RANDOM, aten.random_.to, takes_stream=True)
 def _random_to(stream: Stream, x: Tensor, high: int, *, generator: Any = None) -> Tensor:
     return _random_from(stream, x, 0, high, generator=generator)
+
+
+_TINIEST = 2.0**-126
+
+
+@rule(Kind.RANDOM, aten._standard_gamma.default, takes_stream=True)
+def _standard_gamma(stream: Stream, shape: Tensor, generator: Any = None) -> Tensor:
+    """Source: Marsaglia, Tsang: A simple method for generating gamma variables, 2000."""
+    require_float32("_standard_gamma", shape)
+    if not bool(((shape > 0) & (shape < math.inf)).all()):
+        raise NumericsError("gamma distribution: its concentration must be positive and finite")
+    small, size = shape < 1, tuple(shape.shape)
+    d = torch.where(small, shape + 1, shape) - 1 / 3
+    c = elementary.apply("rsqrt", d * 9)
+    boost = elementary.apply("exp", _log_uniform(stream, size) / shape)
+    result, waiting = torch.zeros_like(shape), torch.ones(size, dtype=torch.bool)
+    while bool(waiting.any()):
+        z = random.normal(stream.next_key(), size)
+        root = c * z + 1
+        v = root * root * root
+        bound = z * z * 0.5 + d - d * v + d * elementary.apply("log", v)
+        accepted = (root > 0) & (_log_uniform(stream, size) < bound)
+        result = torch.where(waiting & accepted, d * v, result)
+        waiting = waiting & ~accepted
+    return torch.where(small, result * boost, result).clamp_min(_TINIEST)
+
+
+def _log_uniform(stream: Stream, size: tuple[int, ...]) -> Tensor:
+    """Logarithms of uniform numbers in (0, 1]."""
+    return elementary.apply("log", random.uniform24(stream.next_key(), size) + 2.0**-24)
+
+
+@rule(Kind.RANDOM, aten._sample_dirichlet.default, takes_stream=True)
+def _sample_dirichlet(stream: Stream, shape: Tensor, generator: Any = None) -> Tensor:
+    parts = _standard_gamma(stream, shape)
+    return parts / reduce_sum(parts, [-1], keepdim=True)
 
 
 @rule(Kind.RANDOM, aten.randperm.default, takes_stream=True)

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from veritrain.errors import UnsupportedOperatorError
-from veritrain.numerics import elementary, integers
+from veritrain.numerics import elementary, integers, sums
 from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
 
 
 def reduce_sum(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False) -> Tensor:
     """Exact sum of a float32 tensor over `dims` (all if None or empty), rounded once."""
     kept_shape, layout, source = _layout(x, dims)
-    result = integers.total(source, layout).view(kept_shape)
+    result = sums.total(source, layout).view(kept_shape)
     if keepdim:
         reduced = _normal_dims(x, dims)
         return result.view([1 if d in reduced else size for d, size in enumerate(x.shape)])
@@ -123,6 +123,23 @@ def _std(
     return elementary.apply("sqrt", _var(x, dims, correction=correction, keepdim=keepdim))
 
 
+def _register_with_mean(operator: Any, function: Any) -> None:
+    @rule(Kind.COMPOSITE, operator)
+    def _(
+        x: Tensor,
+        dims: list[int] | None = None,
+        *,
+        correction: float | None = None,
+        keepdim: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        spread = function(x, dims, correction=correction, keepdim=keepdim)
+        return spread, _mean_dims(x, dims, keepdim)
+
+
+_register_with_mean(aten.var_mean.correction, _var)
+_register_with_mean(aten.std_mean.correction, _std)
+
+
 @rule(Kind.COMPOSITE, aten.logsumexp.default)
 def _logsumexp(x: Tensor, dims: list[int], keepdim: bool = False) -> Tensor:
     """log(sum(exp(x - m))) + m with m the largest value, or 0 where that is infinite."""
@@ -146,7 +163,9 @@ def vector_norm(
     require_float32("linalg_vector_norm", x)
     dims = sorted(_normal_dims(x, dim))
     if ord == 2:
-        return elementary.apply("sqrt", reduce_sum(x * x, dims, keepdim))
+        whole = len(dims) == x.ndim and not keepdim and x.is_contiguous()
+        squares = sums.sum_of_squares(x) if whole else reduce_sum(x * x, dims, keepdim)
+        return elementary.apply("sqrt", squares)
     if ord == 1:
         return reduce_sum(x.abs(), dims, keepdim)
     if ord == math.inf:
@@ -223,7 +242,7 @@ def _prod(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
 
 def scatter_rows(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     """Exact sum of `values` (N, D) by row index (N,): float32 (num_rows, D)."""
-    return integers.accumulate(values.contiguous(), rows.contiguous(), num_rows)
+    return sums.accumulate(values.contiguous(), rows.contiguous(), num_rows)
 
 
 @rule(Kind.SUM, aten.index_add.default)
