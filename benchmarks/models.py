@@ -19,7 +19,7 @@ class Images(Dataset[tuple[Tensor, int]]):
     """Generated images, float32 (channels, size, size), and a label."""
 
     def __init__(self, count: int, channels: int, size: int) -> None:
-        generator = np.random.Generator(np.random.Philox(key=1))
+        generator = np.random.default_rng(1)
         self.images = generator.random((count, channels, size, size), np.float32)
         self.labels = generator.integers(0, 10, count)
 
@@ -34,7 +34,7 @@ class Tokens(Dataset[tuple[Tensor, Tensor]]):
     """Generated sequences of `length` tokens and their successors."""
 
     def __init__(self, count: int, length: int, vocabulary: int) -> None:
-        generator = np.random.Generator(np.random.Philox(key=2))
+        generator = np.random.default_rng(2)
         self.tokens = generator.integers(0, vocabulary, (count, length + 1))
 
     def __len__(self) -> int:
