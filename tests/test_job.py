@@ -98,6 +98,7 @@ def test_loads_a_job_file(folder: Path) -> None:
         ("def job():\n    y = 2\n    y / 0", "line 3: `y / 0` raised ZeroDivisionError"),
         ("a = 1\nimport nowhere_to_be_found", "line 2: `import nowhere_to_be_found` raised"),
         ("a = 1\ndef job(:", "line 2: invalid syntax"),
+        ("class E(BaseException): pass\nraise E(1)", "line 2: `raise E.1.` raised E: 1"),
         ("import sys\nsys.exit(0)", r"line 2: `sys.exit\(0\)` raised SystemExit: 0"),
         ("import sys\ndef job():\n    sys.exit(0)", r"line 3: `sys.exit\(0\)` raised SystemExit"),
         ("\x00", "job_bad.py"),

@@ -141,7 +141,9 @@ def load_job(path: Source) -> Job:
         raise JobError(f"{file}: expected a function `def job() -> veritrain.Job`, got none")
     try:
         job = make()
-    except (Exception, SystemExit) as error:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
         raise JobError(_describe(file, error)) from error
     if not isinstance(job, Job):
         raise JobError(f"{file}: job() must return a veritrain.Job, got {type(job).__name__}")
@@ -159,9 +161,9 @@ def users_code(what: str) -> Generator[None]:
     """
     try:
         yield
-    except VeritrainError:
+    except (VeritrainError, KeyboardInterrupt, GeneratorExit):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise JobError(f"{what} raised {type(error).__name__}: {error}") from error
 
 
@@ -182,7 +184,9 @@ def _execute(file: Path) -> ModuleType:
     try:
         code = compile(file.read_bytes(), str(file), "exec", dont_inherit=True)
         exec(code, module.__dict__)  # noqa: S102 - executing the caller's own file is the purpose
-    except (Exception, SystemExit) as error:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
         del sys.modules[name]
         sys.path[:] = path
         raise JobError(_describe(file, error)) from error

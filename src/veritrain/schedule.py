@@ -53,9 +53,9 @@ def settle_group(group: dict[str, Any]) -> None:
 
 
 def settle(value: Any) -> Any:
-    """A float, or the floats of a tuple (Adam's betas), rounded half to even to 32 bits."""
-    if isinstance(value, tuple):
-        return tuple(settle(item) for item in value)
+    """A float, or the floats of a tuple or list (Adam's betas), rounded half to even to 32 bits."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(settle(item) for item in value)
     if not isinstance(value, float) or not abs(value) < _LARGEST_RATE:
         return value
     fraction, exponent = math.frexp(value)

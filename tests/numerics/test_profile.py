@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import random
+import signal
+import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -124,3 +129,54 @@ def test_flushed_subnormals_are_refused():
             pass
     finally:
         torch.set_flush_denormal(False)
+
+
+def test_threads_take_turns_and_leave_the_process_as_it_was():
+    """A profile replaces names of the whole process: two at once would put back each other's."""
+    names = [(math, "exp"), (np.random, "binomial"), (threading.Thread, "start"), (torch, "seed")]
+    before = [getattr(owner, name) for owner, name in names]
+    inside, overlaps, results = [0], [], []
+
+    def work(seed: int) -> None:
+        for step in range(5):
+            with EXACT.active(seed=seed, purpose="test", step=step):
+                inside[0] += 1
+                overlaps.append(inside[0])
+                results.append((seed, step, draws()))
+                inside[0] -= 1
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(overlaps) == {1}
+    assert [getattr(owner, name) for owner, name in names] == before
+    alone = []
+    for seed, step, _ in results:
+        with EXACT.active(seed=seed, purpose="test", step=step):
+            alone.append((seed, step, draws()))
+    assert results == alone
+
+
+def test_a_child_of_a_fork_is_not_blocked_by_a_thread_of_its_parent():
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with EXACT.active(seed=1, purpose="test", step=0):
+            entered.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    entered.wait(60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # forking beside a thread is what is tested
+        child = os.fork()
+    if not child:
+        signal.alarm(30)
+        with NATIVE.active(seed=1, purpose="test", step=0):
+            os._exit(0)
+    leave.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

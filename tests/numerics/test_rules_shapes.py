@@ -443,3 +443,11 @@ def test_order_of_rows_does_not_matter():
             torch.zeros(7, 30).index_add(0, rows, x),
             torch.zeros(7, 30).index_add(0, rows.flip(0), x.flip(0)),
         )
+
+
+def test_layer_norm_of_an_empty_axis():
+    x = torch.ones(3, 0, requires_grad=True)
+    with exact():
+        y = torch.nn.functional.layer_norm(x, (0,), torch.ones(0), torch.ones(0))
+        y.sum().backward()
+    assert y.shape == x.grad.shape == (3, 0)

@@ -7,6 +7,7 @@ import math
 import random
 
 import mpmath
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -116,3 +117,18 @@ def test_powers_and_functions_are_the_same_on_every_machine(tmp_path, monkeypatc
     results = [run(machine, "scalars_on_a_machine").split() for machine in machines]
     assert len({raw for raw, _ in results}) > 1, "the machines have one C library: nothing is shown"
     assert len({exact for _, exact in results}) == 1
+
+
+def test_powers_of_both_zeros():
+    assert math.copysign(1.0, ExactFloat(0.0) ** 3) == 1.0
+    assert math.copysign(1.0, ExactFloat(-0.0) ** 3) == -1.0
+
+
+def test_hyperparameters_of_numpy_are_exact_too():
+    optimizer = torch.optim.Adamax([torch.zeros(1)], lr=np.float64(1e-3))
+    optimizer.param_groups[0]["betas"] = [np.float64(0.9), 0.999]
+    with exact_hyperparameters(optimizer):
+        (group,) = optimizer.param_groups
+        assert type(group["lr"]) is ExactFloat
+        assert [type(beta) for beta in group["betas"]] == [ExactFloat, ExactFloat]
+        assert type(abs(-group["lr"]) % 1) is ExactFloat

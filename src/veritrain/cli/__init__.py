@@ -95,7 +95,7 @@ def _run(arguments: list[str]) -> int:
     except VeritrainError as error:
         kind = type(error).__name__
         return output.fail(describe(error), kind, error.exit_code, as_json=as_json)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # whatever a job may raise must not look like a verdict
         kind = type(error).__name__
         return output.fail(describe(error), kind, UsageError.exit_code, as_json=as_json)
 

@@ -7,8 +7,10 @@ generators are as before when the context is left.
 
 from __future__ import annotations
 
+import os
 import random as python_random
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -53,6 +55,24 @@ class Scope(ABC):
         """Draw the random numbers of torch operators from `stream`."""
 
 
+class _OneThread:
+    """The lock of the thread in which a profile is in force; it may enter again."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+    def after_fork(self) -> None:
+        """A child has the forking thread alone: what another one held is never released."""
+        if not self.lock.acquire(blocking=False):
+            self.lock = threading.RLock()
+        else:
+            self.lock.release()
+
+
+_one_thread = _OneThread()
+os.register_at_fork(after_in_child=_one_thread.after_fork)
+
+
 class Profile(ABC):
     """One way to define a step's bits. `name` and `version` are written in a transcript's header."""
 
@@ -61,8 +81,12 @@ class Profile(ABC):
 
     @contextmanager
     def active(self, *, seed: int, purpose: str, step: int) -> Generator[Scope]:
-        """Put the profile in force, with random numbers keyed by (seed, purpose, step, call)."""
+        """Put the profile in force, with random numbers keyed by (seed, purpose, step, call).
+
+        It replaces what belongs to the whole process, so another thread that asks for one waits.
+        """
         with (
+            _one_thread.lock,
             _callers_generators_kept(),
             torch.random.fork_rng(devices=[]),
             self._enter() as scope,

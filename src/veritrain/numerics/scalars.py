@@ -104,8 +104,12 @@ _PATCHES: list[tuple[ModuleType, str, Callable[..., Any]]] = [
 ]
 
 
-@lru_cache(maxsize=4096)  # an optimiser asks for one power for each of its parameters
 def _power(base: float, exponent: float) -> Any:
+    return _nonzero_power(base, exponent) if base else base**exponent  # 0 equals -0: no key
+
+
+@lru_cache(maxsize=4096)  # an optimiser asks for one power for each of its parameters
+def _nonzero_power(base: float, exponent: float) -> Any:
     return _round(float.__pow__, mpmath.power, (base, exponent))
 
 
@@ -141,10 +145,11 @@ def _keep_exact(name: str) -> None:
     setattr(ExactFloat, name, method)
 
 
-for _name in ("add", "sub", "mul", "truediv"):
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod"):
     _keep_exact(f"__{_name}__")
     _keep_exact(f"__r{_name}__")
-_keep_exact("__neg__")
+for _name in ("neg", "pos", "abs"):
+    _keep_exact(f"__{_name}__")
 
 
 @contextmanager
@@ -166,7 +171,7 @@ def exact_hyperparameters(optimizer: Optimizer) -> Generator[None]:
 
 def _converted(value: Any, kind: type[float]) -> Any:
     """The same with every float, also inside lists, tuples and dicts, as `kind`."""
-    if type(value) in (float, ExactFloat):
+    if isinstance(value, float):  # numpy's float64 is one too
         return kind(value)
     if type(value) in (list, tuple):
         return type(value)(_converted(item, kind) for item in value)

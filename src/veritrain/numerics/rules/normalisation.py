@@ -144,7 +144,7 @@ def _native_layer_norm(
     require_float32("layer_norm", x, weight, bias)
     width = math.prod(normalized_shape)
     y, mean, rstd = norms.normalise_rows(
-        x.contiguous().view(-1, width), eps,
+        _as_rows(x, normalized_shape), eps,
         _flat(_or_ones(weight, width))[None], _flat(_or_zeros(bias, width))[None],
     )  # fmt: skip
     stat_shape = [*x.shape[: x.ndim - len(normalized_shape)], *[1] * len(normalized_shape)]
@@ -164,7 +164,7 @@ def _native_layer_norm_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     require_float32("layer_norm_backward", grad, x, weight)
     width = math.prod(normalized_shape)
-    rows, grad_rows = x.contiguous().view(-1, width), grad.contiguous().view(-1, width)
+    rows, grad_rows = _as_rows(x, normalized_shape), _as_rows(grad, normalized_shape)
     mean, rstd = mean.reshape(-1), rstd.reshape(-1)
     dx = None
     if output_mask[0]:
@@ -175,6 +175,12 @@ def _native_layer_norm_backward(
         dbias, dweight = norms.column_sums(grad_rows, rows, mean, rstd)
         dbias, dweight = dbias.view(normalized_shape), dweight.view(normalized_shape)
     return dx, dweight if output_mask[1] else None, dbias if output_mask[2] else None
+
+
+def _as_rows(x: Tensor, normalized_shape: list[int]) -> Tensor:
+    """One row for each index of the axes that are not normalised, also where it is empty."""
+    rows = math.prod(x.shape[: x.ndim - len(normalized_shape)])
+    return x.contiguous().view(rows, math.prod(normalized_shape))
 
 
 def _flat(x: Tensor) -> Tensor:
