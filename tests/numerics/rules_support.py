@@ -1,17 +1,22 @@
 """What the tests of the operator rules share: the profile, bit patterns, the float64 oracle.
 
-`check` runs a function of tensors under exact numerics, with its gradient, and asks three things:
+`check` runs a function of tensors under exact numerics, with its gradient, and asks four things:
 float64 PyTorch agrees within the error that the definitions imply; other memory layouts of the same
-values give the same bits; no input was changed.
+values give the same bits; the pretended device gives the same bits or refuses an operator; no input
+was changed.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 import torch
+from pretend_device import Moving, pretended
 from torch import Tensor
 
-from veritrain.numerics import resolve
+from veritrain.errors import UnsupportedOperatorError
+from veritrain.numerics import CPU, resolve
 
 # Inputs are at most 3 in magnitude and inner lengths at most 128, so operands of a contraction have at
 # least 23 bits: an error of 2**-23 of the slice's largest value each, 128 * 2 * 3 * 3 * 2**-23 = 2.7e-4
@@ -19,8 +24,8 @@ from veritrain.numerics import resolve
 TOLERANCE = 3e-4
 
 
-def exact(step: int = 0):
-    return resolve("exact").active(seed=0, purpose="test", step=step)
+def exact(step: int = 0, device: torch.device = CPU):
+    return resolve("exact").active(seed=0, purpose="test", step=step, device=device)
 
 
 def pattern(x: Tensor) -> np.ndarray:
@@ -120,4 +125,17 @@ def check(f, *inputs: Tensor, tolerance: float = TOLERANCE) -> None:
         ]
         with exact():
             same(got, evaluate(f, other))
+    with suppress(UnsupportedOperatorError):
+        same(got, evaluate_on_device(f, inputs))
     same(before, list(inputs))
+
+
+def evaluate_on_device(f, inputs) -> tuple[list[Tensor], list[Tensor | None]]:
+    """As `evaluate`, under exact numerics on the pretended device; results are on the CPU.
+
+    Raises:
+        UnsupportedOperatorError: an operator that the device refuses.
+    """
+    with pretended() as place, exact(device=place), Moving(place):
+        outputs, grads = evaluate(f, [x.to(place) for x in inputs])
+    return [y.values for y in outputs], [y if y is None else y.values for y in grads]

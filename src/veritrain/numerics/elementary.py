@@ -20,6 +20,7 @@ from veritrain.errors import UsageError
 from veritrain.numerics import elementary_kernels as kernels
 from veritrain.numerics import elementary_reference as reference
 from veritrain.numerics import parallel
+from veritrain.numerics.device import on_cpu
 
 _GRAIN = 8_192  # entries, about 15 microseconds of work
 
@@ -47,19 +48,20 @@ FUNCTIONS: dict[str, Callable[..., int]] = {
 }
 
 
+@on_cpu
 def apply(name: str, x: torch.Tensor) -> torch.Tensor:
-    """Apply the function `name` to an fp32 CPU tensor of any shape and strides.
+    """Apply the function `name` to an fp32 tensor of any shape and strides.
 
     Returns a new contiguous fp32 tensor of the same shape. NaNs in it are all 0x7fc00000.
 
     Raises:
-        UsageError: no function of this name, another dtype, or another device.
+        UsageError: no function of this name, or another dtype.
     """
     kernel = FUNCTIONS.get(name)
     if kernel is None:
         raise UsageError(f"elementary function: expected one of {sorted(FUNCTIONS)}, got {name!r}")
-    if x.dtype != torch.float32 or x.device.type != "cpu":
-        raise UsageError(f"{name}: expected a float32 tensor on cpu, got {x.dtype} on {x.device}")
+    if x.dtype != torch.float32:
+        raise UsageError(f"{name}: expected a float32 tensor, got {x.dtype}")
     inputs: NDArray[np.float32] = x.detach().contiguous().view(-1).numpy()
     bits = torch.empty(x.shape, dtype=torch.int32)
     outputs: NDArray[np.int32] = bits.view(-1).numpy()

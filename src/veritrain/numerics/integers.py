@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from veritrain.numerics.device import on_cpu
 from veritrain.numerics.parallel import grain_of, run
 
 # Adding 1.5 * 2**52 to |x| <= 2**51 rounds x half to even to an integer (round-to-nearest mode); the
@@ -271,6 +272,7 @@ def _pacb(x: Tensor, shape: Slices) -> tuple[np.ndarray, np.ndarray]:
 _COLUMN_BLOCK = 256  # slices; two such rows of fp32 and their factors stay in the first-level cache
 
 
+@on_cpu
 def quantise(x: Tensor, shape: Slices, bits: int) -> tuple[Tensor, Tensor]:
     """Round each slice of `x` to scaled integers.
 
@@ -303,6 +305,7 @@ def quantise(x: Tensor, shape: Slices, bits: int) -> tuple[Tensor, Tensor]:
     return q, scale
 
 
+@on_cpu
 def total(x: Tensor, shape: Slices) -> Tensor:
     """Sum each slice of `x` as integers of `sum_bits(A * B)`, rounded once to float32: (P, C).
 
@@ -329,6 +332,7 @@ def total(x: Tensor, shape: Slices) -> Tensor:
     return out
 
 
+@on_cpu
 def rescale(c: Tensor, row_scale: Tensor, column_scale: Tensor) -> Tensor:
     """Scale integer products back and round once to float32.
 
@@ -350,6 +354,7 @@ def rescale(c: Tensor, row_scale: Tensor, column_scale: Tensor) -> Tensor:
     return out
 
 
+@on_cpu
 def rescale_rows(c: Tensor, scale: Tensor) -> Tensor:
     """Scale row r of `c`, float64 (R, N) contiguous, by `scale[r]` and round once to float32."""
     out = torch.empty(c.shape, dtype=torch.float32)
@@ -360,6 +365,7 @@ def rescale_rows(c: Tensor, scale: Tensor) -> Tensor:
     return out
 
 
+@on_cpu
 def accumulate(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     """Add `values[n]` to row `rows[n]` of a zero matrix, exactly, in no order.
 
@@ -393,6 +399,7 @@ def accumulate(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     return totals.double().mul_(math.ldexp(1.0, -shift)).float()
 
 
+@on_cpu
 def slice_scales(x: Tensor, shape: Slices, bits: int) -> tuple[Tensor, Tensor]:
     """Factor to integers and scale back of each slice, float64 (P, C), without rounding anything.
 

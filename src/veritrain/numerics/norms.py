@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from veritrain.numerics.device import on_cpu
 from veritrain.numerics.integers import Slices, exact_sum, jit
 from veritrain.numerics.parallel import grain_of, run
 
@@ -163,6 +164,7 @@ def _softmax_backward_kernel(grad_rd, y_rd, out_rd, start, stop):
             out[d] = (grad[d] - total) * y[d]
 
 
+@on_cpu
 def moments(x: Tensor, shape: Slices) -> tuple[Tensor, Tensor]:
     """Mean and sum of squared deviations of each slice: float32 (P, C) each."""
     num_p, num_a, num_c, num_b = shape
@@ -174,6 +176,7 @@ def moments(x: Tensor, shape: Slices) -> tuple[Tensor, Tensor]:
     return mean, square
 
 
+@on_cpu
 def normalise(
     x: Tensor, shape: Slices, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor
 ) -> Tensor:
@@ -187,6 +190,7 @@ def normalise(
     return out
 
 
+@on_cpu
 def normalise_rows(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The same for x (R, D) with mean, rstd (R,) and weight, bias (D,)."""
     out = torch.empty(x.shape, dtype=torch.float32)
@@ -198,6 +202,7 @@ def normalise_rows(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: 
     return out
 
 
+@on_cpu
 def normalise_backward(
     grad: Tensor, x: Tensor, shape: Slices, mean: Tensor, rstd: Tensor, factor: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -213,6 +218,7 @@ def normalise_backward(
     return dx, total, dot
 
 
+@on_cpu
 def times_xhat(grad: Tensor, x: Tensor, shape: Slices, mean: Tensor, rstd: Tensor) -> Tensor:
     """g * ((x - mean) * rstd), elementwise."""
     out = torch.empty(x.shape, dtype=torch.float32)
@@ -223,6 +229,7 @@ def times_xhat(grad: Tensor, x: Tensor, shape: Slices, mean: Tensor, rstd: Tenso
     return out
 
 
+@on_cpu
 def subtract_row_max(x_rd: Tensor) -> Tensor:
     """x (R, D), D >= 1, minus the largest value of its row."""
     out = torch.empty(x_rd.shape, dtype=torch.float32)
@@ -233,12 +240,14 @@ def subtract_row_max(x_rd: Tensor) -> Tensor:
     return out
 
 
+@on_cpu
 def divide_by_row_sum_(x_rd: Tensor) -> Tensor:
     """x (R, D) over the exact sum of its row, in place."""
     run(_divide_by_sum_kernel, x_rd.shape[0], x_rd.numpy(), grain=grain_of(x_rd.shape[1]))
     return x_rd
 
 
+@on_cpu
 def softmax_backward(grad_rd: Tensor, y_rd: Tensor) -> Tensor:
     """(dy - sum(dy * y)) * y over rows."""
     out = torch.empty(y_rd.shape, dtype=torch.float32)

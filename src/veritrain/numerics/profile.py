@@ -7,6 +7,7 @@ generators are as before when the context is left.
 
 from __future__ import annotations
 
+import os
 import random as python_random
 import sys
 from abc import ABC, abstractmethod
@@ -24,6 +25,8 @@ from veritrain.numerics.random import Stream
 
 if TYPE_CHECKING:
     from veritrain.numerics.mode import ExactMode
+
+CPU = torch.device("cpu")
 
 
 class Scope(ABC):
@@ -55,18 +58,25 @@ class Profile(ABC):
     version: int
 
     @contextmanager
-    def active(self, *, seed: int, purpose: str, step: int) -> Generator[Scope]:
-        """Put the profile in force, with random numbers keyed by (seed, purpose, step, call)."""
+    def active(
+        self, *, seed: int, purpose: str, step: int, device: torch.device = CPU
+    ) -> Generator[Scope]:
+        """Put the profile in force, with random numbers keyed by (seed, purpose, step, call).
+
+        Args:
+            device: where new tensors lie; those on the CPU stay usable. It never shows in a bit
+                under `exact`.
+        """
         with (
             _callers_generators_kept(),
-            torch.random.fork_rng(devices=[]),
-            self._enter() as scope,
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            self._enter(device) as scope,
         ):
             scope.rekey(seed=seed, purpose=purpose, step=step)
             yield scope
 
     @abstractmethod
-    def _enter(self) -> AbstractContextManager[Scope]:
+    def _enter(self, device: torch.device) -> AbstractContextManager[Scope]:
         """Compute torch operators as the profile says."""
 
     @abstractmethod
@@ -86,8 +96,9 @@ class Native(Profile):
     version = 1
 
     @contextmanager
-    def _enter(self) -> Generator[Scope]:
-        yield _NativeScope()
+    def _enter(self, device: torch.device) -> Generator[Scope]:
+        with _new_tensors_on(device):
+            yield _NativeScope()
 
     def canonicalise(self, optimizer: Optimizer) -> None:
         """The user's flags stand."""
@@ -129,13 +140,13 @@ class Exact(Profile):
     version = 1
 
     @contextmanager
-    def _enter(self) -> Generator[Scope]:
+    def _enter(self, device: torch.device) -> Generator[Scope]:
         from veritrain.numerics.mode import ExactMode  # loads numba
 
         _require_ieee()
-        mode = ExactMode()
+        mode = ExactMode(device)
         # The fused attention kernels hide their operators; the composite form shows them.
-        with sdpa_kernel([SDPBackend.MATH]), _no_compiled_code(), mode:
+        with sdpa_kernel([SDPBackend.MATH]), _no_compiled_code(), _on_device(device), mode:
             yield _ExactScope(mode)
 
     def canonicalise(self, optimizer: Optimizer) -> None:
@@ -203,6 +214,40 @@ def _require_ieee() -> None:
         raise NumericsError(
             "subnormal numbers are flushed to zero here; call torch.set_flush_denormal(False)"
         )
+
+
+@contextmanager
+def _on_device(device: torch.device) -> Generator[None]:
+    """What a step on a device needs besides the rules.
+
+    Raises:
+        UsageError: float64 products are emulated there.
+    """
+    if device.type == "cpu":
+        yield
+        return
+    from veritrain.numerics.device.gate import Gate
+
+    for name in _EMULATION:
+        if os.environ.get(name, "0") != "0":
+            raise UsageError(f"{name} makes float64 products inexact; unset it")
+    with (
+        _new_tensors_on(device),
+        # cuDNN's operators have other names and no rules; without it PyTorch calls its own
+        torch.backends.cudnn.flags(enabled=False),
+        # one thread walks the graph, so that gradients of two places meet in the order of the CPU
+        torch.autograd.set_multithreading_enabled(False),
+        Gate(),
+    ):
+        yield
+
+
+# cuBLAS: float64 products from narrower ones, with as many bits as it finds enough
+_EMULATION = ("CUBLAS_EMULATE_DOUBLE_PRECISION", "CUBLAS_FIXEDPOINT_EMULATION_MANTISSA_BIT_COUNT")
+
+
+def _new_tensors_on(device: torch.device) -> AbstractContextManager[object]:
+    return nullcontext() if device.type == "cpu" else device
 
 
 def _no_compiled_code() -> AbstractContextManager[object]:

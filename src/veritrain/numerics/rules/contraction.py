@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from veritrain.numerics import unfold
+from veritrain.numerics.device import contraction as device
+from veritrain.numerics.device import elsewhere
 from veritrain.numerics.integers import (
     channels_of,
     contraction_bits,
@@ -49,6 +51,8 @@ def _operand(x_pmk: Tensor, axis: int, bits: int) -> tuple[Tensor, Tensor]:
 
 def product(a_pmk: Tensor, b_pkn: Tensor) -> Tensor:
     """Exact batched product, float32 (P, M, K) x (P, K, N) to (P, M, N)."""
+    if elsewhere(a_pmk):
+        return device.product(a_pmk, b_pkn)
     inner = a_pmk.shape[2]
     if inner == 0:
         shape = (a_pmk.shape[0], a_pmk.shape[1], b_pkn.shape[2])
@@ -136,6 +140,8 @@ def _apply_weight(image: Tensor, w: Tensor, geometry: Any, *, over_inputs: bool)
     `over_inputs`: the weight's axis 1 is contracted and its axis 0 is the result's channel, as in a
     forward convolution; else the reverse, as in a transposed one.
     """
+    if elsewhere(image):
+        return device.apply_weight(image, w, geometry, over_inputs=over_inputs)
     groups = geometry[5]
     num_n = image.shape[0]
     outer, inner = w.shape[0] // groups, w.shape[1]
@@ -243,6 +249,8 @@ def _input_gradient(grad: Tensor, x: Tensor, w: Tensor, geometry: Any) -> Tensor
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, w: Tensor, geometry: Any) -> Tensor:
+    if elsewhere(x):
+        return device.weight_gradient(grad, x, w, geometry)
     stride, padding, dilation, transposed, output_padding, groups = geometry
     num_n = x.shape[0]
     positions = math.prod((x if transposed else grad).shape[2:])

@@ -18,6 +18,8 @@ import numpy as np
 from torch import Tensor
 
 from veritrain.errors import UnsupportedOperatorError
+from veritrain.numerics.device import elsewhere
+from veritrain.numerics.device import optimisers as device
 from veritrain.numerics.integers import jit
 from veritrain.numerics.parallel import run
 from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
@@ -71,6 +73,9 @@ def _update(
 ) -> None:
     """Run `kernel` over the flattened tensors, in place; `grad`, one of them, is only read."""
     require_float32("fused optimiser", *tensors)
+    if elsewhere(grad):
+        device.update(kernel.__name__, tensors, scalars)
+        return
     # one dense copy of each, also where a tensor stands for two
     dense = {id(tensor): tensor.detach().contiguous() for tensor in tensors}
     flat = [dense[id(tensor)].view(-1).numpy() for tensor in tensors]

@@ -1,0 +1,410 @@
+"""The device's twins against the CPU's kernels, bit for bit, and whole jobs on the pretended device.
+
+The twins are plain torch operations, so they run on CPU tensors too. That the rules reach them, and
+nothing else, is what the pretended device shows (pretend_device.py). `rules_support.check` runs every
+operator's cases on it as well.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import numpy as np
+import pretend_device
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from pretend_device import Elsewhere, Moving, pretended
+from rules_support import evaluate, evaluate_on_device, exact, numbers, same
+from test_elementary import SPECIAL, floats_of
+from test_rules_random import DRAWS
+
+from tests import zoo
+from veritrain.data import Batches
+from veritrain.errors import UnsupportedOperatorError, UsageError
+from veritrain.numerics import elementary, integers, norms, random
+from veritrain.numerics.device import contraction as device_contraction
+from veritrain.numerics.device import elementary as device_elementary
+from veritrain.numerics.device import gate
+from veritrain.numerics.device import integers as device_integers
+from veritrain.numerics.device import norms as device_norms
+from veritrain.numerics.device import random as device_random
+from veritrain.numerics.rules import contraction
+from veritrain.state import capture, restore
+from veritrain.step import Program, find_device, run_step
+from veritrain.transcript.tensors import state_entries, state_root
+
+anything = st.one_of(st.floats(-8, 8, width=32), st.floats(width=32))
+finite = st.floats(-8, 8, width=32)
+
+
+def slices(elements=anything):
+    shapes = hnp.array_shapes(min_dims=4, max_dims=4, min_side=1, max_side=5)
+    return hnp.arrays(np.float32, shapes, elements=elements)
+
+
+# Twins
+
+
+@given(slices(), st.integers(1, 51))
+@settings(max_examples=100, deadline=None)
+def test_integers(values, bits):
+    x = torch.from_numpy(values)
+    for name in ("quantise", "slice_scales"):
+        cpu = getattr(integers, name)(x, values.shape, bits)
+        same(getattr(device_integers, name)(x, values.shape, bits), cpu)
+    same(device_integers.total(x, values.shape), integers.total(x, values.shape))
+
+
+def test_sums_in_parts(monkeypatch):
+    x = numbers(1, 2, 9, 3, 2)
+    monkeypatch.setattr(device_integers, "_LIMIT", 24)  # two rows at a time
+    same(device_integers.total(x, (2, 9, 3, 2)), integers.total(x, (2, 9, 3, 2)))
+
+
+@pytest.mark.parametrize("shape", [(1, 0, 3, 2), (2, 3, 0, 2), (0, 1, 2, 3)])
+def test_sums_of_nothing(shape):
+    x = torch.zeros(shape)
+    same(device_integers.total(x, shape), integers.total(x, shape))
+
+
+@given(st.integers(0, 12), st.integers(0, 3), st.integers(0, 2**31))
+@settings(max_examples=50, deadline=None)
+def test_accumulate(count, width, seed):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(count, width, generator=generator)
+    rows = torch.randint(4, (count,), generator=generator)
+    same(device_integers.accumulate(values, rows, 4), integers.accumulate(values, rows, 4))
+
+
+def test_accumulate_of_what_is_not_finite():
+    values, rows = torch.tensor([[1.0], [float("inf")]]), torch.tensor([0, 1])
+    same(device_integers.accumulate(values, rows, 2), integers.accumulate(values, rows, 2))
+    with pytest.raises(IndexError, match="outside"):
+        device_integers.accumulate(values, rows, 1)
+
+
+@given(hnp.arrays(np.float64, (2, 3, 4), elements=st.integers(-(2**53), 2**53)), st.data())
+@settings(max_examples=50, deadline=None)
+def test_rescale(values, data):
+    exponents = st.one_of(st.integers(-160, 120), st.just(None))
+    c = torch.from_numpy(values)
+    draws = [data.draw(st.lists(exponents, min_size=n, max_size=n)) for n in (6, 8)]
+    rows, columns = (
+        torch.tensor([float("nan") if e is None else 2.0**e for e in part], dtype=torch.float64)
+        for part in draws
+    )
+    arguments = (c, rows.view(2, 3), columns.view(2, 4))
+    same(device_integers.rescale(*arguments), integers.rescale(*arguments))
+    same(
+        device_integers.rescale_rows(c.view(6, 4), rows), integers.rescale_rows(c.view(6, 4), rows)
+    )
+
+
+@given(slices(), st.integers(0, 2**31))
+@settings(max_examples=100, deadline=None)
+def test_norms(values, seed):
+    x, shape = torch.from_numpy(values), values.shape
+    generator = torch.Generator().manual_seed(seed)
+    grad = torch.randn(shape, generator=generator)
+    weight, bias = torch.randn(2, shape[2], generator=generator)
+    mean, square = norms.moments(x, shape)
+    same(device_norms.moments(x, shape), (mean, square))
+    rstd = square.abs() + 0.5
+    for name, arguments in {
+        "normalise": (x, shape, mean, rstd, weight, bias),
+        "normalise_backward": (grad, x, shape, mean, rstd, rstd * weight),
+        "times_xhat": (grad, x, shape, mean, rstd),
+    }.items():
+        same(getattr(device_norms, name)(*arguments), getattr(norms, name)(*arguments))
+
+
+@given(
+    hnp.arrays(
+        np.float32,
+        hnp.array_shapes(min_dims=2, max_dims=2, max_side=6),
+        elements=st.one_of(anything, st.sampled_from([0.0, -0.0])),
+    )
+)
+@settings(max_examples=100, deadline=None)
+def test_rows(values):
+    x = torch.from_numpy(values)
+    weight, bias = torch.ones(x.shape[1]) * 0.3, torch.ones(x.shape[1]) * 0.7
+    statistics = torch.ones(x.shape[0]) * 0.3, torch.ones(x.shape[0]) * 1.7
+    for name, arguments in {
+        "subtract_row_max": (x,),
+        "softmax_backward": (x.flip(0), x),
+        "normalise_rows": (x, *statistics, weight, bias),
+    }.items():
+        same(getattr(device_norms, name)(*arguments), getattr(norms, name)(*arguments))
+    same(device_norms.divide_by_row_sum_(x.clone()), norms.divide_by_row_sum_(x.clone()))
+
+
+def test_the_same_elementary_functions():
+    assert device_elementary.FUNCTIONS.keys() == elementary.FUNCTIONS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(elementary.FUNCTIONS))
+def test_elementary(name):
+    generator = torch.Generator().manual_seed(1)
+    patterns = torch.randint(-(2**31), 2**31, (20_000,), generator=generator).to(torch.int32)
+    moderate = torch.randn(20_000, generator=generator) * 4
+    for x in (floats_of(SPECIAL), patterns.view(torch.float32), moderate):
+        same(device_elementary.apply(name, x), elementary.apply(name, x))
+
+
+def test_elementary_decides_what_a_bound_cannot(monkeypatch):
+    monkeypatch.setattr(device_elementary.k, "EXP", 2.0**-26)  # a bound that decides little
+    x = torch.randn(50)
+    same(device_elementary.apply("exp", x), elementary.apply("exp", x))
+
+
+def test_elementary_refuses_other_types():
+    with pytest.raises(UsageError, match="float64"):
+        device_elementary.apply("exp", torch.ones(2, dtype=torch.float64))
+    with pytest.raises(UsageError, match="sinh"):
+        device_elementary.apply("sinh", torch.ones(2))
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 40))
+@settings(max_examples=50, deadline=None)
+def test_random_words(key, count):
+    cpu = torch.device("cpu")
+    assert device_random.words(key, count, cpu).tolist() == random.words(key, count).tolist()
+    same(device_random.uniform24(key, (count,), cpu), random.uniform24(key, (count,)))
+
+
+@given(st.integers(0, 2**31), st.integers(0, 3), st.integers(0, 5), st.integers(0, 5))
+@settings(max_examples=50, deadline=None)
+def test_matrix_products(seed, num_p, num_m, inner):
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.randn(num_p, num_m, inner, generator=generator)
+    b = torch.randn(num_p, 4, inner, generator=generator).mT
+    same(device_contraction.product(a, b), contraction.product(a, b))
+
+
+@given(
+    rank=st.integers(1, 3),
+    groups=st.integers(1, 2),
+    channels=st.tuples(st.integers(0, 2), st.integers(1, 2), st.integers(1, 3)),
+    data=st.data(),
+    transposed=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=150, deadline=None)
+def test_convolutions(rank, groups, channels, data, transposed, seed):
+    def draw(low, high):
+        return data.draw(st.lists(st.integers(low, high), min_size=rank, max_size=rank))
+
+    size, kernel, stride, padding, dilation = (
+        draw(1, 6), draw(1, 3), draw(1, 3), draw(0, 2), draw(1, 2),
+    )  # fmt: skip
+    extra = [
+        data.draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)
+    ]
+    num_n, num_c, num_o = channels
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    axes = list(zip(size, stride, padding, reach, extra, strict=True))
+    if transposed:
+        fits = all((n - 1) * s - 2 * p + r + e > 0 for n, s, p, r, e in axes)
+    else:
+        fits = all(n + 2 * p >= r for n, _, p, r, _ in axes)
+    if not fits or not num_n:
+        return
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(num_n, num_c * groups, *size, generator=generator)
+    outer, inner = (num_c * groups, num_o) if transposed else (num_o * groups, num_c)
+    w = torch.randn(outer, inner, *kernel, generator=generator)
+    geometry = (stride, padding, dilation, transposed, extra if transposed else [0] * rank, groups)
+    y = contraction._convolution(x, w, None, *geometry)
+    same(device_contraction.apply_weight(x, w, geometry, over_inputs=not transposed), y)
+    grad = torch.randn(y.shape, generator=generator)
+    same(
+        device_contraction.weight_gradient(grad, x, w, geometry),
+        contraction._weight_gradient(grad, x, w, geometry),
+    )
+    with exact():
+        want = evaluate(lambda x, w: torch.convolution(x, w, None, *geometry), [x, w])
+    same(evaluate_on_device(lambda x, w: torch.convolution(x, w, None, *geometry), [x, w]), want)
+
+
+def test_convolution_in_parts(monkeypatch):
+    x, w = numbers(1, 3, 2, 7, 7), numbers(2, 4, 2, 3, 3)
+    geometry = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    monkeypatch.setattr(device_contraction, "_INNER", 5)  # three taps at a time
+    monkeypatch.setattr(device_contraction, "_CHUNK", 1)  # one sample at a time
+    same(
+        device_contraction.apply_weight(x, w, geometry, over_inputs=True),
+        contraction._convolution(x, w, None, *geometry),
+    )
+    grad = numbers(3, 3, 4, 7, 7)
+    same(
+        device_contraction.weight_gradient(grad, x, w, geometry),
+        contraction._weight_gradient(grad, x, w, geometry),
+    )
+
+
+# The pretended device
+
+
+def on_device(function, *inputs, step=0):
+    """One call, as (result on the CPU, whether it was computed on the device)."""
+    with pretended() as place, exact(step, place), Moving(place):
+        result = function(*(x.to(place) for x in inputs))
+    there = isinstance(result, Elsewhere)
+    return (result.values if there else result), there
+
+
+@pytest.mark.parametrize(
+    "name", sorted(DRAWS.keys() - {"trunc_normal"})
+)  # it leaves "meta" tensors alone
+def test_draws(name):
+    with exact():
+        want = DRAWS[name]()
+    got, there = on_device(DRAWS[name])
+    assert there or name == "normal"  # torch.normal knows no default device
+    same(got, want)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5])
+def test_dropout_of_cuda_is_dropout_of_the_cpu(p):
+    """F.dropout is one fused operator on CUDA and a product on the CPU, backward too."""
+    x = numbers(1, 40, 50)
+    with exact():
+        want = evaluate(lambda x: F.dropout(x, p), [x])
+    same(evaluate_on_device(lambda x: torch.native_dropout(x, p, True)[0], [x]), want)
+
+
+def test_the_pretended_device_computes_as_cuda_does():
+    """Without the gate's repairs the quirks show, so that the tests here can fail."""
+    x = numbers(1, 1000)
+    with pretended() as place:
+        there = x.to(place)
+        assert not torch.equal((there / 3).values, x / 3)
+        assert not torch.equal(torch.add(there, there, alpha=0.3).values, x + x * 0.3)
+        assert not torch.relu(-torch.zeros(2).to(place)).values.signbit().any()
+        places = torch.tensor([0, 0]).to(place)
+        assert torch.zeros(1).to(place).scatter(0, places, x[:2].to(place)).values == x[0]
+        with pytest.raises(RuntimeError, match="same device"):
+            there + x
+
+
+@pytest.mark.parametrize("name", zoo.jobs())
+def test_zoo_on_the_pretended_device(name):
+    job = zoo.jobs()[name]
+    want = train(job, "cpu", 3)
+    with pretended():
+        assert train(job, "meta", 3) == want
+
+
+def train(job, device, steps):
+    """State digests and losses."""
+    program, batches = Program.build(job, device), Batches(job)
+    found = [(digest(program), 0.0)]
+    for number in range(1, steps + 1):
+        loss = run_step(program, number, batches[number])
+        found.append((digest(program), loss))
+    return found
+
+
+def state(program):
+    found = capture(program)
+    return {
+        name: tensor.values if isinstance(tensor, Elsewhere) else tensor
+        for name, tensor in found.items()
+    }
+
+
+def digest(program):
+    return state_root(state_entries(state(program)))
+
+
+def test_a_state_moves_between_places():
+    job = zoo.jobs()["transformer-adamw"]
+    here = Program.build(job)
+    batches = Batches(job)
+    run_step(here, 1, batches[1])
+    with pretended():
+        there = Program.build(job, "meta")
+        restore(there, capture(here))
+        assert all(
+            isinstance(tensor, Elsewhere)
+            for name, tensor in capture(there).items()
+            if not name.endswith(("hyper", "scheduler/state"))
+        )
+        assert digest(there) == digest(here)
+        run_step(there, 2, batches[2])
+    run_step(here, 2, batches[2])
+    assert digest(there) == digest(here)
+
+
+def test_sort_keys_order_floats_as_the_cpu_does():
+    x = torch.tensor([0.0, -0.0, 1.0, float("nan"), -1.0, float("inf"), -float("inf"), 1e-45, -0.0])
+    x[3] = -x[3]  # a NaN with a sign
+    for descending in (False, True):
+        got, want = (
+            gate.sort(x, 0, descending),
+            torch.sort(x, dim=0, descending=descending, stable=True),
+        )
+        same([got[0], got[1]], [want[0], want[1]])
+
+
+@given(st.integers(0, 2**31), st.integers(0, 1), st.integers(0, 4))
+@settings(max_examples=50, deadline=None)
+def test_scatter_keeps_the_last(seed, dim, count):
+    generator = torch.Generator().manual_seed(seed)
+    x, source = torch.randn(3, 4, generator=generator), torch.randn(4, 4, generator=generator)
+    shape = (count, 4) if dim == 0 else (3, count)
+    index = torch.randint(x.shape[dim], shape, generator=generator)
+    same(gate.scatter(x, dim, index, source), x.scatter(dim, index, source))
+
+
+# Refusals
+
+
+@contextmanager
+def without_rules():
+    """The gate alone, as within a rule."""
+    with torch.utils._python_dispatch._disable_current_modes(), gate.Gate():
+        yield
+
+
+def test_what_is_not_known_is_refused():
+    with pretended() as place, exact(device=place):
+        x = torch.ones(3)
+        assert isinstance(x, Elsewhere)
+        for refused in (
+            lambda: torch.ops.aten.sum(x),
+            lambda: torch.ops.aten.exp(x),
+            lambda: torch.mm(x[None], x[:, None]),
+            lambda: torch.sqrt(x),
+            lambda: torch.ops.aten.sub.Tensor(x, x, alpha=0.5),
+            lambda: torch.ops.aten.index_put(x, [x.long()], x, True),
+        ):
+            with without_rules(), pytest.raises(UnsupportedOperatorError):
+                refused()
+
+
+def test_another_device_is_refused():
+    with pretended() as place:
+        x = torch.ones(3).to(place)
+        with exact(), pytest.raises(UnsupportedOperatorError, match="computed on the CPU"):
+            x + x
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:99", "cuda"])
+def test_a_device_that_is_not_there(name):
+    if name == "cuda" and torch.cuda.is_available():
+        assert find_device(name).type == "cuda"
+        return
+    with pytest.raises(UsageError, match="device"):
+        find_device(name)
+
+
+def test_emulated_products_are_refused(monkeypatch):
+    monkeypatch.setenv("CUBLAS_EMULATE_DOUBLE_PRECISION", "1")
+    with pytest.raises(UsageError, match="inexact"), exact(device=pretend_device.PLACE):
+        pass
