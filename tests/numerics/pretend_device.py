@@ -57,6 +57,11 @@ class Elsewhere(Tensor):
     )
 
 
+def here(x: Tensor) -> Tensor:
+    """The tensor on the CPU, whichever device it is on."""
+    return x.values if isinstance(x, Elsewhere) else x.cpu()
+
+
 class _Making(TorchFunctionMode):
     """torch.tensor copies to its device out of sight of the dispatch modes."""
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from pretend_device import Elsewhere, Moving, pretended
+from pretend_device import Elsewhere, Moving, here, pretended
 from rules_support import evaluate, evaluate_on_device, exact, numbers, same
 from test_elementary import SPECIAL, floats_of
 from test_rules_random import DRAWS
@@ -254,8 +254,7 @@ def on_device(function, *inputs, step=0):
     """One call, as (result on the CPU, whether it was computed on the device)."""
     with pretended() as place, exact(step, place), Moving(place):
         result = function(*(x.to(place) for x in inputs))
-    there = isinstance(result, Elsewhere)
-    return (result.values if there else result), there
+    return here(result), isinstance(result, Elsewhere)
 
 
 @pytest.mark.parametrize(
@@ -311,11 +310,7 @@ def train(job, device, steps):
 
 
 def state(program):
-    found = capture(program)
-    return {
-        name: tensor.values if isinstance(tensor, Elsewhere) else tensor
-        for name, tensor in found.items()
-    }
+    return {name: here(tensor) for name, tensor in capture(program).items()}
 
 
 def digest(program):

@@ -19,6 +19,7 @@ from torch import Tensor
 from veritrain.errors import UsageError
 from veritrain.numerics import elementary_kernels as k
 from veritrain.numerics import elementary_reference as reference
+from veritrain.numerics.device import fused
 
 Interval: TypeAlias = tuple[Tensor, Tensor]
 
@@ -37,14 +38,25 @@ def apply(name: str, x: Tensor) -> Tensor:
     if x.dtype != torch.float32:
         raise UsageError(f"{name}: expected a float32 tensor, got {x.dtype}")
     x = x.detach().contiguous()
-    low, high = (end.float() for end in function(x.double()))
-    bits = _where(low != low, k.NAN, low.view(torch.int32))
-    undecided = ((low != high) & (low == low)).view(-1).nonzero().view(-1)
-    if undecided.numel():
+    if fused.serves(x):
+        bits, count = fused.elementary_bits(name, x)
+    else:
+        bits, count = rounded_bits(*function(x.double()))
+    if count:
+        undecided = (bits.view(-1) == k.UNDECIDED).nonzero().view(-1)
         inputs = x.view(-1)[undecided].view(torch.int32).cpu().tolist()
         decided = [_decide(name, pattern) for pattern in inputs]
         bits.view(-1)[undecided] = torch.tensor(decided, dtype=torch.int32, device=x.device)
     return bits.view(torch.float32)
+
+
+def rounded_bits(low: Tensor, high: Tensor) -> tuple[Tensor, int]:
+    """Bits of what both ends of an interval round to, UNDECIDED where they differ; how many do."""
+    low, high = low.float(), high.float()
+    number = low == low
+    undecided = number & (low != high)
+    bits = _where(undecided, k.UNDECIDED, _where(number, low.view(torch.int32), k.NAN))
+    return bits, int(undecided.sum())
 
 
 def _decide(name: str, pattern: int) -> int:

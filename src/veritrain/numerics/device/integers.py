@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from veritrain.numerics.device import fused
 from veritrain.numerics.integers import ROUNDING, ROUNDING_BITS, Slices, sum_bits
 
 _NOT_FINITE = 0x7F800000  # magnitude bits of infinity; NaN is above
@@ -58,13 +59,11 @@ def slice_scales(x: Tensor, shape: Slices, bits: int) -> tuple[Tensor, Tensor]:
 def quantise(x: Tensor, shape: Slices, bits: int) -> tuple[Tensor, Tensor]:
     """Twin of `numerics.integers.quantise`."""
     factor, scale = slice_scales(x, shape, bits)
-    return scaled(x.detach().view(shape), factor[:, None, :, None]).view(x.shape), scale
-
-
-def scaled(x: Tensor, factor: Tensor) -> Tensor:
-    """x * factor rounded half to even, float64; 0 where the factor is 0."""
-    q = (x.double() * factor + ROUNDING) - ROUNDING
-    return torch.where(factor == 0, 0.0, q)
+    if fused.serves(x):
+        return fused.scaled(x, shape, factor), scale
+    factor = factor[:, None, :, None]
+    q = (x.detach().view(shape).double() * factor + ROUNDING) - ROUNDING
+    return torch.where(factor == 0, 0.0, q).view(x.shape), scale
 
 
 def total(x: Tensor, shape: Slices) -> Tensor:
@@ -73,17 +72,26 @@ def total(x: Tensor, shape: Slices) -> Tensor:
     if num_a * num_b == 0:
         return torch.zeros((num_p, num_c), dtype=torch.float32, device=x.device)
     factor, scale = slice_scales(x, shape, sum_bits(num_a * num_b))
+    added = fused.added if fused.serves(x) else _added
+    return (added(x, shape, factor).double() * scale).float()
+
+
+def _added(x: Tensor, shape: Slices, factor: Tensor) -> Tensor:
+    """Sum of each slice's integers: int64 (P, C)."""
+    num_p, num_a, num_c, num_b = shape
     values = x.detach().view(shape)
-    added = torch.zeros((num_p, num_c), dtype=torch.int64, device=x.device)
+    totals = torch.zeros((num_p, num_c), dtype=torch.int64, device=x.device)
     step = max(1, _LIMIT // max(num_p * num_c * num_b, 1))
     for start in range(0, num_a, step):
         part = _rounded_bits(values[:, start : start + step], factor[:, None, :, None])
-        added = added + part.sum((1, 3))
-    return (added.double() * scale).float()
+        totals = totals + part.sum((1, 3))
+    return totals
 
 
 def rescale(c: Tensor, row_scale: Tensor, column_scale: Tensor) -> Tensor:
     """Twin of `numerics.integers.rescale`."""
+    if fused.serves(c):
+        return fused.rescale(c, row_scale, column_scale)
     return (c * row_scale[:, :, None] * column_scale[:, None, :] + 0.0).float()
 
 
