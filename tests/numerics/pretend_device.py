@@ -142,6 +142,10 @@ _MIXING = (aten.copy_.default, aten.index.Tensor)
 def _require_one_place(func, flat) -> None:
     """As CUDA: a CPU tensor may take part if it is a single number."""
     here = [x for x in flat if isinstance(x, Tensor) and not isinstance(x, Elsewhere)]
+    if any(x.is_meta for x in here):
+        raise AssertionError(
+            f"{func}: a tensor was made on the device out of sight, without values"
+        )
     if func not in _MIXING and any(x.ndim for x in here):
         raise RuntimeError(f"{func}: expected all tensors to be on the same device")
 

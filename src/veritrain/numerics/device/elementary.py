@@ -46,7 +46,8 @@ def apply(name: str, x: Tensor) -> Tensor:
         undecided = (bits.view(-1) == k.UNDECIDED).nonzero().view(-1)
         inputs = x.view(-1)[undecided].view(torch.int32).cpu().tolist()
         decided = [_decide(name, pattern) for pattern in inputs]
-        bits.view(-1)[undecided] = torch.tensor(decided, dtype=torch.int32, device=x.device)
+        settled = torch.tensor(decided, dtype=torch.int32, device="cpu")
+        bits.view(-1)[undecided] = settled.to(x.device)
     return bits.view(torch.float32)
 
 
