@@ -61,7 +61,9 @@ class Program:
             _require_type("model", model, nn.Module)
             _require_initialised(model)
             _require_own_memory(model)
-            model.to(place).train()
+            if place != CPU:
+                model.to(place)
+            model.train()
             with users_code("optimizer"):
                 optimizer = job.optimizer(model)
             _require_type("optimizer", optimizer, Optimizer)

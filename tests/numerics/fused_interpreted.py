@@ -12,15 +12,16 @@ from rules_support import same
 from test_device import slices
 from test_elementary import SPECIAL, floats_of
 
-from veritrain.numerics import elementary, integers
+from veritrain.numerics import elementary, integers, random
 from veritrain.numerics.device import elementary as device_elementary
 from veritrain.numerics.device import fused
 from veritrain.numerics.device import integers as device_integers
+from veritrain.numerics.device import random as device_random
 
 
 @pytest.fixture(autouse=True)
 def _everywhere(monkeypatch):
-    monkeypatch.setattr(fused, "serves", lambda x: True)
+    monkeypatch.setattr(fused, "serves", lambda place: True)
     monkeypatch.setattr(fused, "_BLOCK", 8)  # several programs
     monkeypatch.setattr(fused, "_ROWS", 2)
     monkeypatch.setattr(fused, "_COLUMNS", 2)
@@ -31,7 +32,7 @@ def _everywhere(monkeypatch):
 def test_integers(values, bits):
     x, shape = torch.from_numpy(values), values.shape
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "serves", lambda x: True)
+        patch.setattr(fused, "serves", lambda place: True)
         same(device_integers.quantise(x, shape, bits), integers.quantise(x, shape, bits))
         same(device_integers.total(x, shape), integers.total(x, shape))
 
@@ -49,6 +50,16 @@ def test_rescale():
     rows[1, 2], columns[0, 1] = float("nan"), 2.0**40
     arguments = (c, rows.double(), columns.double())
     same(device_integers.rescale(*arguments), integers.rescale(*arguments))
+
+
+@pytest.mark.filterwarnings("ignore:overflow")  # numpy, of products modulo 2^64
+@pytest.mark.parametrize(
+    "key", [0, 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1, 0x0123456789ABCDEF]
+)
+def test_random_numbers(key):
+    for count in (0, 1, 31, 32, 37):
+        got = device_random.uniform24(key, (count,), torch.device("cpu"))
+        same(got, random.uniform24(key, (count,)))
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")  # numpy, of the square root of -1

@@ -357,6 +357,19 @@ def test_scatter_keeps_the_last(seed, dim, count):
     same(gate.scatter(x, dim, index, source), x.scatter(dim, index, source))
 
 
+@given(
+    hnp.arrays(np.float32, 20, elements=anything),
+    st.one_of(st.none(), anything, st.just(-0.0)),
+    anything,
+)
+@settings(max_examples=100, deadline=None)
+def test_clamps(values, low, high):
+    x = torch.from_numpy(values)
+    same(gate.way(torch.ops.aten.clamp.default)(x, low, high), torch.clamp(x, low, high))
+    same(gate.way(torch.ops.aten.clamp_max.default)(x, high), torch.clamp_max(x, high))
+    same(gate.way(torch.ops.aten.relu.default)(x), torch.relu(x))
+
+
 # Refusals
 
 

@@ -24,7 +24,7 @@ HOPPER = 90
 
 # One rounding to nearest each, or none; no `fma`, no `approx`, no `full`, no `ftz`.
 EXACT = re.compile(
-    r"(add|sub|mul|div|sqrt)\.rn\.f64|cvt\.f64\.f32|cvt\.rn\.f32\.f64|cvt\.rn\.f64\.s64"
+    r"(add|sub|mul|div|sqrt)\.rn\.f(32|64)|cvt\.f64\.f32|cvt\.rn\.f32\.f64|cvt\.rn\.f(32|64)\.[su]64"
     r"|(abs|neg|selp)\.f64|setp\.\w+\.f(32|64)"
 )
 FLOATING = re.compile(
@@ -45,6 +45,7 @@ INTEGERS = {
         "x_ptr:*fp32 factor_ptr:*fp64 totals_ptr:*i64 num_a:i32 num_c:i32",
         {"ROWS": 32, "COLUMNS": 32},
     ),
+    "uniform24": ("key:u64 out_ptr:*fp32 count:i32", {"BLOCK": 1024}),
     "rescale": (
         "c_ptr:*fp64 row_ptr:*fp64 column_ptr:*fp64 out_ptr:*fp32 num_m:i32 num_n:i32 count:i32",
         {"BLOCK": 1024},
@@ -93,7 +94,7 @@ def test_machine_code_of_elementary_functions(name):
 @pytest.mark.parametrize("name", INTEGERS)
 def test_machine_code_of_integers(name):
     found = instructions(getattr(fused._kernels(), name), *INTEGERS[name])
-    assert "mul.rn.f64" in found
+    assert found & {"mul.rn.f32", "mul.rn.f64"}
     assert {one for one in found if not EXACT.fullmatch(one)} == set()
 
 

@@ -38,7 +38,7 @@ def apply(name: str, x: Tensor) -> Tensor:
     if x.dtype != torch.float32:
         raise UsageError(f"{name}: expected a float32 tensor, got {x.dtype}")
     x = x.detach().contiguous()
-    if fused.serves(x):
+    if fused.serves(x.device):
         bits, count = fused.elementary_bits(name, x)
     else:
         bits, count = rounded_bits(*function(x.double()))

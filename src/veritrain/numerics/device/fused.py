@@ -26,9 +26,9 @@ _ROWS, _COLUMNS = 32, 32  # a program's part of an axis that is added up, and of
 _OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}
 
 
-def serves(x: Tensor) -> bool:
-    """Whether the kernels here can run on `x`: a GPU's tensor, with Triton installed."""
-    return _INSTALLED and x.is_cuda
+def serves(place: torch.device) -> bool:
+    """Whether the kernels here can run there: on a GPU, with Triton installed."""
+    return _INSTALLED and place.type == "cuda"
 
 
 def _kernels() -> Any:
@@ -69,6 +69,15 @@ def rescale(c: Tensor, row_scale: Tensor, column_scale: Tensor) -> Tensor:
     out = torch.empty(c.shape, dtype=torch.float32, device=c.device)
     scales = row_scale.contiguous(), column_scale.contiguous()
     _launch(_kernels().rescale, c.numel(), c.contiguous(), *scales, out, num_m, num_n)
+    return out
+
+
+def uniform24(key: int, count: int, device: torch.device) -> Tensor:
+    """Twin of `random.uniform24` for `count` entries in one row."""
+    out = torch.empty(count, dtype=torch.float32, device=device)
+    if count:
+        blocks = -(-count // 4)
+        _kernels().uniform24[(-(-blocks // _BLOCK),)](key, out, count, BLOCK=_BLOCK, **_OPTIONS)
     return out
 
 

@@ -12,6 +12,7 @@ PyTorch's build does not change.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
@@ -226,10 +227,11 @@ def relu(x: Tensor) -> Tensor:
 @_repairs("clamp.", "clamp_min.")
 def _clamp(x: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
     for bound, beyond in ((min, torch.lt), (max, torch.gt)):
-        if bound is not None:
+        if bound is not None and bound == bound:
             edge = torch.full((), bound, dtype=x.dtype, device=x.device)
             x = torch.where(beyond(x, edge), edge, x)
-    return x
+    unordered = min != min or max != max
+    return torch.full_like(x, math.nan) if unordered else x
 
 
 @_repairs("clamp_max.")

@@ -59,7 +59,7 @@ def slice_scales(x: Tensor, shape: Slices, bits: int) -> tuple[Tensor, Tensor]:
 def quantise(x: Tensor, shape: Slices, bits: int) -> tuple[Tensor, Tensor]:
     """Twin of `numerics.integers.quantise`."""
     factor, scale = slice_scales(x, shape, bits)
-    if fused.serves(x):
+    if fused.serves(x.device):
         return fused.scaled(x, shape, factor), scale
     factor = factor[:, None, :, None]
     q = (x.detach().view(shape).double() * factor + ROUNDING) - ROUNDING
@@ -72,7 +72,7 @@ def total(x: Tensor, shape: Slices) -> Tensor:
     if num_a * num_b == 0:
         return torch.zeros((num_p, num_c), dtype=torch.float32, device=x.device)
     factor, scale = slice_scales(x, shape, sum_bits(num_a * num_b))
-    added = fused.added if fused.serves(x) else _added
+    added = fused.added if fused.serves(x.device) else _added
     return (added(x, shape, factor).double() * scale).float()
 
 
@@ -90,7 +90,7 @@ def _added(x: Tensor, shape: Slices, factor: Tensor) -> Tensor:
 
 def rescale(c: Tensor, row_scale: Tensor, column_scale: Tensor) -> Tensor:
     """Twin of `numerics.integers.rescale`."""
-    if fused.serves(c):
+    if fused.serves(c.device):
         return fused.rescale(c, row_scale, column_scale)
     return (c * row_scale[:, :, None] * column_scale[:, None, :] + 0.0).float()
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from veritrain.numerics.device import fused
+
 _MASK = 0xFFFFFFFF
 
 
@@ -35,5 +37,8 @@ def words(key: int, count: int, device: torch.device) -> Tensor:
 
 def uniform24(key: int, shape: Sequence[int], device: torch.device) -> Tensor:
     """Twin of `numerics.random.uniform24`."""
-    top = words(key, math.prod(shape), device) >> 8
+    count = math.prod(shape)
+    if fused.serves(device):
+        return fused.uniform24(key, count, device).reshape(tuple(shape))
+    top = words(key, count, device) >> 8
     return (top.float() * 2.0**-24).reshape(tuple(shape))

@@ -75,3 +75,30 @@ def rescale(c_ptr, row_ptr, column_ptr, out_ptr, num_m, num_n, count, BLOCK: tl.
     columns = tl.load(column_ptr + row // num_m * num_n + n, mask=inside, other=0.0)
     scaled = c * rows * columns + tl.zeros_like(c)
     tl.store(out_ptr + i, scaled.to(tl.float32), mask=inside)
+
+
+@triton.jit(do_not_specialize=["key"])
+def uniform24(key, out_ptr, count, BLOCK: tl.constexpr):
+    """Philox4x32-10 as in `numerics.random`: words of 32 bits in registers of 64, a block of 4 words a lane."""
+    block = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = tl.full([BLOCK], 0xFFFFFFFF, tl.uint64)
+    k = key.to(tl.uint64) & mask
+    m = key.to(tl.uint64) >> 32 & mask
+    a, b = block.to(tl.uint64) & mask, block.to(tl.uint64) >> 32
+    c, d = tl.zeros_like(a), tl.zeros_like(a)
+    for _ in tl.static_range(10):
+        p, q = a * 0xD2511F53, c * 0xCD9E8D57
+        a, b, c, d = (q >> 32) ^ b ^ k, q & mask, (p >> 32) ^ d ^ m, p & mask
+        k, m = (k + 0x9E3779B9) & mask, (m + 0xBB67AE85) & mask
+    i = block * 4
+    tl.store(out_ptr + i, _unit(a), mask=i < count)
+    tl.store(out_ptr + i + 1, _unit(b), mask=i + 1 < count)
+    tl.store(out_ptr + i + 2, _unit(c), mask=i + 2 < count)
+    tl.store(out_ptr + i + 3, _unit(d), mask=i + 3 < count)
+
+
+@triton.jit
+def _unit(word):
+    """The top 24 bits as a fraction; nothing is rounded."""
+    fraction = (word >> 8).to(tl.int64).to(tl.float64) * tl.full(word.shape, 2.0**-24, tl.float64)
+    return fraction.to(tl.float32)
