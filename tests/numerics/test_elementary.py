@@ -266,10 +266,9 @@ def test_grad_mode_and_empty_and_scalar_inputs() -> None:
     assert elementary.apply("exp", torch.zeros(1).expand(3, 4)).tolist() == [[1.0] * 4] * 3
 
 
-@pytest.mark.parametrize("x", [torch.zeros(2, dtype=torch.float64), torch.zeros(2, device="meta")])
-def test_other_tensors_are_refused(x: torch.Tensor) -> None:
-    with pytest.raises(UsageError, match="expected a float32 tensor on cpu, got"):
-        elementary.apply("exp", x)
+def test_other_types_are_refused() -> None:
+    with pytest.raises(UsageError, match="expected a float32 tensor, got torch.float64"):
+        elementary.apply("exp", torch.zeros(2, dtype=torch.float64))
 
 
 def test_unknown_names_are_refused() -> None:

@@ -220,7 +220,8 @@ def divide(x: Any, y: Any) -> Tensor:
 
 @_repairs("relu.")
 def relu(x: Tensor) -> Tensor:
-    """x, but 0 below: CUDA's maximum turns -0 into +0, the CPU's comparison keeps it."""
+    """x, but 0 below. A maximum in hardware turns -0 into +0, the CPU's comparison keeps it, and
+    versions of CUDA's kernel (TensorCompare.cu) differ."""
     return _clamp(x, 0)
 
 
