@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rules_support import same
-from test_device import slices
+from test_device import slices, test_adam, test_sgd  # noqa: F401 - run here too
 from test_elementary import SPECIAL, floats_of
 
 from veritrain.numerics import elementary, integers, random

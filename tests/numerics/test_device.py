@@ -7,6 +7,7 @@ operator's cases on it as well.
 
 from __future__ import annotations
 
+import itertools
 from contextlib import contextmanager
 
 import numpy as np
@@ -31,8 +32,9 @@ from veritrain.numerics.device import elementary as device_elementary
 from veritrain.numerics.device import gate
 from veritrain.numerics.device import integers as device_integers
 from veritrain.numerics.device import norms as device_norms
+from veritrain.numerics.device import optimisers as device_optimisers
 from veritrain.numerics.device import random as device_random
-from veritrain.numerics.rules import contraction
+from veritrain.numerics.rules import contraction, optimisers
 from veritrain.state import capture, restore
 from veritrain.step import Program, find_device, run_step
 from veritrain.transcript.tensors import state_entries, state_root
@@ -245,6 +247,26 @@ def test_convolution_in_parts(monkeypatch):
         device_contraction.weight_gradient(grad, x, w, geometry),
         contraction._weight_gradient(grad, x, w, geometry),
     )
+
+
+@pytest.mark.parametrize("flags", list(itertools.product([False, True], repeat=3)))
+def test_adam(flags):
+    same_update(optimisers._adam_kernel, device_optimisers.adam, 5, flags, 8)
+
+
+@pytest.mark.parametrize("flags", list(itertools.product([False, True], repeat=4)))
+def test_sgd(flags):
+    same_update(optimisers._sgd_kernel, device_optimisers.sgd, 3, flags, 4)
+
+
+def same_update(kernel, twin, tensors, flags, scalars):
+    cpu = [numbers(i, 37) for i in range(tensors)]
+    cpu[3:] = [x.abs() for x in cpu[3:]]  # squares
+    device = [x.clone() for x in cpu]
+    values = [np.float32(0.1 + i / 7) for i in range(scalars)]
+    optimisers._update(kernel, cpu, cpu[1], [*flags, *values])
+    twin(device, flags, [float(value) for value in values])
+    same(device, cpu)
 
 
 # The pretended device

@@ -16,6 +16,7 @@ import pytest
 
 from veritrain.numerics import elementary
 from veritrain.numerics.device import fused
+from veritrain.numerics.device.optimisers import Adam, Sgd
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"
@@ -25,7 +26,7 @@ HOPPER = 90
 # One rounding to nearest each, or none; no `fma`, no `approx`, no `full`, no `ftz`.
 EXACT = re.compile(
     r"(add|sub|mul|div|sqrt)\.rn\.f(32|64)|cvt\.f64\.f32|cvt\.rn\.f32\.f64|cvt\.rn\.f(32|64)\.[su]64"
-    r"|(abs|neg|selp)\.f64|setp\.\w+\.f(32|64)"
+    r"|(abs|neg|selp)\.f(32|64)|setp\.\w+\.f(32|64)"
 )
 FLOATING = re.compile(
     r"^\s+(?:@%?\S+ )?([a-z0-9]+\.[a-z0-9._]*f(?:32|64)[a-z0-9._]*)\s", re.MULTILINE
@@ -95,6 +96,18 @@ def test_machine_code_of_elementary_functions(name):
 def test_machine_code_of_integers(name):
     found = instructions(getattr(fused._kernels(), name), *INTEGERS[name])
     assert found & {"mul.rn.f32", "mul.rn.f64"}
+    assert {one for one in found if not EXACT.fullmatch(one)} == set()
+
+
+@pytest.mark.parametrize("rule", [Adam(True, False, True), Sgd(True, False, True, True, True)])
+def test_machine_code_of_optimisers(rule):
+    tensors, scalars, results = (5, 8, 4) if isinstance(rule, Adam) else (3, 4, 2)
+    pointers = [f"x{i}_ptr" for i in range(tensors)] + [f"out{i}_ptr" for i in range(results)]
+    numbers = [f"x{tensors + i}" for i in range(scalars)]
+    signature = " ".join([*(f"{p}:*fp32" for p in pointers), *(f"{n}:fp32" for n in numbers)])
+    kernel = fused.elementwise_kernel(rule, tensors, scalars, results)
+    found = instructions(kernel, f"{signature} count:i32", {"BLOCK": 1024})
+    assert {"add.rn.f32", "mul.rn.f32"} <= found
     assert {one for one in found if not EXACT.fullmatch(one)} == set()
 
 

@@ -1,9 +1,9 @@
 """The hot twins as Triton kernels: one pass over memory where torch operations take ten or forty.
 
 Same bits as the twins in torch operations, which are the oracle (tests/numerics/test_fused.py runs both
-through Triton's interpreter, and reads the machine code for a GPU that need not be there). Kernels use
-float64 and integer operations only, with fusion into multiply-add off; float32 division and square
-roots are approximate in Triton and do not occur. Integer sums meet by atomic addition: no order.
+through Triton's interpreter, and reads the machine code for a GPU that need not be there). Fusion
+into multiply-add is off, float32 divisions are `div_rn` and square roots are float64, since Triton's own
+are approximate. Integer sums meet by atomic addition: no order.
 
 Needs Triton, which comes with PyTorch's CUDA builds; without it `serves` is false.
 """
@@ -12,6 +12,7 @@ Needs Triton, which comes with PyTorch's CUDA builds; without it `serves` is fal
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -79,6 +80,33 @@ def uniform24(key: int, count: int, device: torch.device) -> Tensor:
         blocks = -(-count // 4)
         _kernels().uniform24[(-(-blocks // _BLOCK),)](key, out, count, BLOCK=_BLOCK, **_OPTIONS)
     return out
+
+
+def elementwise(
+    function: Callable[..., tuple[Tensor, ...]],
+    tensors: Sequence[Tensor],
+    scalars: Sequence[float],
+    count: int,
+) -> list[Tensor]:
+    """The first `count` results of a function of float32 tensors of one shape and float32 scalars.
+
+    `function` is hashable: it has one kernel.
+    """
+    inputs = [tensor.detach().contiguous() for tensor in tensors]
+    outputs = [torch.empty_like(inputs[0]) for _ in range(count)]
+    kernel = elementwise_kernel(function, len(inputs), len(scalars), count)
+    _launch(kernel, inputs[0].numel(), *inputs, *outputs, *scalars)
+    return outputs
+
+
+@cache
+def elementwise_kernel(
+    function: Callable[..., tuple[Tensor, ...]], tensors: int, scalars: int, count: int
+) -> Any:
+    """The kernel of such a function."""
+    from veritrain.numerics.device import triton_source
+
+    return triton_source.elementwise(function, tensors, scalars, count)
 
 
 def elementary_bits(name: str, x: Tensor) -> tuple[Tensor, int]:

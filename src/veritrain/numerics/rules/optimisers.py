@@ -69,12 +69,15 @@ def _sgd_kernel(
 
 
 def _update(
-    kernel: Callable[..., None], tensors: Sequence[Tensor], grad: Tensor, scalars: Sequence[object]
+    kernel: Callable[..., None], tensors: Sequence[Tensor], grad: Tensor, scalars: Sequence[Any]
 ) -> None:
     """Run `kernel` over the flattened tensors, in place; `grad`, one of them, is only read."""
     require_float32("fused optimiser", *tensors)
     if elsewhere(grad):
-        device.update(kernel.__name__, tensors, scalars)
+        flags = [value for value in scalars if isinstance(value, bool)]
+        numbers = [float(value) for value in scalars[len(flags) :]]  # float32 ones, held exactly
+        twin = device.adam if kernel is _adam_kernel else device.sgd
+        twin(tensors, flags, numbers)
         return
     # one dense copy of each, also where a tensor stands for two
     dense = {id(tensor): tensor.detach().contiguous() for tensor in tensors}
