@@ -411,6 +411,8 @@ def test_what_is_not_known_is_refused():
             lambda: torch.ops.aten.exp(x),
             lambda: torch.mm(x[None], x[:, None]),
             lambda: torch.sqrt(x),
+            lambda: torch.ops.aten.cumsum(x.long(), 0, dtype=torch.float32),
+            lambda: torch.ops.aten.div(x, 2.0, rounding_mode="trunc"),
             lambda: torch.ops.aten.sub.Tensor(x, x, alpha=0.5),
             lambda: torch.ops.aten.index_put(x, [x.long()], x, True),
         ):

@@ -181,10 +181,9 @@ def _without_adding(func: OpOverload) -> Way:
 def _only(func: OpOverload, allowed: Callable[[torch.dtype], bool], what: str) -> Way:
     def run(*args: Any, **kwargs: Any) -> Any:
         for value in _flat((*args, *kwargs.values())):
-            dtype = value.dtype if isinstance(value, Tensor) else None
-            if isinstance(value, float):
-                dtype = torch.float32
-            if dtype is not None and not allowed(dtype):
+            dtype = value.dtype if isinstance(value, Tensor) else value
+            dtype = torch.float32 if isinstance(dtype, float) else dtype
+            if isinstance(dtype, torch.dtype) and not allowed(dtype):
                 raise UnsupportedOperatorError(
                     f"operator {func} on {dtype}: on this device its bits are known for {what} only"
                 )
