@@ -5,8 +5,9 @@
     commit       what committing adds to a step: hashing, signing, writing; bytes per step written
     audit        audit time against training time
     startup      `veritrain --help` as a whole process
+    cuda         on a GPU: digests against the CPU's, step times against native numerics
 
-Each writes FOLDER/NAME.json and prints a table; figures in the README come from these files.
+Each that can run here writes FOLDER/NAME.json and prints a table; figures in the README come from these files.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 import veritrain as vt
+from benchmarks.cuda import cuda
 from benchmarks.elementwise import elementwise
 from benchmarks.measure import interleaved, machine, milliseconds, ratio, timers
 from benchmarks.models import WORKLOADS, Workload
@@ -147,6 +149,7 @@ def _size(folder: Path) -> int:
 
 BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "step": step, "elementwise": elementwise, "commit": commit, "audit": audit, "startup": startup,
+    "cuda": cuda,
 }  # fmt: skip
 
 
@@ -173,6 +176,9 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.only:
         rows = BENCHMARKS[name]()
+        if not rows:
+            print(f"{name}: skipped, since PyTorch sees no GPU here; no result is written")
+            continue
         show(name, rows)
         record = {"benchmark": name, "machine": machine(), "rows": rows}
         (options.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
