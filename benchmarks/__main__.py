@@ -11,8 +11,9 @@
     accuracy     error of contractions against float64, beside float32, TF32 and bfloat16
     scaling      step time from 1M to 124M parameters (and a plot)
     training     the loss that whole trainings reach, several seeds (and a plot); `--data` has its data
+    cuda         on a GPU: digests against the CPU's, step times against native numerics
 
-Each writes FOLDER/NAME.json and prints a table; figures in the README come from these files.
+Each that can run here writes FOLDER/NAME.json and prints a table; figures in the README come from these files.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from rich.table import Table
 import veritrain as vt
 from benchmarks.accuracy import accuracy
 from benchmarks.contraction import contraction
+from benchmarks.cuda import cuda
 from benchmarks.elementwise import elementwise
 from benchmarks.large import large, profile
 from benchmarks.measure import interleaved, machine, milliseconds, ratio, timers
@@ -167,6 +169,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "elementwise": lambda options: elementwise(),
     "accuracy": lambda options: accuracy(),
     "scaling": lambda options: scaling(options.out),
+    "cuda": lambda options: cuda(),
     "training": lambda options: training(options.data, options.out),
 }
 
@@ -204,6 +207,9 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.only:
         rows = BENCHMARKS[name](options)
+        if not rows:
+            print(f"{name}: skipped, since PyTorch sees no GPU here; no result is written")
+            continue
         show(name, rows)
         record = {"benchmark": name, "machine": machine(), "rows": rows}
         (options.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")

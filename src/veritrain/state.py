@@ -249,7 +249,9 @@ def _restore_optimizer(
         name, _, key = full.removeprefix("optimizer/").rpartition("/")
         if full.startswith("optimizer/") and name in parameters:
             stored = _take(state, full, unused)
-            program.optimizer.state[parameters[name]][key] = stored.clone()
+            parameter = parameters[name]
+            own = stored.clone().to(parameter.device)
+            program.optimizer.state[parameter][key] = own
 
 
 def _restore_scheduler(program: Program, stored: dict[str, Any]) -> None:

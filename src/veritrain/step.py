@@ -11,16 +11,18 @@ from __future__ import annotations
 import inspect
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.utils._pytree import tree_map_only
 
-from veritrain.errors import JobError, NumericsError
+from veritrain.errors import JobError, NumericsError, UsageError
 from veritrain.job import Job, users_code
-from veritrain.numerics import Profile, resolve
+from veritrain.numerics import CPU, Profile, resolve
 from veritrain.schedule import settle_group, settle_records, settled_rates
 
 if TYPE_CHECKING:
@@ -29,32 +31,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """Model, optimiser and scheduler of a job. Frozen means which objects; their tensors change."""
+    """Model, optimiser and scheduler of a job. Frozen means which objects; their tensors change.
+
+    `device` is where they lie and steps are computed; under `exact` it changes no bit.
+    """
 
     job: Job
     profile: Profile
     model: nn.Module
     optimizer: Optimizer
     scheduler: LRScheduler | None
+    device: torch.device = CPU
 
     @classmethod
-    def build(cls, job: Job, profile: Profile | None = None) -> Program:
+    def build(cls, job: Job, profile: Profile | None = None, device: str = "cpu") -> Program:
         """Build everything anew, with random numbers keyed by (seed, "init").
+
+        The model is built on the CPU and then moved.
 
         Args:
             job: what to build.
             profile: computes it; None for the job's own numerics.
+            device: where: "cpu", "cuda" or "cuda:N".
 
         Raises:
             JobError: a part of the job returned something else than it should.
+            UsageError: there is no such device here.
         """
+        place = find_device(device)
         profile = profile if profile is not None else resolve(job.numerics)
-        with profile.active(seed=job.seed, purpose="init", step=0):
-            with users_code("model"):
+        with profile.active(seed=job.seed, purpose="init", step=0, device=place):
+            with users_code("model"), CPU:
                 model = job.model()
             _require_type("model", model, nn.Module)
             _require_initialised(model)
             _require_own_memory(model)
+            if place != CPU:
+                model.to(place)
             model.train()
             with users_code("optimizer"):
                 optimizer = job.optimizer(model)
@@ -64,7 +77,30 @@ class Program:
             for group in optimizer.param_groups:
                 settle_group(group)
             scheduler = _build_scheduler(job, optimizer)
-        return cls(job=job, profile=profile, model=model, optimizer=optimizer, scheduler=scheduler)
+        return cls(
+            job=job, profile=profile, model=model, optimizer=optimizer, scheduler=scheduler,
+            device=place,
+        )  # fmt: skip
+
+
+def find_device(name: str) -> torch.device:
+    """The device called `name`: "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        UsageError: none of these, or not on this machine.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device {name!r} is unknown; choose cpu, cuda or cuda:N")
+    if device.type == "cpu":
+        return CPU
+    device = torch.device("cuda", device.index or 0)
+    if device.index >= torch.cuda.device_count():
+        raise UsageError(f"device {name!r}: PyTorch sees {torch.cuda.device_count()} GPUs here")
+    return device
 
 
 def run_step(program: Program, step: int, batch: Batch) -> float:
@@ -85,12 +121,12 @@ def run_step(program: Program, step: int, batch: Batch) -> float:
     job = program.job
     parameters = [p for group in program.optimizer.param_groups for p in group["params"]]
     total = 0.0
-    with program.profile.active(seed=job.seed, purpose="step", step=step):
+    with program.profile.active(seed=job.seed, purpose="step", step=step, device=program.device):
         program.model.train()
         program.optimizer.zero_grad(set_to_none=True)
         for micro in batch:
             with users_code(f"step {step}: loss"):
-                loss = job.loss(program.model, micro)
+                loss = job.loss(program.model, _moved(micro, program.device))
             _require_scalar(loss, step)
             part = loss / job.accumulate if job.accumulate > 1 else loss
             total += float(part.detach().item())
@@ -109,6 +145,13 @@ def run_step(program: Program, step: int, batch: Batch) -> float:
                 program.scheduler.step()
             settle_records(program.scheduler)
     return total
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    """The batch with its tensors on `device`."""
+    if device.type == "cpu":
+        return batch
+    return tree_map_only(Tensor, lambda x: x.to(device), batch)
 
 
 def _build_scheduler(job: Job, optimizer: Optimizer) -> LRScheduler | None:

@@ -51,6 +51,17 @@ def test_keygen_without_a_path_uses_the_default_place(call, tmp_path, monkeypatc
     assert (tmp_path / "default.key").exists()
 
 
+@pytest.mark.parametrize("device", ["tpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_bad_usage(call, folder, tmp_path, device):
+    job = folder / "job.py"
+    train = ("train", job, "--out", tmp_path / "run", "--key", folder / "trainer.key")
+    for command in (train, ("audit", folder / "run", "--job", job)):
+        code, _, err = call(*command, "--device", device)
+        assert code == 2
+        assert f"device '{device}'" in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_encrypted_key_needs_its_password(call, folder, tmp_path, monkeypatch):
     key = tmp_path / "secret.key"
     train = ("train", folder / "job.py", "--out", tmp_path / "run", "--key", key)

@@ -1,26 +1,33 @@
 """What the tests of the operator rules share: the profile, bit patterns, the float64 oracle.
 
-`check` runs a function of tensors under exact numerics, with its gradient, and asks three things:
+`check` runs a function of tensors under exact numerics, with its gradient, and asks four things:
 float64 PyTorch agrees within the error that the definitions imply; other memory layouts of the same
-values give the same bits; no input was changed.
+values give the same bits; the pretended device, and a GPU where there is one, gives the same bits or
+refuses an operator; no input was changed.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext, suppress
+
 import numpy as np
 import torch
+from pretend_device import PLACE, Moving, here, pretended
 from torch import Tensor
 
-from veritrain.numerics import resolve
+from veritrain.errors import UnsupportedOperatorError
+from veritrain.numerics import CPU, resolve
 
 # Inputs are at most 3 in magnitude and inner lengths at most 128, so operands of a contraction have at
 # least 23 bits: an error of 2**-23 of the slice's largest value each, 128 * 2 * 3 * 3 * 2**-23 = 2.7e-4
 # in the very worst case of all errors alike; sums and elementwise operations are far better.
 TOLERANCE = 3e-4
 
+DEVICES = [PLACE] + [torch.device("cuda", 0)] * torch.cuda.is_available()
 
-def exact(step: int = 0):
-    return resolve("exact").active(seed=0, purpose="test", step=step)
+
+def exact(step: int = 0, device: torch.device = CPU):
+    return resolve("exact").active(seed=0, purpose="test", step=step, device=device)
 
 
 def pattern(x: Tensor) -> np.ndarray:
@@ -101,7 +108,7 @@ def close(got: list, want: list, tolerance: float) -> None:
             assert error <= tolerance * scale, f"error {error} at scale {scale}"
 
 
-def check(f, *inputs: Tensor, tolerance: float = TOLERANCE) -> None:
+def check(f, *inputs: Tensor, tolerance: float = TOLERANCE, devices=DEVICES) -> None:
     """See the module's docstring."""
     before = [x.clone() for x in inputs]
     with exact():
@@ -120,4 +127,21 @@ def check(f, *inputs: Tensor, tolerance: float = TOLERANCE) -> None:
         ]
         with exact():
             same(got, evaluate(f, other))
+    for device in devices:
+        with suppress(UnsupportedOperatorError):
+            same(got, evaluate_on_device(f, inputs, device))
     same(before, list(inputs))
+
+
+def evaluate_on_device(
+    f, inputs, device: torch.device = PLACE
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """As `evaluate`, under exact numerics on a device, the pretended one unless another is given;
+    results are on the CPU.
+
+    Raises:
+        UnsupportedOperatorError: an operator that the device refuses.
+    """
+    with pretended() if device == PLACE else nullcontext(), exact(device=device), Moving(device):
+        outputs, grads = evaluate(f, [x.to(device) for x in inputs])
+    return [here(y) for y in outputs], [y if y is None else here(y) for y in grads]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rules_support import check, exact, numbers, same
+from rules_support import DEVICES, check, exact, numbers, same
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -232,10 +232,16 @@ CASES = {
 }  # fmt: skip
 
 
+# `transpose_` changes a shape behind the pretended tensor; a GPU refuses the fused cells that it takes.
+ON_THE_CPU = {
+    "lstm", "lstm projected", "gru", "rnn", "rnn relu", "rnn batch first", "transpose in place",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_float64_in_every_layout(name):
     function, *inputs = CASES[name]
-    check(function, *inputs)
+    check(function, *inputs, devices=[] if name in ON_THE_CPU else DEVICES)
 
 
 NONE = torch.zeros(0, dtype=torch.long)

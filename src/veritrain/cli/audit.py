@@ -50,6 +50,12 @@ Exit status: 0 accepted, 1 rejected, 3 inconclusive,
 @click.option(
     "--workers", type=click.IntRange(1), default=1, help="Processes that recompute intervals."
 )
+@click.option(
+    "--device",
+    default="cpu",
+    metavar="NAME",
+    help="cpu, cuda or cuda:N; exact numerics gives the same bits on each.",
+)
 @click.option("--key", metavar="HEX", help="Public key or fingerprint of the trainer you expect.")
 @output.json_option
 def command(
@@ -58,6 +64,7 @@ def command(
     steps: tuple[int, int] | None,
     sample: int | None,
     workers: int,
+    device: str,
     key: str | None,
     as_json: bool,
 ) -> int:
@@ -84,6 +91,7 @@ def command(
             steps=steps,
             sample=sample,
             workers=workers,
+            device=device,
             trusted_key=keys.trusted(key) if key is not None else None,
             on_step=on_step,
         )

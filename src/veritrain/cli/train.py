@@ -35,13 +35,19 @@ same digest as without the interruption.""",
     "--workers", type=click.IntRange(0), default=0, help="Processes that prepare batches."
 )
 @click.option(
+    "--device",
+    default="cpu",
+    metavar="NAME",
+    help="cpu, cuda or cuda:N; exact numerics gives the same bits on each.",
+)
+@click.option(
     "--key",
     type=click.Path(path_type=Path, dir_okay=False),
     help="PEM file of the key that signs; default $VERITRAIN_KEY or ~/.config/veritrain/.",
 )
 @output.json_option
 def command(
-    job: Path, out: str, resume: bool, workers: int, key: Path | None, as_json: bool
+    job: Path, out: str, resume: bool, workers: int, device: str, key: Path | None, as_json: bool
 ) -> int:
     """Train JOB with every step committed to, signed and checkable.
 
@@ -65,10 +71,11 @@ def command(
 
         try:
             digest = train(
-                loaded, out, signer=signer, resume=resume, workers=workers, on_step=on_step
-            )
+                loaded, out, signer=signer, resume=resume, workers=workers, device=device,
+                on_step=on_step,
+            )  # fmt: skip
         except KeyboardInterrupt:
-            raise InterruptedRunError(_how_to_go_on(job, out, key, workers)) from None
+            raise InterruptedRunError(_how_to_go_on(job, out, key, workers, device)) from None
     data = {
         "run": out,
         "steps": loaded.steps,
@@ -91,10 +98,11 @@ def command(
     return 0
 
 
-def _how_to_go_on(job: Path, out: str, key: Path | None, workers: int) -> str:
+def _how_to_go_on(job: Path, out: str, key: Path | None, workers: int, device: str) -> str:
     words = ["veritrain", "train", str(job), "--out", out, "--resume"]
     words += ["--key", str(key)] if key is not None else []
     words += ["--workers", str(workers)] if workers else []
+    words += ["--device", device] if device != "cpu" else []
     return f"interrupted, {_recorded(out)}; go on with: {shlex.join(words)}"
 
 

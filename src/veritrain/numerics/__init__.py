@@ -1,5 +1,5 @@
 """What makes a step replayable: profiles, rules, exact kernels, counter-based random numbers."""
 
-from veritrain.numerics.profile import Profile, resolve
+from veritrain.numerics.profile import CPU, Profile, resolve
 
-__all__ = ["Profile", "resolve"]
+__all__ = ["CPU", "Profile", "resolve"]

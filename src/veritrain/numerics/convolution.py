@@ -24,6 +24,7 @@ from torch import Tensor
 
 from veritrain.numerics import engines
 from veritrain.numerics.depthwise import convolve_kernel, weight_kernel
+from veritrain.numerics.device import on_cpu
 from veritrain.numerics.engines import MAX_INNER, Engine, Strides
 from veritrain.numerics.gather import Gather, Sizes, Window, forward_gather, phases
 from veritrain.numerics.integers import Slices, channels_of, jit, quantise, slice_scales
@@ -242,6 +243,7 @@ def _images(x: Tensor, groups: int, factor: Tensor) -> Iterator[_Images]:
         yield _Images(values, channels, math.prod(x.shape[2:]), group, each)
 
 
+@on_cpu
 def forward(
     x: Tensor,
     w: Tensor,
@@ -327,6 +329,7 @@ def _writer(
     return write
 
 
+@on_cpu
 def input_gradient(
     grad: Tensor,
     w: Tensor,
@@ -391,6 +394,7 @@ def _weight_kernel(total_okc, row_scale, column_scale, out_ock):
                 out_ock[o, c, k] = np.float32(scaled + 0.0)
 
 
+@on_cpu
 def weight_gradient(
     grad: Tensor,
     x: Tensor,

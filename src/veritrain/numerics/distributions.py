@@ -31,7 +31,7 @@ _REFUSED: tuple[tuple[Any, str], ...] = (
 @contextmanager
 def exact_distributions() -> Generator[None]:
     """Within it, and within exact numerics, the distributions of numpy and `random` are exact."""
-    patches = [(np.random, name, function) for name, function in _DRAWN.items()]
+    patches = [(np.random, name, _on_the_cpu(function)) for name, function in _DRAWN.items()]
     patches += [(owner, name, _refuse(name)) for owner, names in _REFUSED for name in names.split()]
     originals = [(owner, name, getattr(owner, name)) for owner, name, _ in patches]
     try:
@@ -41,6 +41,14 @@ def exact_distributions() -> Generator[None]:
     finally:
         for owner, name, original in originals:
             setattr(owner, name, original)
+
+
+def _on_the_cpu(draw: Callable[..., Any]) -> Callable[..., Any]:
+    def drawn(*arguments: Any, **options: Any) -> Any:
+        with torch.device("cpu"):
+            return draw(*arguments, **options)
+
+    return drawn
 
 
 def _refuse(name: str) -> Callable[..., Any]:

@@ -20,6 +20,7 @@ from veritrain.errors import UsageError
 from veritrain.numerics import elementary_kernels as kernels
 from veritrain.numerics import elementary_reference as reference
 from veritrain.numerics import parallel
+from veritrain.numerics.device import on_cpu
 
 _GRAIN = 8_192  # entries, about 15 microseconds of work
 
@@ -55,13 +56,14 @@ _PRODUCTS: dict[str, Callable[..., int]] = {
 }
 
 
+@on_cpu
 def apply(name: str, x: torch.Tensor) -> torch.Tensor:
-    """Apply the function `name` to an fp32 CPU tensor of any shape and strides.
+    """Apply the function `name` to an fp32 tensor of any shape and strides.
 
     Returns a new contiguous fp32 tensor of the same shape. NaNs in it are all 0x7fc00000.
 
     Raises:
-        UsageError: no function of this name, another dtype, or another device.
+        UsageError: no function of this name, or another dtype.
     """
     kernel = FUNCTIONS.get(name)
     if kernel is None:
@@ -74,11 +76,12 @@ def apply(name: str, x: torch.Tensor) -> torch.Tensor:
     return bits.view(torch.float32)
 
 
+@on_cpu
 def apply_times(name: str, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """`apply(name, x) * factor` in one pass; a derivative by name, two tensors of one shape.
 
     Raises:
-        UsageError: another dtype or device, or unlike shapes.
+        UsageError: another dtype, or unlike shapes.
     """
     if x.shape != factor.shape:
         raise UsageError(f"{name}: expected one shape, got {x.shape} and {factor.shape}")
@@ -92,14 +95,15 @@ def apply_times(name: str, x: torch.Tensor, factor: torch.Tensor) -> torch.Tenso
     return bits.view(torch.float32)
 
 
+@on_cpu
 def power(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """x to the power y, entry by entry: correctly rounded, special values as in IEEE 754's `pow`.
 
     Args:
-        x, y: fp32 CPU tensors of shapes that broadcast.
+        x, y: fp32 tensors of shapes that broadcast.
 
     Raises:
-        UsageError: another dtype, or another device.
+        UsageError: another dtype.
     """
     x, y = torch.broadcast_tensors(x, y)
     bases, exponents = _flat("power", x), _flat("power", y)
@@ -114,8 +118,8 @@ def power(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def _flat(name: str, x: torch.Tensor) -> NDArray[np.float32]:
-    if x.dtype != torch.float32 or x.device.type != "cpu":
-        raise UsageError(f"{name}: expected a float32 tensor on cpu, got {x.dtype} on {x.device}")
+    if x.dtype != torch.float32:
+        raise UsageError(f"{name}: expected a float32 tensor, got {x.dtype}")
     return x.detach().contiguous().view(-1).numpy()
 
 

@@ -65,14 +65,23 @@ _NEAR_GELU_GRAD = 2.0**-48  # absolute
 _QUICK_UNITS = 1 << 15  # the same in units of the last place, of which a number has at most 2^53
 
 
-def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
+def _jit(function: Callable[..., Any], *, cache: bool = True) -> Callable[..., Any]:
     options: dict[str, Any] = {
-        "nogil": True, "cache": True, "error_model": "numpy", "forceinline": True,
+        "nogil": True, "cache": cache, "error_model": "numpy", "forceinline": True,
         "fastmath": {"contract"},
         "_nrt": False,  # nothing is allocated: no reference counts
     }  # fmt: skip
     compiler = numba.njit(**options)
     return compiler(function)  # type: ignore[no-any-return]
+
+
+def _jit_of_functions(function: Callable[..., Any]) -> Callable[..., Any]:
+    """For a function whose arguments are functions: not in numba's cache on disk.
+
+    The cache's index names the arguments, and cannot be written again once they are gone, as when a
+    fourth instruction set adds its code ("underlying object has vanished"). Callers are cached whole.
+    """
+    return _jit(function, cache=False)
 
 
 def _bitcast(source: Any, target: Any) -> Any:
@@ -826,7 +835,7 @@ def _round(interval: Interval) -> Any:
     return _bits32(low) if low == high else failed
 
 
-@_jit
+@_jit_of_functions
 def by_interval(interval: Any, x: Inputs, factor: Any, out: Outputs, start: int, stop: int) -> int:
     """Entries [start, stop) with the accurate function; returns the number of undecided ones.
 
@@ -842,7 +851,7 @@ def by_interval(interval: Any, x: Inputs, factor: Any, out: Outputs, start: int,
     return undecided
 
 
-@_jit
+@_jit_of_functions
 def _all_decided(quick: Any, x: Inputs, factor: Any, out: Outputs, at: int) -> bool:
     """The same for the `CHUNK` entries from `at` on with a quick function; tells whether it decides."""
     open_ = False
@@ -856,7 +865,7 @@ def _all_decided(quick: Any, x: Inputs, factor: Any, out: Outputs, at: int) -> b
     return not open_
 
 
-@_jit
+@_jit_of_functions
 def _by_chunks(
     near: Any,
     quick: Any,

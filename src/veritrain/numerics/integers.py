@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from veritrain.numerics.device import on_cpu
 from veritrain.numerics.parallel import grain_of, run
 
 # Adding 1.5 * 2**52 to |x| <= 2**51 rounds x half to even to an integer (round-to-nearest mode); the
@@ -195,6 +196,7 @@ def _pacb(x: Tensor, shape: Slices) -> tuple[np.ndarray, np.ndarray]:
 _COLUMN_BLOCK = 256  # slices; two such rows of fp32 and their factors stay in the first-level cache
 
 
+@on_cpu
 def quantise(x: Tensor, shape: Slices, bits: int) -> tuple[Tensor, Tensor]:
     """Round each slice of `x` to scaled integers.
 
@@ -244,6 +246,7 @@ def rescale(c: Tensor, row_scale: Tensor, column_scale: Tensor, out: Tensor) -> 
     )  # fmt: skip
 
 
+@on_cpu
 def slice_scales(x: Tensor, shape: Slices, bits: int) -> tuple[Tensor, Tensor]:
     """Factor to integers and scale back of each slice, float64 (P, C), without rounding anything.
 

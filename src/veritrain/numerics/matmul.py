@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from veritrain.numerics import engines
+from veritrain.numerics.device import on_cpu
 from veritrain.numerics.engines import MAX_INNER, Engine, Strides
 from veritrain.numerics.integers import jit, quantise, rescale, rows_of, slice_scales
 from veritrain.numerics.parallel import grain_of, run, run_products
@@ -115,6 +116,7 @@ def _pieces(size: int, piece: int) -> Iterator[range]:
         yield range(size * i // count, size * (i + 1) // count)
 
 
+@on_cpu
 def batched(a_pmk: Tensor, b_pkn: Tensor, bits: int) -> Tensor:
     """Exact products of P pairs of float32 matrices, none of them empty: float32 (P, M, N)."""
     num_p, num_m, num_k = a_pmk.shape

@@ -5,7 +5,7 @@ It only dispatches. What an operator means is in `rules`; nothing is passed thro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -20,17 +20,26 @@ from veritrain.errors import UnsupportedOperatorError
 from veritrain.numerics.random import Stream
 from veritrain.numerics.rules import Kind, Rule, lookup, short_name
 
+CPU = torch.device("cpu")
+
 _cached_lookup: Callable[[OpOverload], Rule] = cache(lookup)
 
 
 class ExactMode(TorchDispatchMode):
     """Computes every operator by its `exact` rule; random operators draw from `stream`.
 
+    Args:
+        device: where tensors may lie besides the CPU.
+
     Raises (from any operator run under it):
         UnsupportedOperatorError: an operator without a rule, a dtype, layout or device without one.
     """
 
     stream: Stream  # where random operators take their keys; set before the first of them
+
+    def __init__(self, device: torch.device = CPU) -> None:
+        super().__init__()
+        self._device = device
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -59,10 +68,14 @@ class ExactMode(TorchDispatchMode):
                 "torch.jit.trace inside a step: use the model itself, or torch.jit.script"
             )
         rule = _cached_lookup(func)
-        _refuse_foreign(func, rule.kind, (*args, *kwargs.values()))
+        values = (*args, *kwargs.values())
+        _refuse_foreign(func, rule.kind, values, self._device)
         if rule.takes_stream:
-            return rule.function(self.stream, *args, **kwargs)
-        return rule.function(*args, **kwargs)
+            args = (self.stream, *args)
+        if self._device.type == "cpu":
+            return rule.function(*args, **kwargs)
+        with _home(values):  # new tensors of a rule lie where its operands lie
+            return rule.function(*args, **kwargs)
 
     def _foreach(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """`_foreach_f(xs, ...)` is f(x, ...) for each x; lists run along with it."""
@@ -125,18 +138,36 @@ _NARROW = (
 )
 
 
-def _refuse_foreign(func: OpOverload, kind: Kind, values: Sequence[Any]) -> None:
-    """Only dense CPU tensors of real numbers have definitions, and no generator but the stream.
+def _home(values: Sequence[Any]) -> torch.device:
+    """Where an operator computes: outside the CPU's memory if an operand lies there."""
+    return next((device for device in _devices(values) if device.type != "cpu"), CPU)
+
+
+def _devices(values: Sequence[Any]) -> Iterator[torch.device]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value.device
+        elif isinstance(value, torch.device):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _devices(value)
+
+
+def _refuse_foreign(
+    func: OpOverload, kind: Kind, values: Sequence[Any], device: torch.device
+) -> None:
+    """Only dense tensors of real numbers have definitions, on the CPU or the device of the step, and
+    no generator but the stream.
 
     Narrow types may be moved and cast; arithmetic on them is not defined.
     """
     for value in values:
         if isinstance(value, Tensor):
-            if value.device.type != "cpu" or value.layout != torch.strided:
+            if value.layout != torch.strided:
                 raise UnsupportedOperatorError(
-                    f"operator {func} on a {value.layout} tensor on {value.device}: exact numerics "
-                    "covers dense tensors on the CPU"
+                    f"operator {func} on a {value.layout} tensor: exact numerics covers dense tensors"
                 )
+            _require_place(func, value.device, device)
             if value.is_complex():
                 raise UnsupportedOperatorError(
                     f"operator {func} on {value.dtype}: exact numerics covers real numbers; compute "
@@ -148,14 +179,19 @@ def _refuse_foreign(func: OpOverload, kind: Kind, values: Sequence[Any]) -> None
                     "use .float() first, and no torch.autocast"
                 )
         elif isinstance(value, (list, tuple)):
-            _refuse_foreign(func, kind, value)
+            _refuse_foreign(func, kind, value, device)
         elif isinstance(value, torch.device):
-            if value.type != "cpu":
-                raise UnsupportedOperatorError(
-                    f"operator {func} on device {value}: exact numerics covers the CPU"
-                )
+            _require_place(func, value, device)
         elif isinstance(value, torch.Generator):
             raise UnsupportedOperatorError(
                 f"operator {func} with a torch.Generator of your own is not replayable; leave "
                 "generator=None: the random numbers of a step come from (seed, step, call)"
             )
+
+
+def _require_place(func: OpOverload, place: torch.device, device: torch.device) -> None:
+    if place.type not in ("cpu", device.type):
+        raise UnsupportedOperatorError(
+            f"operator {func} on device {place}: this step is computed on the CPU"
+            + (f" and {device}" if device.type != "cpu" else "; choose the device with --device")
+        )

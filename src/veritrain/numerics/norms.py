@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from veritrain.numerics.device import on_cpu
 from veritrain.numerics.integers import ROUNDING_BITS, Slices, exponent, jit, sum_bits
 from veritrain.numerics.parallel import grain_of, run
 from veritrain.numerics.sums import (
@@ -231,6 +232,7 @@ def _column_totals(g_rd, x_rd, mean_r, rstd_r, low, high, by_sum, by_dot, sums, 
             dots[i] += scaled_bits(product, by_dot[i])
 
 
+@on_cpu
 def normalise_rows(
     x_rd: Tensor, eps: float, weight_gd: Tensor, bias_gd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -245,6 +247,7 @@ def normalise_rows(
     return out, mean, rstd
 
 
+@on_cpu
 def rows_backward(
     grad_rd: Tensor, x_rd: Tensor, mean_r: Tensor, rstd_r: Tensor, weight_gd: Tensor
 ) -> Tensor:
@@ -258,6 +261,7 @@ def rows_backward(
     return dx
 
 
+@on_cpu
 def column_sums(
     grad_rd: Tensor, x_rd: Tensor, mean_r: Tensor, rstd_r: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -274,6 +278,7 @@ def column_sums(
     return total, dot
 
 
+@on_cpu
 def moments(x: Tensor, shape: Slices) -> tuple[Tensor, Tensor]:
     """Mean and sum of squared deviations of each slice: float32 (P, C) each."""
     num_p, num_a, num_c, num_b = shape
@@ -285,6 +290,7 @@ def moments(x: Tensor, shape: Slices) -> tuple[Tensor, Tensor]:
     return mean, square
 
 
+@on_cpu
 def normalise(
     x: Tensor, shape: Slices, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor
 ) -> Tensor:
@@ -298,6 +304,7 @@ def normalise(
     return out
 
 
+@on_cpu
 def normalise_backward(
     grad: Tensor, x: Tensor, shape: Slices, mean: Tensor, rstd: Tensor, factor: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -313,6 +320,7 @@ def normalise_backward(
     return dx, total, dot
 
 
+@on_cpu
 def channel_sums(
     grad: Tensor, x: Tensor, shape: Slices, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import Any, Protocol
 
+import torch
 from torch._ops import OpOverload
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -50,9 +51,9 @@ class ObservedExact(Exact):
         super().__init__(plain.name, plain.grade)
         self.observer = observer
 
-    def make_mode(self) -> ExactMode:
+    def make_mode(self, device: torch.device) -> ExactMode:
         """A mode that tells the present observer."""
-        return _ObservedExactMode(self.observer)
+        return _ObservedExactMode(device, self.observer)
 
     def canonicalise(self, optimizer: Optimizer) -> None:
         """As `Exact`; a refused optimiser keeps its own flags."""
@@ -69,8 +70,8 @@ class ObservedNative(Native):
         self.observer = observer
 
     @contextmanager
-    def _enter(self) -> Generator[Scope]:
-        with super()._enter() as scope, _ObservedNativeMode(self.observer):
+    def _enter(self, device: torch.device) -> Generator[Scope]:
+        with super()._enter(device) as scope, _ObservedNativeMode(self.observer):
             yield scope
 
 
@@ -81,8 +82,8 @@ def observed(name: str, observer: Observer) -> ObservedExact | ObservedNative:
 
 
 class _ObservedExactMode(ExactMode):
-    def __init__(self, observer: Observer) -> None:
-        super().__init__()
+    def __init__(self, device: torch.device, observer: Observer) -> None:
+        super().__init__(device)
         self._observer = observer
 
     def compute(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

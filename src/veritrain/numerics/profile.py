@@ -32,6 +32,8 @@ from veritrain.numerics.scalars import correctly_rounded_math, exact_hyperparame
 if TYPE_CHECKING:
     from veritrain.numerics.mode import ExactMode
 
+CPU = torch.device("cpu")
+
 
 class Scope(ABC):
     """A profile in force. `rekey` starts a new stream of random numbers without leaving it."""
@@ -80,23 +82,29 @@ class Profile(ABC):
     version: int
 
     @contextmanager
-    def active(self, *, seed: int, purpose: str, step: int) -> Generator[Scope]:
+    def active(
+        self, *, seed: int, purpose: str, step: int, device: torch.device = CPU
+    ) -> Generator[Scope]:
         """Put the profile in force, with random numbers keyed by (seed, purpose, step, call).
 
         It replaces what belongs to the whole process, so another thread that asks for one waits.
+
+        Args:
+            device: where new tensors lie; those on the CPU stay usable. It never shows in a bit
+                under `exact`.
         """
         with (
             _one_thread.lock,
             _callers_generators_kept(),
-            torch.random.fork_rng(devices=[]),
-            self._enter() as scope,
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            self._enter(device) as scope,
             no_entropy(),
         ):
             scope.rekey(seed=seed, purpose=purpose, step=step)
             yield scope
 
     @abstractmethod
-    def _enter(self) -> AbstractContextManager[Scope]:
+    def _enter(self, device: torch.device) -> AbstractContextManager[Scope]:
         """Compute torch operators as the profile says."""
 
     @abstractmethod
@@ -120,8 +128,9 @@ class Native(Profile):
     version = 1
 
     @contextmanager
-    def _enter(self) -> Generator[Scope]:
-        yield _NativeScope()
+    def _enter(self, device: torch.device) -> Generator[Scope]:
+        with _new_tensors_on(device):
+            yield _NativeScope()
 
     def canonicalise(self, optimizer: Optimizer) -> None:
         """The user's flags stand."""
@@ -169,24 +178,24 @@ class Exact(Profile):
         self.name = name
         self.grade = grade  # bits
 
-    def make_mode(self) -> ExactMode:
-        """The mode that computes every operator."""
+    def make_mode(self, device: torch.device) -> ExactMode:
+        """The mode that computes every operator, on the CPU and on `device`."""
         from veritrain.numerics.mode import ExactMode  # loads numba
 
-        return ExactMode()
+        return ExactMode(device)
 
     @contextmanager
-    def _enter(self) -> Generator[Scope]:
+    def _enter(self, device: torch.device) -> Generator[Scope]:
         from veritrain.numerics.rules.contraction import grade
         from veritrain.numerics.threads import no_operators_in_new_threads
 
         _require_ieee()
-        mode = self.make_mode()
+        mode = self.make_mode(device)
         # Fused kernels hide their operators; the composite forms show them.
         with (
             sdpa_kernel([SDPBackend.MATH]), _no_fused_layers(), _no_compiled_code(),
             correctly_rounded_math(), exact_distributions(), no_operators_in_new_threads(),
-            grade(self.grade), mode,
+            grade(self.grade), _on_device(device), mode,
         ):  # fmt: skip
             yield _ExactScope(mode)
 
@@ -258,6 +267,40 @@ def _require_ieee() -> None:
         raise NumericsError(
             "subnormal numbers are flushed to zero here; call torch.set_flush_denormal(False)"
         )
+
+
+@contextmanager
+def _on_device(device: torch.device) -> Generator[None]:
+    """What a step on a device needs besides the rules.
+
+    Raises:
+        UsageError: float64 products are emulated there.
+    """
+    if device.type == "cpu":
+        yield
+        return
+    from veritrain.numerics.device.gate import Gate
+
+    for name in _EMULATION:
+        if os.environ.get(name, "0") != "0":
+            raise UsageError(f"{name} makes float64 products inexact; unset it")
+    with (
+        _new_tensors_on(device),
+        # cuDNN's operators have other names and no rules; without it PyTorch calls its own
+        torch.backends.cudnn.flags(enabled=False),
+        # one thread walks the graph, so that gradients of two places meet in the order of the CPU
+        torch.autograd.set_multithreading_enabled(False),
+        Gate(),
+    ):
+        yield
+
+
+# cuBLAS: float64 products from narrower ones, with as many bits as it finds enough
+_EMULATION = ("CUBLAS_EMULATE_DOUBLE_PRECISION", "CUBLAS_FIXEDPOINT_EMULATION_MANTISSA_BIT_COUNT")
+
+
+def _new_tensors_on(device: torch.device) -> AbstractContextManager[object]:
+    return nullcontext() if device.type == "cpu" else device
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from veritrain import encoding
 from veritrain.errors import UsageError
 from veritrain.numerics import elementary, parallel
+from veritrain.numerics.device import random as device_random
 
 Shape: TypeAlias = Sequence[int]
 Word = TypeVar("Word", np.uint32, np.float32)
@@ -69,6 +70,9 @@ def words(key: int, count: int) -> NDArray[np.uint32]:
 
 def uniform24(key: int, shape: Shape) -> torch.Tensor:
     """Uniform on the multiples of 2^-24 in [0, 1), fp32: the top 24 bits of word i."""
+    device = torch.get_default_device()
+    if device.type != "cpu":
+        return device_random.uniform24(key, shape, device)
     flat = torch.from_numpy(_fill(_fill_uniform, key, math.prod(shape), np.float32))
     return flat.reshape(tuple(shape))
 
@@ -125,7 +129,8 @@ def integers(key: int, low: int, high: int, shape: Shape) -> torch.Tensor:
     if high - low < 1 << 64:
         drawn = drawn % np.uint64(high - low)
     values = drawn + np.uint64(low % (1 << 64))  # modulo 2^64: two's complement
-    return torch.from_numpy(values.view(np.int64)).reshape(tuple(shape))
+    drawn64 = torch.from_numpy(values.view(np.int64)).reshape(tuple(shape))
+    return drawn64.to(torch.get_default_device())
 
 
 def permutation(seed: int, purpose: str, step: int, n: int) -> NDArray[np.int64]:

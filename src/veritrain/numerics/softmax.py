@@ -19,6 +19,7 @@ from torch import Tensor
 
 from veritrain.numerics import elementary
 from veritrain.numerics import elementary_kernels as kernels
+from veritrain.numerics.device import on_cpu
 from veritrain.numerics.integers import jit, rows_of, sum_bits
 from veritrain.numerics.parallel import grain_of, run
 from veritrain.numerics.sums import bare_jit, exact_sum, integer_sum, power_of_two, top_bits, total
@@ -161,6 +162,7 @@ def _softmax_backward_kernel(grad_rd, y_rd, out_rd, start, stop):
             out[d] = (grad[d] - sums) * y[d]
 
 
+@on_cpu
 def softmax(x_rd: Tensor) -> Tensor:
     """Softmax of each row of float32 x (R, D), contiguous, D >= 1."""
 
@@ -171,6 +173,7 @@ def softmax(x_rd: Tensor) -> Tensor:
     return _by_rows(_softmax_kernel, plain, x_rd, sum_bits(x_rd.shape[1]))
 
 
+@on_cpu
 def log_softmax(x_rd: Tensor) -> Tensor:
     """The logarithm of each row's softmax; x as above."""
 
@@ -182,6 +185,7 @@ def log_softmax(x_rd: Tensor) -> Tensor:
     return _by_rows(_log_softmax_kernel, plain, x_rd, sum_bits(x_rd.shape[1]))
 
 
+@on_cpu
 def log_softmax_backward(grad_rd: Tensor, y_rd: Tensor) -> Tensor:
     """dy - exp(y) * sum(dy) over rows."""
 
@@ -191,6 +195,7 @@ def log_softmax_backward(grad_rd: Tensor, y_rd: Tensor) -> Tensor:
     return _by_rows(_log_softmax_backward_kernel, plain, grad_rd, y_rd)
 
 
+@on_cpu
 def softmax_backward(grad_rd: Tensor, y_rd: Tensor) -> Tensor:
     """(dy - sum(dy * y)) * y over rows."""
     out = torch.empty(y_rd.shape, dtype=torch.float32)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from veritrain.numerics.device import on_cpu
 from veritrain.numerics.integers import (
     EXACT_BITS,
     MAX_BITS,
@@ -205,6 +206,7 @@ def _add_rows(values_nd, order_n, first_g, row_g, bits, top, totals, out_rd, sta
             out[d] = rounded(top, totals[d] - count * ROUNDING_BITS, bits)
 
 
+@on_cpu
 def total(x: Tensor, shape: Slices) -> Tensor:
     """Sum each slice of `x` as integers of `sum_bits(A * B)`, rounded once to float32: (P, C).
 
@@ -245,6 +247,7 @@ def _whole_sum(values: np.ndarray, bits: int) -> float:
     return float(rounded(top, np.int64(sum(int(part) for _, part in pieces)), bits))
 
 
+@on_cpu
 def sum_of_squares(x: Tensor) -> Tensor:
     """Sum of x * x, each product rounded to float32, over a whole contiguous tensor: a scalar."""
     values = x.detach().numpy().reshape(-1)
@@ -274,6 +277,7 @@ def _squares_kernel(values, bits, top, start, stop):
     return total - part.shape[0] * ROUNDING_BITS
 
 
+@on_cpu
 def accumulate(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     """Add `values[n]` to row `rows[n]` of a zero matrix, exactly, in no order.
 

@@ -83,6 +83,7 @@ class Recorder:
             ~/.config/veritrain/trainer.key, made on first use.
         resume: continue the run at `out` after its last commit, or begin it if there is none.
         workers: processes that prepare batches; they never change a bit.
+        device: where steps are computed, "cpu" or "cuda"; under `exact` numerics it changes no bit.
 
     Raises (on entering):
         UsageError: `out` holds another run, or the key is not that of the run.
@@ -97,6 +98,7 @@ class Recorder:
         signer: Signer | None = None,
         resume: bool = False,
         workers: int = 0,
+        device: str = "cpu",
     ) -> None:
         if type(workers) is not int or workers < 0:
             raise UsageError(f"workers: expected 0 or more processes, got {workers!r}")
@@ -105,12 +107,13 @@ class Recorder:
         self._signer = signer
         self._resume = resume
         self._workers = workers
+        self._device = device
         self._run: _Run | None = None
         self._open = False
 
     def __enter__(self) -> Self:
         signer = self._signer if self._signer is not None else default_signer()
-        program = Program.build(self.job)
+        program = Program.build(self.job, device=self._device)
         batches = Batches(self.job)
         header = _header(program, batches, signer)
         start = TranscriptWriter.resume if self._resume else TranscriptWriter.create
@@ -204,6 +207,7 @@ def train(
     signer: Signer | None = None,
     resume: bool = False,
     workers: int = 0,
+    device: str = "cpu",
     on_step: Callable[[int, float], None] | None = None,
 ) -> Digest:
     """Train and record all steps; `on_step(number, loss)` is called after each.
@@ -214,7 +218,7 @@ def train(
     Raises:
         As `Recorder` and `TrainingStep.train`.
     """
-    with Recorder(job, out, signer=signer, resume=resume, workers=workers) as run:
+    with Recorder(job, out, signer=signer, resume=resume, workers=workers, device=device) as run:
         for step in run:
             loss = step.train()
             if on_step is not None:

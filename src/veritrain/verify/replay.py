@@ -37,7 +37,7 @@ from veritrain.job import Job
 from veritrain.numerics import random, resolve
 from veritrain.sources import commitment, environment
 from veritrain.state import capture
-from veritrain.step import Program
+from veritrain.step import Program, find_device
 from veritrain.transcript import Transcript, state_entries, state_root
 from veritrain.transcript.fields import shown
 from veritrain.transcript.records import PUBLIC_KEY_BYTES
@@ -68,6 +68,7 @@ def audit(
     steps: tuple[int, int] | None = None,
     sample: int | None = None,
     workers: int = 1,
+    device: str = "cpu",
     trusted_key: bytes | str | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> AuditReport:
@@ -80,6 +81,7 @@ def audit(
         sample: recompute only this many intervals between checkpoints, drawn with fresh
             randomness after the run was read (all of them, where it has no more).
         workers: processes that recompute; more than one needs a job from `load_job`.
+        device: where to compute, "cpu" or "cuda"; under `exact` numerics it changes no bit.
         trusted_key: the trainer's Ed25519 public key, 32 bytes, or its fingerprint, 32 hexadecimal
             digits; None accepts any key, which the report names.
         on_step: called with the number of each step that was found equal.
@@ -89,7 +91,7 @@ def audit(
         UsageError: arguments that do not fit together or to the run, or a job that cannot be used.
     """
     trusted = trusted_key.lower() if isinstance(trusted_key, str) else trusted_key
-    options = _Options(steps=steps, sample=sample, workers=workers, trusted=trusted)
+    options = _Options(steps=steps, sample=sample, workers=workers, device=device, trusted=trusted)
     _require_options(options, job, os.fspath(url))
     return _Audit(Transcript.open(url), job, options, on_step).run()
 
@@ -99,6 +101,7 @@ class _Options:
     steps: tuple[int, int] | None
     sample: int | None
     workers: int
+    device: str
     trusted: bytes | str | None  # the trainer's key, or its fingerprint
 
 
@@ -279,11 +282,17 @@ class _Audit:
                 segments,
                 self._options.workers,
                 measure_gap=self._is_native,
+                device=self._options.device,
             )
             with closing(results):
                 yield from zip(results, segments, strict=True)
             return
-        replayer = Replayer(self._batches, self._transcript, measure_gap=self._is_native)
+        replayer = Replayer(
+            self._batches,
+            self._transcript,
+            measure_gap=self._is_native,
+            device=self._options.device,
+        )
         for segment in segments:
             yield replayer.replay(segment, self._on_step), segment
 
@@ -384,6 +393,7 @@ def _require_options(options: _Options, job: Job, url: str) -> None:
         raise UsageError(f"sample: expected 1 or more intervals, got {options.sample}")
     if options.workers < 1:
         raise UsageError(f"workers: expected 1 or more, got {options.workers}")
+    find_device(options.device)
     if options.workers > 1:
         require_shareable(job, url)
     _require_key(options.trusted)

@@ -81,8 +81,11 @@ def plan(transcript: Transcript, first: int, last: int) -> list[Segment]:
 class Replayer:
     """Recomputes segments of one run."""
 
-    def __init__(self, batches: Batches, transcript: Transcript, *, measure_gap: bool) -> None:
+    def __init__(
+        self, batches: Batches, transcript: Transcript, *, measure_gap: bool, device: str = "cpu"
+    ) -> None:
         self._batches = batches
+        self._device = device
         self._transcript = transcript
         self._measure_gap = measure_gap
 
@@ -95,7 +98,7 @@ class Replayer:
             JobError: the job cannot be built.
             TranscriptError, VerificationError: the checkpoint that it starts from is not sound.
         """
-        program = Program.build(self._batches.job)
+        program = Program.build(self._batches.job, device=self._device)
         try:
             if segment.start > 0:
                 restore(program, self._load_state(program, segment.start))
@@ -218,6 +221,7 @@ def replay_in_processes(
     workers: int,
     *,
     measure_gap: bool,
+    device: str,
 ) -> Generator[SegmentResult]:
     """Results in the order of the segments, computed by `workers` processes.
 
@@ -229,6 +233,7 @@ def replay_in_processes(
         job_digest=digest_value("job", commitment(job)),
         url=transcript.location,
         measure_gap=measure_gap,
+        device=device,
         threads=max(1, torch.get_num_threads() // workers),
     )
     # Spawned, not forked: a fork would inherit locks of this process's kernel threads.
@@ -252,6 +257,7 @@ class _Shared:
     job_digest: Digest
     url: str
     measure_gap: bool
+    device: str
     threads: int
 
 
@@ -280,7 +286,7 @@ def _replayer(shared: _Shared) -> Replayer:
     if digest_value("job", commitment(job)) != shared.job_digest:
         raise UsageError(f"{shared.job_file} changed during the audit")
     transcript = Transcript.open(shared.url)
-    return Replayer(Batches(job), transcript, measure_gap=shared.measure_gap)
+    return Replayer(Batches(job), transcript, measure_gap=shared.measure_gap, device=shared.device)
 
 
 def _text(value: object) -> str:
@@ -303,6 +309,7 @@ def _largest_gap(step: int, own: Mapping[str, Tensor], claimed: Mapping[str, Ten
             return f"step {step}: {name} is missing or of another shape"
         if not mine.is_floating_point() or mine.numel() == 0:
             continue
+        mine = mine.cpu()
         distance = float((mine.double() - theirs.double()).abs().max())
         scale = float(theirs.double().abs().max()) or 1.0
         if not distance / scale <= worst:  # NaN is the largest gap of all

@@ -46,7 +46,7 @@ def _embedding_renorm_(
     rows = indices.reshape(-1).long().unique()
     values = weight[rows]
     lengths = vector_norm(values, norm_type, [1], keepdim=True)
-    bound = torch.tensor(max_norm, dtype=torch.float32)  # a number would be divided in two steps
+    bound = torch.full((), max_norm, dtype=torch.float32)  # a number would be divided in two steps
     shorter = values * (bound / (lengths + 1e-7))
     weight[rows] = torch.where(lengths > max_norm, shorter, values)
     return weight

@@ -18,6 +18,8 @@ import numpy as np
 from torch import Tensor
 
 from veritrain.errors import UnsupportedOperatorError
+from veritrain.numerics.device import elsewhere
+from veritrain.numerics.device import optimisers as device
 from veritrain.numerics.integers import jit
 from veritrain.numerics.parallel import run
 from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
@@ -67,10 +69,16 @@ def _sgd_kernel(
 
 
 def _update(
-    kernel: Callable[..., None], tensors: Sequence[Tensor], grad: Tensor, scalars: Sequence[object]
+    kernel: Callable[..., None], tensors: Sequence[Tensor], grad: Tensor, scalars: Sequence[Any]
 ) -> None:
     """Run `kernel` over the flattened tensors, in place; `grad`, one of them, is only read."""
     require_float32("fused optimiser", *tensors)
+    if elsewhere(grad):
+        flags = [value for value in scalars if isinstance(value, bool)]
+        numbers = [float(value) for value in scalars[len(flags) :]]  # float32 ones, held exactly
+        twin = device.adam if kernel is _adam_kernel else device.sgd
+        twin(tensors, flags, numbers)
+        return
     # one dense copy of each, also where a tensor stands for two
     dense = {id(tensor): tensor.detach().contiguous() for tensor in tensors}
     flat = [dense[id(tensor)].view(-1).numpy() for tensor in tensors]

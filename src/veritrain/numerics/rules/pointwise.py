@@ -87,7 +87,7 @@ def _pow(x: Tensor, exponent: float) -> Tensor:
         return torch.pow(x, exponent)
     require_float32("pow", x)
     if float(exponent) not in _POWERS:
-        return elementary.power(x, torch.tensor(exponent, dtype=torch.float32))
+        return elementary.power(x, torch.full((), exponent, dtype=torch.float32))
     return _POWERS[float(exponent)](x)
 
 
@@ -115,13 +115,13 @@ def _pow_of_scalar(base: float, exponent: Tensor) -> Tensor:
             "the gradient of pow(number, tensor) takes the number's logarithm from the C library, "
             "which differs between machines; write torch.pow(torch.full_like(x, number), x)"
         )
-    return _pow_tensors(torch.tensor(base, dtype=torch.float32), exponent)
+    return _pow_tensors(torch.full((), base, dtype=torch.float32), exponent)
 
 
 @rule(Kind.ELEMENTARY, aten.exp2.default)
 def _exp2(x: Tensor) -> Tensor:
     require_float32("exp2", x)
-    return elementary.power(torch.tensor(2.0, dtype=torch.float32), x)
+    return elementary.power(torch.full((), 2.0, dtype=torch.float32), x)
 
 
 @rule(Kind.IEEE, aten.div.Tensor_mode, aten.div.Scalar_mode)

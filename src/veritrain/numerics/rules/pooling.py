@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from veritrain.numerics import pooling
+from veritrain.numerics.device import elsewhere
 from veritrain.numerics.rules.resampling import choose
 from veritrain.numerics.rules.sums import reduce_sum, scatter_rows
-from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
+from veritrain.numerics.rules.table import Kind, aten, require_float32, result_shape, rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,7 @@ def _add_back(values: Tensor, axes: list[_Axis]) -> Tensor:
 
 def _average(x: Tensor, axes: list[_Axis], divisor: int | None = None) -> Tensor:
     first = x.ndim - len(axes)
-    window = _in_planes(axes) if x.numel() else None
+    window = _in_planes(x, axes)
     if window is not None:
         outputs = len(axes[0].places), len(axes[1].places)
         sums = pooling.window_sums(x.reshape(-1, *x.shape[-2:]).contiguous(), outputs, *window)
@@ -129,9 +130,11 @@ def _average(x: Tensor, axes: list[_Axis], divisor: int | None = None) -> Tensor
     return sums / _divisor(axes, divisor)
 
 
-def _in_planes(axes: list[_Axis]) -> list[pooling.Pair] | None:
+def _in_planes(x: Tensor, axes: list[_Axis]) -> list[pooling.Pair] | None:
     """Size, stride and padding of windows that the fused kernels can do."""
     if len(axes) != 2 or axes[0].regular is None or axes[1].regular is None:
+        return None
+    if elsewhere(x) or not x.numel():
         return None
     return list(zip(axes[0].regular, axes[1].regular, strict=True))
 
@@ -142,7 +145,7 @@ def _average_backward(
     rank = len(axes)
     planes = math.prod(shape[:-rank])
     shares = (grad / _divisor(axes, divisor)).reshape(planes, *grad.shape[-rank:])
-    window = _in_planes(axes) if shares.numel() else None
+    window = _in_planes(shares, axes)
     if window is not None:
         extent = axes[0].size, axes[1].size
         return pooling.spread(shares.contiguous(), extent, *window).view(shape)
@@ -154,7 +157,7 @@ def _average_backward(
 def _divisor(axes: list[_Axis], divisor: int | None) -> Tensor:
     """Number of values that each window counts, float32 (outputs 1, outputs 2, ...), or `divisor`."""
     if divisor is not None:
-        return torch.tensor(divisor, dtype=torch.float32)
+        return torch.full((), divisor, dtype=torch.float32)
     counts = torch.ones((), dtype=torch.int64)
     for axis in axes:
         counts = counts[..., None] * axis.counts
@@ -169,10 +172,9 @@ def _register_average(rank: int, forward: Any, backward: Any) -> None:
         kernel = _expand(kernel_size, rank)
         steps = _expand(stride or kernel, rank)
         edges = _expand([padding] if isinstance(padding, int) else padding, rank)
-        # PyTorch's own function of shapes also raises where the options do not fit
-        meta = torch.empty(x.shape, device="meta", dtype=torch.float32)
-        out = forward(meta, kernel, steps, edges, ceil_mode, count_include_pad, divisor).shape
-        places = zip(x.shape[-rank:], out[-rank:], kernel, steps, edges, strict=True)
+        options = kernel, steps, edges, ceil_mode, count_include_pad, divisor
+        out = result_shape(forward, x, *options)[-rank:]
+        places = zip(x.shape[-rank:], out, kernel, steps, edges, strict=True)
         return [_regular(*place, count_padding=count_include_pad) for place in places]
 
     @rule(Kind.SUM, forward)
@@ -236,7 +238,11 @@ def _to_chosen(grad: Tensor, x: Tensor, indices: Tensor, rank: int, overlap: boo
     places, values = indices.reshape(planes, -1), grad.reshape(planes, -1)
     if not overlap or not values.numel():
         return values.new_zeros((planes, area)).scatter_(1, places, values).view(x.shape)
-    added = pooling.scatter(values.contiguous(), places.contiguous(), area)
+    if elsewhere(values):
+        flat = (places + torch.arange(planes)[:, None] * area).reshape(-1)
+        added = scatter_rows(values.reshape(-1, 1), flat, planes * area)
+    else:
+        added = pooling.scatter(values.contiguous(), places.contiguous(), area)
     return added.view(x.shape)
 
 

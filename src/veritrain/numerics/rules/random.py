@@ -10,6 +10,7 @@ from torch import Tensor
 
 from veritrain.errors import NumericsError, UnsupportedOperatorError
 from veritrain.numerics import elementary, random
+from veritrain.numerics.device import elsewhere
 from veritrain.numerics.random import Stream
 from veritrain.numerics.rules.sums import reduce_sum
 from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
@@ -49,12 +50,14 @@ def _native_dropout(
         return x.clone(), torch.ones(x.shape, dtype=torch.bool)
     kept = random.bernoulli(stream.next_key(), 1 - p, tuple(x.shape))
     noise = kept.float() / (1 - p) if p < 1 else kept.float()
-    return x * noise, kept.bool()
+    # On a device F.dropout is this operator. Its gradient must be grad * noise as on the CPU, where
+    # F.dropout is a product; `scale` of the backward operator is rounded otherwise.
+    return x * noise, noise if elsewhere(x) else kept
 
 
 @rule(Kind.COMPOSITE, aten.native_dropout_backward.default)
 def _native_dropout_backward(grad: Tensor, kept: Tensor, scale: float) -> Tensor:
-    return grad * (kept.float() * scale)
+    return grad * (kept if kept.is_floating_point() else kept.float() * scale)
 
 
 @rule(Kind.RANDOM, aten.uniform_.default, takes_stream=True)

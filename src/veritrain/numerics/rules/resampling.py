@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from veritrain.numerics.rules.sums import scatter_rows
-from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
+from veritrain.numerics.rules.table import Kind, aten, require_float32, result_shape, rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def _register_padding(name: str, rank: int, make: Callable[[int, int, int], _Axi
     forward = getattr(aten, f"{name}{rank}d").default
 
     def axes_of(x: Tensor, padding: list[int]) -> list[_Axis]:
-        forward(torch.empty(x.shape, device="meta"), padding)  # raises where they do not fit
+        result_shape(forward, x, padding)  # raises where they do not fit
         pairs = zip(padding[::2], padding[1::2], strict=True)
         return [
             make(size, *pair)
@@ -126,8 +126,8 @@ def _nearest(offset: float) -> _Maker:
 
 def _float32_step(size: int, outputs: int, scale: float | None) -> Tensor:
     if scale:
-        return torch.tensor(1.0 / scale, dtype=torch.float32)
-    return torch.tensor(size, dtype=torch.float32) / torch.tensor(outputs, dtype=torch.float32)
+        return torch.full((), 1.0 / scale, dtype=torch.float32)
+    return torch.full((), size, dtype=torch.float32) / torch.full((), outputs, dtype=torch.float32)
 
 
 def _step(size: int, outputs: int, scale: float | None, align_corners: bool) -> float:

@@ -201,10 +201,10 @@ def _cumsum(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
 
 def running_products(x: Tensor, dim: int) -> Tensor:
     """Products from left to right, each rounded to float32: numpy's accumulate is defined so."""
-    values = x.detach().movedim(dim, 0).contiguous().numpy()
+    values = x.detach().movedim(dim, 0).contiguous().to("cpu").numpy()
     with np.errstate(all="ignore"):
         products = np.multiply.accumulate(values, axis=0)
-    return torch.from_numpy(products).movedim(0, dim).contiguous()
+    return torch.from_numpy(products).to(x.device).movedim(0, dim).contiguous()
 
 
 @rule(Kind.COMPOSITE, aten.cumprod.default)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage]
 
 from veritrain.errors import UnsupportedOperatorError
 
@@ -188,6 +189,12 @@ def refuse(*operators: OpOverload, because: str) -> None:
             raise UnsupportedOperatorError(f"operator {operator} has no exact rule: {because}")
 
         _RULES[operator] = Rule(Kind.REFUSED, function)
+
+
+def result_shape(operator: OpOverload, x: Tensor, *arguments: object) -> torch.Size:
+    """Shape of operator(x, ...) by PyTorch's own function of shapes, which raises where they do not fit."""
+    with _disable_current_modes():
+        return operator(torch.empty(x.shape, device="meta"), *arguments).shape
 
 
 def require_float32(operator: str, *tensors: Tensor | None) -> None:

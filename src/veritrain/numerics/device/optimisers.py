@@ -1,0 +1,97 @@
+"""Optimiser updates in torch operations: the twins of the kernels in `numerics.rules.optimisers`.
+
+An update is a function of tensors and float32 scalars to new tensors; `fused` makes one kernel of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from veritrain.numerics.device import fused
+from veritrain.numerics.device.elementary import sqrt
+
+
+@dataclass(frozen=True)
+class Adam:
+    """New (param, mean, square, largest); `largest` is of use with `amsgrad` only."""
+
+    amsgrad: bool
+    decoupled: bool
+    maximize: bool
+
+    def __call__(
+        self, param: Tensor, grad: Tensor, mean: Tensor, square: Tensor, largest: Tensor,
+        decay: Tensor, keep: Tensor, one_minus_beta1: Tensor, beta2: Tensor,
+        one_minus_beta2: Tensor, root2: Tensor, eps: Tensor, minus_step: Tensor,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        """One step."""
+        g = -grad if self.maximize else grad
+        value = param * keep if self.decoupled else param
+        g = g if self.decoupled else g + value * decay
+        mean = mean + (g - mean) * one_minus_beta1
+        square = square * beta2 + (g * g) * one_minus_beta2
+        largest = torch.where(square > largest, square, largest) if self.amsgrad else square
+        denominator = sqrt(largest) / root2 + eps
+        return value + (mean / denominator) * minus_step, mean, square, largest
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """New (param, buffer); `buffer` is of use with momentum only."""
+
+    has_momentum: bool
+    first: bool
+    nesterov: bool
+    maximize: bool
+    has_decay: bool
+
+    def __call__(
+        self, param: Tensor, grad: Tensor, buffer: Tensor, decay: Tensor, momentum: Tensor,
+        undamped: Tensor, minus_lr: Tensor,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        """One step."""
+        g = -grad if self.maximize else grad
+        if self.has_decay:
+            g = g + param * decay
+        if self.has_momentum:
+            buffer = g if self.first else buffer * momentum + g * undamped
+            g = g + buffer * momentum if self.nesterov else buffer
+        return param + g * minus_lr, buffer
+
+
+def adam(tensors: Sequence[Tensor], flags: Sequence[Any], scalars: Sequence[float]) -> None:
+    """Update (param, grad, mean, square, largest) in place."""
+    rule = Adam(*flags)
+    param, _, mean, square, largest = tensors
+    targets = (param, mean, square, largest) if rule.amsgrad else (param, mean, square)
+    _run(rule, tensors, scalars, targets)
+
+
+def sgd(tensors: Sequence[Tensor], flags: Sequence[Any], scalars: Sequence[float]) -> None:
+    """Update (param, grad, buffer) in place."""
+    rule = Sgd(*flags, has_decay=scalars[0] != 0)
+    param, _, buffer = tensors
+    _run(rule, tensors, scalars, (param, buffer) if rule.has_momentum else (param,))
+
+
+def _run(
+    rule: Callable[..., tuple[Tensor, ...]],
+    tensors: Sequence[Tensor],
+    scalars: Sequence[float],
+    targets: Sequence[Tensor],
+) -> None:
+    """Write the first results of `rule` into `targets`."""
+    device = tensors[0].device
+    if fused.serves(device):
+        results = fused.elementwise(rule, tensors, scalars, len(targets))
+    else:
+        # tensors, since a division by a Python number multiplies by its reciprocal on CUDA
+        numbers = [torch.full((), s, dtype=torch.float32, device=device) for s in scalars]
+        results = rule(*(tensor.detach() for tensor in tensors), *numbers)
+    for target, result in zip(targets, results, strict=False):
+        target.copy_(result)
