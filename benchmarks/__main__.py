@@ -4,7 +4,8 @@
     commit       what committing adds to a step: hashing, signing, writing; bytes per step written
     audit        audit time against training time
     startup      `veritrain --help` as a whole process
-    large        ResNet-50 and GPT-2 124M: step time and peak memory, beside the published method
+    large        ResNet-50 and GPT-2 124M: step time, beside the published method
+    memory       their peak memory, each in a process of its own
     profile      where a step of them goes, by operator
     contraction  matrix products and convolutions by grade and engine, against float32 and float64
     elementwise  single operators on one thread, but for products and convolutions
@@ -37,7 +38,7 @@ from benchmarks.accuracy import accuracy
 from benchmarks.contraction import contraction
 from benchmarks.cuda import cuda
 from benchmarks.elementwise import elementwise
-from benchmarks.large import large, profile
+from benchmarks.large import large, memory, profile
 from benchmarks.measure import interleaved, machine, milliseconds, ratio, timers
 from benchmarks.models import WORKLOADS, Workload
 from benchmarks.scaling import scaling
@@ -164,6 +165,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "audit": lambda options: audit(),
     "startup": lambda options: startup(),
     "large": lambda options: large(),
+    "memory": lambda options: memory(),
     "profile": lambda options: profile(),
     "contraction": lambda options: contraction(),
     "elementwise": lambda options: elementwise(),

@@ -55,18 +55,31 @@ MODELS = {
 
 
 def large() -> list[Row]:
-    """One row for each model and method."""
+    """Step time of each model by each method."""
     found: list[Row] = []
     for model in MODELS:
-        steps = {method: _step(model, method) for method in METHODS}
-        times = interleaved(steps, warmup=2, runs=7)
-        del steps
-        peaks = {method: _peak_of(model, method) for method in METHODS}
+        times = interleaved({m: _step(model, m) for m in METHODS}, warmup=1, runs=5)
         found.extend(
             {
                 "run": f"{model} {method}",
                 "step ms": milliseconds(times[method]),
                 "step / native": ratio(times, method, "native")["median"],
+                "min": ratio(times, method, "native")["min"],
+                "max": ratio(times, method, "native")["max"],
+            }
+            for method in METHODS
+        )
+    return found
+
+
+def memory() -> list[Row]:
+    """Peak memory of a process that trains each model by each method."""
+    found: list[Row] = []
+    for model in MODELS:
+        peaks = {method: _peak_of(model, method) for method in METHODS}
+        found.extend(
+            {
+                "run": f"{model} {method}",
                 "peak MB": peaks[method] / 1e6,
                 "peak / native": peaks[method] / peaks["native"],
             }
