@@ -34,12 +34,30 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def machine() -> str:
-    """Where the figures were measured."""
-    found = json.loads((RESULTS / "step.json").read_text())["machine"]
+def large_table() -> str:
+    """Markdown: full-size models, one line each, a column for each method."""
+    found = rows("large")
+    methods = ("exact", "exact by float64", "exact14", "fp64 with hooks")
+    models = [run.removesuffix(" native") for run in found if run.endswith(" native")]
+    lines = [
+        "| model | `native` step | `exact` | `exact`, float64 engine | `exact14` | published method |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for model in models:
+        ratios = [f"{found[f'{model} {method}']['step / native']:.2f}" for method in methods]
+        native = found[f"{model} native"]["step ms"] / 1000
+        lines.append(f"| {model} | {native:.2f} s | {' | '.join(ratios)} |")
+    return "\n".join(lines)
+
+
+def machine(name: str = "step") -> str:
+    """Where the figures of a result were measured."""
+    found = json.loads((RESULTS / f"{name}.json").read_text())["machine"]
     return f"{found['cpu']}, {found['threads']} threads, torch {found['torch']}"
 
 
 if __name__ == "__main__":
     print(table())
     print(machine())
+    print(large_table())
+    print(machine("large"))

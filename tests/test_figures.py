@@ -15,3 +15,8 @@ def test_the_readme_holds_the_table_of_the_results():
 
 def test_the_readme_says_where_they_were_measured():
     assert f"Measured on {table.machine()}." in README
+
+
+def test_the_readme_holds_the_figures_of_full_size_models():
+    assert table.large_table() in README, "run python -m benchmarks.table and copy what it prints"
+    assert f"Full-size figures are of {table.machine('large')}." in README
