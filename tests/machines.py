@@ -119,7 +119,8 @@ if not onednn:
 if by_bytes:
     from veritrain.numerics import engines
     engines.SMALL = 0
-    engines.choose = lambda bits, inner, results: engines.BytesEngine.of(bits)
+    if engines.bytes_are_exact():
+        engines.choose = lambda bits, inner, results: engines.BytesEngine.of(bits)
 sys.argv = [module, *sys.argv[4:]]
 runpy.run_module(module, run_name="__main__", alter_sys=True)
 """

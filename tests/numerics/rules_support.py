@@ -16,7 +16,7 @@ from pretend_device import PLACE, Moving, here, pretended
 from torch import Tensor
 
 from veritrain.errors import UnsupportedOperatorError
-from veritrain.numerics import CPU, resolve
+from veritrain.numerics import CPU, engines, resolve
 
 # Inputs are at most 3 in magnitude and inner lengths at most 128, so operands of a contraction have at
 # least 23 bits: an error of 2**-23 of the slice's largest value each, 128 * 2 * 3 * 3 * 2**-23 = 2.7e-4
@@ -28,6 +28,11 @@ DEVICES = [PLACE] + [torch.device("cuda", 0)] * torch.cuda.is_available()
 
 def exact(step: int = 0, device: torch.device = CPU):
     return resolve("exact").active(seed=0, purpose="test", step=step, device=device)
+
+
+def byte_engine(bits: int):
+    """The engine of bytes, or float64's where this processor does not multiply bytes exactly."""
+    return engines.BytesEngine.of(bits) if engines.bytes_are_exact() else engines.float64
 
 
 def pattern(x: Tensor) -> np.ndarray:

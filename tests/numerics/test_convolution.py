@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rules_support import exact, same
+from rules_support import byte_engine, exact, same
 
 from veritrain.numerics import convolution, engines, reference
 from veritrain.numerics.gather import Window
@@ -90,7 +90,7 @@ def cases(draw):
 @settings(max_examples=150, deadline=None)
 def test_engines_equal_the_general_path(case, bits):
     expected = oracle(*case, bits)
-    for engine in (engines.float64, engines.BytesEngine.of(bits), None):
+    for engine in (engines.float64, byte_engine(bits), None):
         same(results(*case, bits, engine), expected)
 
 
@@ -104,7 +104,7 @@ def test_spans_do_not_show(monkeypatch, budget, size):
     expected = results(*case, None)
     monkeypatch.setattr(convolution, "_SPAN_BYTES", budget)
     monkeypatch.setattr(convolution, "_SPAN_POSITIONS", 1 if budget == 1 else 64)
-    for engine in (engines.float64, engines.BytesEngine.of(17)):
+    for engine in (engines.float64, byte_engine(17)):
         same(results(*case, engine), expected)
 
 
@@ -113,7 +113,7 @@ def test_inner_lengths_beyond_what_bytes_can_add(monkeypatch):
     x, w = torch.randn(2, 8, 6, 6), torch.randn(5, 8, 3, 3)
     window = Window(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
     case = (x, w, torch.randn(2, 5, 6, 6), window, 1, 20)
-    same(results(*case, engines.BytesEngine.of(20)), oracle(*case))
+    same(results(*case, byte_engine(20)), oracle(*case))
 
 
 def test_the_largest_digits_do_not_overflow():
@@ -124,7 +124,7 @@ def test_the_largest_digits_do_not_overflow():
         x = torch.full((1, inner, 1, 2), 1.0 - 2**-24)
         w = torch.full((2, inner, 1, 1), sign * (1.0 - 2**-24))
         window = Window(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
-        got = convolution.forward(x, w, window, 1, (1, 2), bits, engines.BytesEngine.of(bits))
+        got = convolution.forward(x, w, window, 1, (1, 2), bits, byte_engine(bits))
         assert torch.equal(got, torch.full((1, 2, 1, 2), sign * inner))
 
 
@@ -140,7 +140,7 @@ def test_convolution_equals_definition(stride, padding):
     np.testing.assert_array_equal(got.numpy().view(np.uint32), expected.view(np.uint32))
 
 
-@pytest.mark.parametrize("engine", [engines.float64, engines.BytesEngine(3), None])
+@pytest.mark.parametrize("engine", [engines.float64, byte_engine(22), None])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_an_infinite_image_spoils_only_itself(engine, groups):
     x = torch.randn(2, 2, 5, 5)
@@ -164,7 +164,7 @@ def test_the_narrow_grade_has_fourteen_bits():
     same(got, convolution.forward(x, w, window, 1, (6, 6), NARROW_GRADE, engines.float64))
 
 
-@pytest.mark.parametrize("engine", [engines.float64, engines.BytesEngine(3), None])
+@pytest.mark.parametrize("engine", [engines.float64, byte_engine(22), None])
 @pytest.mark.parametrize("channels", [1, 2])
 def test_positions_that_no_tap_reaches_are_spoilt_with_their_slice(engine, channels):
     window = Window(kernel=(1, 1), stride=(2, 2), padding=(0, 0), dilation=(1, 1))
@@ -176,7 +176,7 @@ def test_positions_that_no_tap_reaches_are_spoilt_with_their_slice(engine, chann
     assert got[1].isnan().all()
 
 
-@pytest.mark.parametrize("engine", [engines.float64, engines.BytesEngine(3), None])
+@pytest.mark.parametrize("engine", [engines.float64, byte_engine(22), None])
 def test_output_padding_of_a_transposed_point(engine):
     """Dilation allows output padding although kernel and stride are 1."""
     x, w = torch.randn(2, 3, 4, 5), torch.randn(3, 4, 1, 1)

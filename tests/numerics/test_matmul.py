@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rules_support import same
+from rules_support import byte_engine, same
 
 from veritrain.numerics import engines, matmul, reference
 from veritrain.numerics.integers import contraction_bits
 
-BYTES = engines.BytesEngine(3)
+BYTES = byte_engine(22)
 
 
 def layouts(x):
@@ -80,6 +84,7 @@ def test_batches_equal_single_products(monkeypatch, together):
     same(matmul.batched(a, b, 20), expected)
 
 
+@pytest.mark.skipif(not engines.bytes_are_exact(), reason="no exact products of bytes here")
 @pytest.mark.parametrize("grade", [14, 22])
 def test_every_digit_pattern_is_taken_apart_and_put_together(grade):
     """All integers of the narrow grade; of the full one the edges of every digit."""
@@ -107,7 +112,7 @@ def test_every_digit_pattern_is_taken_apart_and_put_together(grade):
     top = torch.full((len(whole), 1), below_one)
     a = torch.cat([whole, top], 1)
     b = torch.tensor([[below_one], [0.0]])
-    engine = engines.BytesEngine.of(grade)
+    engine = byte_engine(grade)
     same(matmul.product(a, b, grade, engine), matmul.product(a, b, grade, engines.float64))
     operand = matmul._Operand.of(a, 1, grade, left=True)
     digits = operand.integers(engine, range(len(whole)), range(1)).numpy().astype(np.int64)
@@ -115,6 +120,7 @@ def test_every_digit_pattern_is_taken_apart_and_put_together(grade):
     assert (digits @ powers).tolist() == list(values)
 
 
+@pytest.mark.skipif(not engines.bytes_are_exact(), reason="no exact products of bytes here")
 def test_the_engine_is_a_matter_of_speed_alone(monkeypatch):
     a, b = torch.randn(256, 300), torch.randn(300, 256)
     found = []
@@ -124,3 +130,19 @@ def test_the_engine_is_a_matter_of_speed_alone(monkeypatch):
         found.append((engine.dtype, matmul.product(a, b, 20)))
     assert [dtype for dtype, _ in found] == [torch.int8, torch.float64]
     same(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "SSE41"])
+def test_bytes_are_not_chosen_where_they_saturate(isa):
+    """Without VNNI oneDNN's sums of pairs saturate, so speed must not decide alone."""
+    code = (
+        "from veritrain.numerics import engines\n"
+        "engines._seconds = lambda engine: engine is engines.float64\n"
+        "print(engines.bytes_are_exact(), engines.choose(14, 4096, 10**6) is engines.float64)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": isa, "ATEN_CPU_CAPABILITY": "default"},
+    )  # fmt: skip
+    exact, float64 = done.stdout.split()
+    assert exact != float64, "float64 just where bytes are not exact"

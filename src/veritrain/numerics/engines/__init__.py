@@ -41,8 +41,36 @@ def choose(bits: int, inner: int, results: int) -> Engine:
     """The engine for integers of `bits` and `results` sums of `inner` products."""
     if inner < _SHORT or inner * results < SMALL or not onednn.has_products():
         return float64
+    if not bytes_are_exact():
+        return float64
     engine = BytesEngine.of(bits)
     return engine if _seconds(engine) < _seconds(float64) else float64
+
+
+@cache
+def bytes_are_exact() -> bool:
+    """Whether this process multiplies bytes exactly, tried with the largest ones.
+
+    Without VNNI oneDNN adds pairs of products in 16 bits, which saturate: never take it on trust.
+    """
+    with onednn.products():
+        return all(
+            torch.equal(
+                torch.ops.aten._int_mm.default(a, layout(b)).double(), a.double() @ b.double()
+            )
+            for m, k, n in ((64, 512, 64), (33, 100, 70), (512, 1024, 512))
+            for x, y in ((127, 127), (-128, 127), (127, -128), (-128, -128))
+            for a, b in [(_filled(m, k, x), _filled(k, n, y))]
+            for layout in (torch.clone, _by_column)
+        )
+
+
+def _filled(rows: int, columns: int, value: int) -> torch.Tensor:
+    return torch.full((rows, columns), value, dtype=torch.int8)
+
+
+def _by_column(x: torch.Tensor) -> torch.Tensor:
+    return x.t().contiguous().t()
 
 
 @cache
