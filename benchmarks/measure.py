@@ -16,6 +16,8 @@ import torch
 
 import veritrain
 
+_PAUSE = 0.02  # seconds; libgomp's threads spin for a few milliseconds
+
 
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
@@ -38,10 +40,14 @@ def machine() -> dict[str, Any]:
 def interleaved(
     functions: dict[str, Callable[[], object]], *, warmup: int, runs: int
 ) -> dict[str, list[float]]:
-    """Seconds of each function, called in turn so that a slow spell hits all alike."""
+    """Seconds of each function, called in turn so that a slow spell hits all alike.
+
+    Each starts after a pause: threads of the one before wait for more work by spinning for a while.
+    """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for run in range(warmup + runs):
         for name, function in functions.items():
+            time.sleep(_PAUSE)
             start = time.perf_counter()
             function()
             if run >= warmup:

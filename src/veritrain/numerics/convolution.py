@@ -86,20 +86,28 @@ class _Span:
 
 
 def _spans(num_n: int, num_t: int, position_bytes: int) -> list[_Span]:
-    """Cut N images of T positions so that what a span takes stays within bounds."""
+    """Cut N images of T positions so that what a span takes stays within bounds.
+
+    Where it can be, their number is a multiple of the threads', so that none waits for another.
+    """
     limit = min(MAX_INNER, max(_SPAN_POSITIONS, _SPAN_BYTES // position_bytes))
     if num_t >= limit:
-        pieces = -(-num_t // limit)
-        cuts = [num_t * i // pieces for i in range(pieces + 1)]
+        cuts = list(itertools.pairwise(_cuts(num_t, -(-num_t // limit))))
         return [
-            _Span(range(n, n + 1), range(low, high))
-            for n in range(num_n)
-            for low, high in itertools.pairwise(cuts)
+            _Span(range(n, n + 1), range(low, high)) for n in range(num_n) for low, high in cuts
         ]
-    together = limit // num_t
+    threads = torch.get_num_threads()
+    pieces = -(-num_n // (limit // num_t))
+    pieces = min(num_n, -(-pieces // threads) * threads)
     return [
-        _Span(range(n, min(n + together, num_n)), range(num_t)) for n in range(0, num_n, together)
+        _Span(range(low, high), range(num_t))
+        for low, high in itertools.pairwise(_cuts(num_n, pieces))
     ]
+
+
+def _cuts(size: int, pieces: int) -> list[int]:
+    """Ends of about equal pieces of `range(size)`."""
+    return [size * i // pieces for i in range(pieces + 1)]
 
 
 @dataclass(frozen=True)
