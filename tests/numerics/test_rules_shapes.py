@@ -128,6 +128,41 @@ def test_convolutions(case):
         check(lambda x, w, b: function(x, w, b, **options), x, w, bias)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_one_number_stands_for_every_axis_of_a_convolution(rank, transposed):
+    name = f"conv_transpose{rank}d" if transposed else f"conv{rank}d"
+    function = getattr(F, name)
+    x, w = numbers(1, 2, 2, *[5] * rank), numbers(2, 2, 3 if transposed else 2, *[3] * rank)
+    for options in ({"stride": 2}, {"padding": 1}, {"dilation": 2}) + (
+        ({"stride": 2, "output_padding": 1},) if transposed else ()
+    ):
+        one = {key: (value,) for key, value in options.items()}
+        all_axes = {key: (value,) * rank for key, value in options.items()}
+        check(lambda x, w: function(x, w, **one), x, w)  # noqa: B023
+        with exact():
+            same(
+                evaluate(lambda x, w: function(x, w, **one), (x, w)),  # noqa: B023
+                evaluate(lambda x, w: function(x, w, **all_axes), (x, w)),  # noqa: B023
+            )
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_convolution_layers_without_padding_by_name(rank):
+    layer = getattr(torch.nn, f"Conv{rank}d")
+    named, plain = layer(2, 3, 3, padding="valid"), layer(2, 3, 3)
+    named.load_state_dict(plain.state_dict())
+    x = numbers(1, 2, 2, *[5] * rank)
+
+    def step(net):
+        y = net(x)
+        return y.detach(), *torch.autograd.grad(y.square().sum(), list(net.parameters()))
+
+    with exact():
+        same(step(named), step(plain))
+    close(step(named), step(plain), 1e-6)
+
+
 def test_convolution_without_a_batch_and_of_expanded_input():
     check(lambda x, w: F.conv2d(x, w, padding="same"), numbers(1, 2, 5, 6), numbers(2, 3, 2, 3, 3))
     x = numbers(1, 1, 2, 5, 1).expand(3, 2, 5, 4)

@@ -187,7 +187,7 @@ class ConvNext(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, width, 2, stride=2)
         self.first = nn.Sequential(ConvNextBlock(width, 0.1), ConvNextBlock(width, 0.2))
-        self.down = nn.Conv2d(width, 2 * width, 2, stride=2)
+        self.down = nn.Conv2d(width, 2 * width, 2, stride=2, padding="valid")
         self.second = ConvNextBlock(2 * width, 0.3)
         self.norm = nn.LayerNorm(2 * width)
         self.head = nn.Linear(2 * width, 10)

@@ -154,7 +154,9 @@ def _convolution(
     if transposed:
         size = tuple(
             (n - 1) * s - 2 * p + d * (k - 1) + 1 + extra
-            for (n, k, s, p, d), extra in zip(sizes, output_padding, strict=True)
+            for (n, k, s, p, d), extra in zip(
+                sizes, _expanded(output_padding, w.ndim - 2), strict=True
+            )
         )
         y = _input_gradient(x, w, window, groups, size)
     else:
@@ -181,12 +183,18 @@ def _traced_convolution(
 
 
 def _window(w: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> Window:
+    rank = w.ndim - 2
     return Window(
         kernel=tuple(w.shape[2:]),
-        stride=tuple(stride),
-        padding=tuple(padding),
-        dilation=tuple(dilation),
+        stride=_expanded(stride, rank),
+        padding=_expanded(padding, rank),
+        dilation=_expanded(dilation, rank),
     )
+
+
+def _expanded(values: list[int], rank: int) -> Sizes:
+    """One value may stand for every axis: padding="valid" arrives as [0]."""
+    return tuple(values) if len(values) == rank else tuple(values) * rank
 
 
 def _forward(x: Tensor, w: Tensor, window: Window, groups: int, result: Sizes) -> Tensor:
