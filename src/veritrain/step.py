@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_map_only
 from veritrain.errors import JobError, NumericsError, UsageError
 from veritrain.job import Job, users_code
 from veritrain.numerics import CPU, Profile, resolve
+from veritrain.numerics.overlap import overlaps_itself
 from veritrain.schedule import settle_group, settle_records, settled_rates
 
 if TYPE_CHECKING:
@@ -183,14 +184,11 @@ def _require_initialised(model: nn.Module) -> None:
 def _require_own_memory(model: nn.Module) -> None:
     """Refuse tensors that hold one place of memory twice: they cannot be written to."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        reach = 0  # of the dimensions with smaller strides
-        for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-            if size > 1 and stride <= reach:
-                raise JobError(
-                    f"model: {name} overlaps itself in memory (made by expand, perhaps); "
-                    "register a .clone() of it"
-                )
-            reach += (size - 1) * stride
+        if overlaps_itself(tensor):
+            raise JobError(
+                f"model: {name} overlaps itself in memory (made by expand, perhaps); "
+                "register a .clone() of it"
+            )
 
 
 def _require_plain_step(optimizer: Optimizer) -> None:

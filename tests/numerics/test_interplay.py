@@ -368,6 +368,103 @@ def test_entropy_in_a_job_is_an_error_of_its_step():
         run_step(program, 1, batches[1])
 
 
+# Writing where an operator reads: it reads first, whichever thread writes.
+
+WIDE, LONG = numbers(5, 64, 2049), numbers(6, 300_000)
+
+
+def shifted(x):
+    """Two parts of `x` that overlap, so that PyTorch cannot tell: to write to, and to read."""
+    part = x[:, :1000]
+    return part[1:], part[:-1]
+
+
+def added_to_list(x):
+    torch._foreach_add_([shifted(x)[0]], [shifted(x)[1]])
+
+
+# name: in place, and the same with the operand read first
+OVERLAPPING = {
+    "add_": (lambda x: shifted(x)[0].add_(shifted(x)[1]), lambda to, read: to + read),
+    "mul_": (lambda x: shifted(x)[0].mul_(shifted(x)[1]), lambda to, read: to * read),
+    "copy_": (lambda x: shifted(x)[0].copy_(shifted(x)[1]), lambda to, read: read),
+    "clamp_": (
+        lambda x: shifted(x)[0].clamp_(min=shifted(x)[1]), lambda to, read: to.clamp(min=read)
+    ),
+    "lerp_": (
+        lambda x: shifted(x)[0].lerp_(shifted(x)[1], 0.3), lambda to, read: to.lerp(read, 0.3)
+    ),
+    "foreach": (added_to_list, lambda to, read: to + read),
+    "out": (
+        lambda x: torch.div(shifted(x)[1], shifted(x)[1], out=shifted(x)[0]),
+        lambda to, read: read / read,
+    ),
+    "out of where": (
+        lambda x: torch.where(shifted(x)[1] > 0, *shifted(x)[::-1], out=shifted(x)[0]),
+        lambda to, read: torch.where(read > 0, read, to),
+    ),
+    "keyword": (
+        lambda x: torch.ops.aten.add_.Tensor(shifted(x)[0], other=shifted(x)[1]),
+        lambda to, read: to + read,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("name", OVERLAPPING)
+def test_an_operand_that_shares_memory_is_read_before_it_is_written(name):
+    in_place, plain = OVERLAPPING[name]
+    got, want = WIDE.clone(), WIDE.clone()
+    with exact():
+        in_place(got)
+        to, read = shifted(WIDE)
+        shifted(want)[0].copy_(plain(to, read))
+    same(got, want)
+
+
+@pytest.mark.usefixtures("threads")
+def test_views_of_one_tensor_that_do_not_overlap_are_written_as_ever():
+    x = WIDE[:, :64].clone()
+    with exact():
+        x[:, ::2] += x[:, 1::2]
+        x[:32] -= x[32:]
+        x.add_(x)
+        square = x.T[:, :64]
+        x.copy_(square)
+    y = WIDE[:, :64].clone()
+    y[:, ::2] = y[:, ::2] + y[:, 1::2]
+    y[:32] = y[:32] - y[32:]
+    same(x, (y + y).T.contiguous())
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda: LONG.clone().unfold(0, 3, 1).mul_(1.01),
+        lambda: LONG[:1].clone().expand(9).add_(1.0),
+        lambda: torch.exp(LONG[:10], out=LONG[:1].clone().expand(10)),
+        lambda: LONG.clone().unfold(0, 3, 1).normal_(),
+    ],
+)
+def test_a_tensor_that_overlaps_itself_is_not_written(write):
+    with exact(), pytest.raises(UnsupportedOperatorError, match=r"overlaps itself.*\.clone\(\)"):
+        write()
+
+
+def test_one_value_may_be_written_many_times_to_one_place():
+    with exact():
+        assert LONG[:1].clone().expand(9).zero_().tolist() == [0] * 9
+        assert LONG.clone().unfold(0, 3, 1).fill_(2.0)[0].tolist() == [2, 2, 2]
+
+
 # Optimisers: the flags do not matter, and powers are exact.
 
 OPTIMISERS = {

@@ -17,6 +17,7 @@ from torch.jit._trace import is_tracing
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from veritrain.errors import UnsupportedOperatorError
+from veritrain.numerics.overlap import read_before_writing, written
 from veritrain.numerics.random import Stream
 from veritrain.numerics.rules import Kind, Rule, lookup, short_name
 
@@ -70,6 +71,8 @@ class ExactMode(TorchDispatchMode):
         rule = _cached_lookup(func)
         values = (*args, *kwargs.values())
         _refuse_foreign(func, rule.kind, values, self._device)
+        if written(func):
+            args, kwargs = read_before_writing(func, args, kwargs)
         if rule.takes_stream:
             args = (self.stream, *args)
         if self._device.type == "cpu":
