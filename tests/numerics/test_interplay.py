@@ -132,21 +132,46 @@ def test_compiled_where_nothing_loaded_the_compiler_before():
     assert printed.split() == ["False", "equal"]
 
 
-def test_scripted_functions_stay_exact_when_they_are_warm():
-    @torch.jit.script
-    def scripted(a, b):
-        return ((a * b + a).sigmoid() * b).tanh().sum()
+def gated(a, b):
+    return ((a * b + a).sigmoid() * b).tanh().sum()
 
+
+def divided(a, b):
+    return (a / (a * a + 1.7) + b / 3.0).sum()
+
+
+def raised(a, b):
+    return ((a * a + 1).pow(1.5) * b).sum()
+
+
+def hard(a, b):
+    return (F.hardswish(a) + F.hardsigmoid(a * b)).sum()
+
+
+def smooth(a, b):
+    return (torch.rsqrt(a * a + 1) * b.erf()).sum()
+
+
+def usual(a, b):
+    return (F.layer_norm(a, [64]) * F.gelu(b) + torch.lerp(a, b, 0.3).logsumexp(0)).sum()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("formula", [gated, divided, raised, hard, smooth, usual])
+def test_scripted_functions_stay_exact_when_they_are_warm(formula):
     def gradient(function):
         a, b = numbers(1, 64).requires_grad_(), numbers(2, 64).requires_grad_()
         return [function(a, b).detach(), *torch.autograd.grad(function(a, b), (a, b))]
 
+    warm, cold = torch.jit.script(formula), torch.jit.script(formula)
     for _ in range(4):  # the profiling executor specialises after some calls
-        gradient(scripted)
+        gradient(warm)
     with exact():
-        want = gradient(lambda a, b: ((a * b + a).sigmoid() * b).tanh().sum())
+        want = gradient(formula)
         for _ in range(4):
-            same(gradient(scripted), want)
+            same(gradient(warm), want)
+            same(gradient(cold), want)
+    assert torch._C._get_graph_executor_optimize()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
