@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 import random
 import secrets
 import tempfile
@@ -326,6 +327,9 @@ KEYED = {
     "numpy": lambda: (np.random.rand(), np.random.randint(99), np.random.permutation(5).tolist()),
     "numpy seeded": lambda: (np.random.seed(6), np.random.rand())[1],
     "default_rng seeded": lambda: np.random.default_rng(7).random(),
+    "RandomState seeded": lambda: np.random.RandomState(7).rand(),
+    "RandomState of several": lambda: np.random.RandomState([1, 2]).randint(99, size=3).tolist(),
+    "Philox seeded": lambda: np.random.Generator(np.random.Philox(3)).random(),
 }  # fmt: skip
 
 
@@ -346,6 +350,8 @@ ENTROPY = {
     "default_rng": lambda: np.random.default_rng(),
     "SeedSequence": lambda: np.random.SeedSequence(),
     "RandomState": lambda: np.random.RandomState(),
+    "RandomState None": lambda: np.random.RandomState(None),
+    "RandomState.seed": lambda: np.random.RandomState(7).seed(),
     "PCG64": lambda: np.random.PCG64(),
     "Philox": lambda: np.random.Philox(),
     "numpy.random.seed": lambda: np.random.seed(),
@@ -369,6 +375,18 @@ def test_entropy_of_the_system_is_refused(name, profile):
     with scope, pytest.raises(JobError, match="entropy.*give a seed"):
         ENTROPY[name]()
     ENTROPY[name]()  # free again outside
+
+
+def test_a_seeded_generator_of_numpys_is_the_one_that_it_is_outside():
+    with exact():
+        inside = np.random.RandomState(7)
+    assert isinstance(inside, np.random.RandomState)
+    copies = [inside, copy.deepcopy(inside), pickle.loads(pickle.dumps(inside))]
+    assert inside.get_state()[0] == "MT19937"
+    copies.append(np.random.RandomState())
+    copies[-1].set_state(inside.get_state())
+    want = np.random.RandomState(7).normal(size=5).tolist()
+    assert [generator.normal(size=5).tolist() for generator in copies] == [want] * 4
 
 
 def test_entropy_is_free_to_other_threads_and_to_names_of_files():

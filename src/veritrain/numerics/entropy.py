@@ -12,11 +12,14 @@ import inspect
 import os
 import random
 import threading
+from abc import ABCMeta
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.random import MT19937
 
 from veritrain.errors import JobError
 
@@ -29,6 +32,9 @@ _SEEDS: tuple[tuple[Any, str], ...] = (
 _PASSED_THROUGH = {__name__, "random", "secrets", "uuid"}
 # They want names that are unlike each other, not numbers for a model.
 _EXEMPT = {"numba", "tempfile", "torch", "multiprocessing"}
+
+_within: list[int] = []  # threads, once for each context
+_numpy_legacy: Any = np.random.mtrand
 
 
 @contextmanager
@@ -45,23 +51,61 @@ def no_entropy() -> Generator[None]:
         def call(*arguments: Any, **options: Any) -> Any:
             values = (*arguments, *options.values())
             if threading.get_ident() == thread and not seeded(values) and not _is_exempt():
-                raise JobError(
-                    "the job draws on the operating system's entropy (a generator without a seed, "
-                    "secrets, os.urandom, uuid4), which no audit can repeat; give a seed, or draw from "
-                    "torch, random or numpy.random, which are keyed by the job's seed"
-                )
+                raise _refusal()
             return original(*arguments, **options)
 
         return call
 
+    made_by = _numpy_legacy._MT19937
+    _within.append(thread)
     try:
+        _numpy_legacy._MT19937 = _SeededNext
         for owner, name, original in originals:
             seeds = (owner, name) in _SEEDS
             setattr(owner, name, guarded(original, _is_seeded if seeds else _never))
         yield
     finally:
+        _within.remove(thread)
+        _numpy_legacy._MT19937 = made_by
         for owner, name, original in originals:
             setattr(owner, name, original)
+
+
+class _Standing(ABCMeta):
+    """Its classes stand for numpy's own in the tests of `numpy.random.mtrand`."""
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, MT19937)
+
+
+class _SeededNext(MT19937, metaclass=_Standing):
+    """What `numpy.random.RandomState(seed)` makes without a seed and seeds before its first use."""
+
+    def __init__(self) -> None:
+        self._waiting = threading.get_ident() in _within and not _is_exempt()
+        super().__init__(0 if self._waiting else None)
+
+    def _legacy_seeding(self, seed: Any) -> None:
+        super()._legacy_seeding(seed)  # type: ignore[misc]  # pyright: ignore
+        self._waiting = False
+
+    @property
+    def capsule(self) -> Any:
+        """numpy's way in; asked for when a `RandomState` is built on this."""
+        if self._waiting:
+            raise _refusal()
+        return super().capsule
+
+
+_SeededNext.__name__ = "MT19937"  # numpy names it in a state, and compares
+
+
+def _refusal() -> JobError:
+    return JobError(
+        "the job draws on the operating system's entropy (a generator without a seed, secrets, "
+        "os.urandom, uuid4), which no audit can repeat; give a seed, or draw from torch, random or "
+        "numpy.random, which are keyed by the job's seed"
+    )
 
 
 def _never(values: tuple[Any, ...]) -> bool:
