@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from rules_support import exact, numbers, same
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import veritrain as vt
@@ -116,6 +118,8 @@ FORMS = {
     "hooks": (lambda net: net, hooked),
     "functional_call": (lambda net: net, functional),
     "channels last": (lambda net: net.to(memory_format=torch.channels_last), plain_loss),
+    "functionalised": (lambda net: net, torch.func.functionalize(plain_loss)),
+    "exported before": (lambda net: torch.export.export(net, (IMAGES,)).module(), plain_loss),
     "inference beside": (lambda net: net, on_the_way),
 }  # fmt: skip
 
@@ -283,7 +287,20 @@ def moved(dtype: torch.dtype):
     return lambda: F.cross_entropy(network().to(dtype)(IMAGES.to(dtype)).float(), LABELS)
 
 
+def recorded(mode: str):
+    return lambda: make_fx(torch.exp, tracing_mode=mode)(X)(X)
+
+
+def faked():
+    with FakeTensorMode():
+        return torch.ones(2).exp()
+
+
 REFUSED = {
+    "make_fx": (recorded("real"), "make_fx.*use the model itself"),
+    "make_fx fake": (recorded("fake"), "make_fx.*use the model itself"),
+    "fake tensors": (faked, "FakeTensorMode"),
+    "export": (lambda: torch.export.export(nn.Linear(4, 4), (X,)), "torch.export.*before"),
     "autocast bfloat16": (lambda: autocast(torch.bfloat16)(network()), r"bfloat16.*\.float\(\).*autocast"),
     "autocast float16": (lambda: autocast(torch.float16)(network()), r"float16.*\.float\(\).*autocast"),
     "scaler": (sgd_by_scaler, "GradScaler with enabled=False"),

@@ -68,6 +68,8 @@ class ExactMode(TorchDispatchMode):
             raise UnsupportedOperatorError(
                 "torch.jit.trace inside a step: use the model itself, or torch.jit.script"
             )
+        if _modes_below():
+            _refuse_recording(func)
         rule = _cached_lookup(func)
         values = (*args, *kwargs.values())
         _refuse_foreign(func, rule.kind, values, self._device)
@@ -97,6 +99,21 @@ class ExactMode(TorchDispatchMode):
                     single(*one, **{key: _at(value, i) for key, value in kwargs.items()})
                 )
         return None if name.endswith("_") else results
+
+
+_modes_below = torch._C._len_torch_dispatch_stack  # pyright: ignore[reportPrivateUsage]
+_mode_below: Callable[[Any], object] = torch._C._get_dispatch_mode  # pyright: ignore
+_KEYS: Any = torch._C._TorchDispatchModeKey  # pyright: ignore[reportPrivateUsage]
+
+
+def _refuse_recording(func: OpOverload) -> None:
+    """Below the mode, `make_fx` and the like would see the inside of a rule, and not all of it."""
+    modes = [_mode_below(key) for key in (_KEYS.PROXY, _KEYS.FAKE, _KEYS.FUNCTIONAL)]
+    if any(mode is not None for mode in modes):
+        raise UnsupportedOperatorError(
+            f"operator {func} recorded by make_fx or FakeTensorMode inside a step: use the model itself, "
+            "or record it before"
+        )
 
 
 @cache

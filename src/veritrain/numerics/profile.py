@@ -28,7 +28,7 @@ from veritrain.numerics.distributions import exact_distributions
 from veritrain.numerics.entropy import no_entropy
 from veritrain.numerics.random import Stream
 from veritrain.numerics.scalars import correctly_rounded_math, exact_hyperparameters
-from veritrain.numerics.scripts import plain_scripts
+from veritrain.numerics.scripts import no_export, plain_scripts
 
 if TYPE_CHECKING:
     from veritrain.numerics.mode import ExactMode
@@ -195,8 +195,8 @@ class Exact(Profile):
         # Fused kernels hide their operators; the composite forms show them.
         with (
             sdpa_kernel([SDPBackend.MATH]), _no_fused_layers(), _no_compiled_code(),
-            plain_scripts(), correctly_rounded_math(), exact_distributions(), no_operators_in_new_threads(),
-            grade(self.grade), _on_device(device), mode,
+            plain_scripts(), no_export(), correctly_rounded_math(), exact_distributions(),
+            no_operators_in_new_threads(), grade(self.grade), _on_device(device), mode,
         ):  # fmt: skip
             yield _ExactScope(mode)
 

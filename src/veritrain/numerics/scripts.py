@@ -1,7 +1,8 @@
-"""Functions of `torch.jit.script` and `torch.jit.trace` run as they were written.
+"""Programs that PyTorch makes of a model: those of TorchScript run as they were written, and
+`torch.export` is refused.
 
-After some calls PyTorch's executor rewrites them, with derivatives of its own that round otherwise, so
-that the bits would depend on how often a function ran.
+After some calls TorchScript's executor rewrites a function, with derivatives of its own that round
+otherwise, so that the bits would depend on how often it ran.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from veritrain.errors import UnsupportedOperatorError
 
 _C: Any = torch._C  # pyright: ignore[reportPrivateUsage]
 
@@ -38,3 +41,23 @@ def _forgetting(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(self, *args, **kwargs)
 
     return call
+
+
+@contextmanager
+def no_export() -> Generator[None]:
+    """Within it `torch.export` raises: under a dispatch mode it ends the process."""
+    names = ("export", "draft_export")
+    originals = [getattr(torch.export, name) for name in names]
+    for name in names:
+        setattr(torch.export, name, _refuse_export)
+    try:
+        yield
+    finally:
+        for name, original in zip(names, originals, strict=True):
+            setattr(torch.export, name, original)
+
+
+def _refuse_export(*args: object, **kwargs: object) -> None:
+    raise UnsupportedOperatorError(
+        "torch.export inside a step: use the model itself, or export it before"
+    )
