@@ -16,6 +16,7 @@ import torch
 import torch.utils.checkpoint
 from torch.backends import mha
 
+from tests.machines import MACHINES, run
 from veritrain import numerics
 from veritrain.errors import NumericsError, UsageError
 
@@ -129,6 +130,23 @@ def test_flushed_subnormals_are_refused():
             pass
     finally:
         torch.set_flush_denormal(False)
+
+
+def test_subnormals_flushed_within_a_step_are_an_error_of_it():
+    try:
+        with (
+            pytest.raises(NumericsError, match="subnormal.*fresh process"),
+            EXACT.active(seed=0, purpose="x", step=0),
+        ):
+            torch.set_flush_denormal(True)
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_threads_that_flush_subnormals_are_found():
+    printed = run(MACHINES[-1], "tests.numerics.flushed_threads").splitlines()
+    assert printed[0] == "True"
+    assert "fresh process" in printed[1]
 
 
 def test_threads_take_turns_and_leave_the_process_as_it_was():

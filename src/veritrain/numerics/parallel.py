@@ -46,7 +46,12 @@ class _Pool:
     def executor(self) -> ThreadPoolExecutor:
         with self._lock:
             if self._executor is None:
-                self._executor = ThreadPoolExecutor(_MAX_THREADS, THREAD_NAME)
+                self._executor = ThreadPoolExecutor(
+                    _MAX_THREADS,
+                    THREAD_NAME,
+                    initializer=torch.set_flush_denormal,
+                    initargs=(False,),
+                )  # the thread that starts another may flush subnormals
             return self._executor
 
 

@@ -190,11 +190,10 @@ class Exact(Profile):
         from veritrain.numerics.rules.contraction import grade
         from veritrain.numerics.threads import no_operators_in_new_threads
 
-        _require_ieee()
         mode = self.make_mode(device)
         # Fused kernels hide their operators; the composite forms show them.
         with (
-            sdpa_kernel([SDPBackend.MATH]), _no_fused_layers(), _no_compiled_code(),
+            _ieee_arithmetic(), sdpa_kernel([SDPBackend.MATH]), _no_fused_layers(), _no_compiled_code(),
             plain_scripts(), no_export(), correctly_rounded_math(), exact_distributions(),
             no_operators_in_new_threads(), grade(self.grade), _on_device(device), mode,
         ):  # fmt: skip
@@ -258,15 +257,35 @@ def resolve(name: str) -> Profile:
     return _PROFILES[name]
 
 
-def _require_ieee() -> None:
-    """Refuse a thread whose arithmetic is not IEEE: `torch.set_flush_denormal(True)` makes it so.
+@contextmanager
+def _ieee_arithmetic() -> Generator[None]:
+    """Refuse arithmetic that is not IEEE, before and after: `torch.set_flush_denormal(True)` makes it so.
+
+    A thread takes the setting from the one that starts it and keeps it, so that PyTorch's are tried too,
+    once for each number of them that this thread computes with.
 
     Raises:
         NumericsError: subnormal numbers are flushed to zero.
     """
-    if np.float32(2.0**-126) * np.float32(0.5) == 0:
+    _require_subnormals(float(np.float32(2.0**-126) * np.float32(0.5)))
+    threads = torch.get_num_threads()
+    if getattr(_tried, "threads", None) != threads:
+        smallest = torch.full((threads * _GRAIN,), 2.0**-126, dtype=torch.float32, device="cpu")
+        _require_subnormals((smallest * 0.5).amin().item())
+        _tried.threads = threads
+    yield
+    _require_subnormals(float(np.float32(2.0**-126) * np.float32(0.5)))
+
+
+_GRAIN = 32_768  # values for which PyTorch takes one more thread
+_tried = threading.local()
+
+
+def _require_subnormals(value: float) -> None:
+    if value == 0:
         raise NumericsError(
-            "subnormal numbers are flushed to zero here; call torch.set_flush_denormal(False)"
+            "subnormal numbers are flushed to zero, by torch.set_flush_denormal(True) perhaps, and "
+            "threads that were started meanwhile keep that: start a fresh process without it"
         )
 
 
