@@ -121,6 +121,12 @@ def test_cast_beyond_an_integer_type_is_refused(value):
             lambda: x.int(),
             lambda: x.to(torch.uint8),
             lambda: INDEX[0, :2].int().copy_(x),
+            lambda: INDEX.int().fill_(x[1]),
+            lambda: torch.ops.aten.fill(INDEX.int(), x[1]),
+            lambda: x.cumsum(0, dtype=torch.int32),
+            lambda: x.cumprod(0, dtype=torch.int32),
+            lambda: x.prod(dtype=torch.int32),
+            lambda: x.prod(0, dtype=torch.int32),
         ):
             with pytest.raises(NumericsError, match="do not fit"):
                 cast()
@@ -131,6 +137,9 @@ def test_cast_within_an_integer_type_truncates():
     with exact():
         x = torch.tensor([255.9, -0.9, 0.0, 7.5])
         assert x.to(torch.uint8).tolist() == [255, 0, 0, 7]
+        assert torch.zeros(2, dtype=torch.int32).fill_(x[3]).tolist() == [7, 7]
+        assert x.cumsum(0, dtype=torch.int64).tolist() == [255, 255, 255, 262]
+        assert x.prod(dtype=torch.int64).item() == 0
         assert torch.tensor([2.0**63 - 2**39]).long().item() == 2**63 - 2**39
         assert torch.empty(0).int().numel() == 0
 

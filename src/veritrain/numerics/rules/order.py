@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from veritrain.errors import NumericsError, UnsupportedOperatorError
-from veritrain.numerics.rules.table import Kind, aten, rule
+from veritrain.errors import UnsupportedOperatorError
+from veritrain.numerics.rules.table import Kind, aten, require_range, rule
 
 # Extrema: a zero is +0.
 
@@ -118,27 +118,25 @@ def _resize_(x: Tensor, size: list[int], **options: Any) -> Tensor:
 # Casts to integers.
 
 
-def _require_range(x: Tensor, dtype: torch.dtype | None) -> None:
-    if dtype in (None, torch.bool) or dtype.is_floating_point or dtype.is_complex:
-        return
-    if not x.is_floating_point() or not x.numel():
-        return
-    low, high = (float(bound) for bound in x.detach().aminmax())
-    info = torch.iinfo(dtype)
-    if not (info.min - 1 < low and high < info.max + 1):
-        raise NumericsError(
-            f"cast of {x.dtype} to {dtype}: values in [{low}, {high}] do not fit, and what becomes of "
-            "them depends on the processor; clamp first"
-        )
-
-
 @rule(Kind.MOVEMENT, aten._to_copy.default)
 def _to_copy(x: Tensor, *, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
-    _require_range(x, dtype)
+    require_range(x, dtype)
     return torch.ops.aten._to_copy(x, dtype=dtype, **options)
 
 
 @rule(Kind.MOVEMENT, aten.copy_.default)
 def _copy_(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
-    _require_range(source, x.dtype)
+    require_range(source, x.dtype)
     return x.copy_(source)
+
+
+@rule(Kind.MOVEMENT, aten.fill_.Tensor)
+def _fill_(x: Tensor, value: Tensor) -> Tensor:
+    require_range(value, x.dtype)
+    return x.fill_(value)
+
+
+@rule(Kind.MOVEMENT, aten.fill.Tensor)
+def _fill(x: Tensor, value: Tensor) -> Tensor:
+    require_range(value, x.dtype)
+    return torch.ops.aten.fill(x, value)

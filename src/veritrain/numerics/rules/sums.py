@@ -12,7 +12,7 @@ from torch import Tensor
 
 from veritrain.errors import UnsupportedOperatorError
 from veritrain.numerics import elementary, integers, sums
-from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
+from veritrain.numerics.rules.table import Kind, aten, cast, require_float32, rule
 
 
 def reduce_sum(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False) -> Tensor:
@@ -186,7 +186,7 @@ def _norm(
 @rule(Kind.SUM, aten.cumsum.default)
 def _cumsum(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
     """Every prefix of the slice's integers, summed exactly and rounded once."""
-    x = x if dtype is None else x.to(dtype)
+    x = cast(x, dtype)
     if not x.is_floating_point():
         return torch.cumsum(x, dim)
     require_float32("cumsum", x)
@@ -209,7 +209,7 @@ def running_products(x: Tensor, dim: int) -> Tensor:
 
 @rule(Kind.COMPOSITE, aten.cumprod.default)
 def _cumprod(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
-    x = x if dtype is None else x.to(dtype)
+    x = cast(x, dtype)
     if not x.is_floating_point():
         return torch.cumprod(x, dim)
     require_float32("cumprod", x)
@@ -220,7 +220,7 @@ def _cumprod(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor
 def _prod_dim(
     x: Tensor, dim: int, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> Tensor:
-    x = x if dtype is None else x.to(dtype)
+    x = cast(x, dtype)
     if not x.is_floating_point():
         return torch.prod(x, dim, keepdim)
     products = _cumprod(x, dim)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage]
 
-from veritrain.errors import UnsupportedOperatorError
+from veritrain.errors import NumericsError, UnsupportedOperatorError
 
 aten: Any = torch.ops.aten
 
@@ -209,3 +209,32 @@ def require_float32(operator: str, *tensors: Tensor | None) -> None:
                 f"operator {operator} on {tensor.dtype}: exact numerics covers float32 only; "
                 "use .float() first"
             )
+
+
+def cast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """`x` as `dtype`, or as it is.
+
+    Raises:
+        NumericsError: see `require_range`.
+    """
+    require_range(x, dtype)
+    return x if dtype is None else x.to(dtype)
+
+
+def require_range(x: Tensor, dtype: torch.dtype | None) -> None:
+    """Refuse floats that an integer type does not hold.
+
+    Raises:
+        NumericsError: a value beyond the type, or NaN.
+    """
+    if dtype in (None, torch.bool) or dtype.is_floating_point or dtype.is_complex:
+        return
+    if not x.is_floating_point() or not x.numel():
+        return
+    low, high = (float(bound) for bound in x.detach().aminmax())
+    info = torch.iinfo(dtype)
+    if not (info.min - 1 < low and high < info.max + 1):
+        raise NumericsError(
+            f"cast of {x.dtype} to {dtype}: values in [{low}, {high}] do not fit, and what becomes of "
+            "them depends on the processor; clamp first"
+        )
