@@ -1,4 +1,5 @@
-"""Contraction and sum written once more from the text of docs/numerics.md alone, without `reference`.
+"""Contraction, sum and random numbers written once more from the text of docs/numerics.md and
+docs/numerics_random.md alone, without `reference`.
 
 Two readers of one text: what this file computes must be what the vectors and the product say.
 """
@@ -9,12 +10,16 @@ import math
 import struct
 from fractions import Fraction
 
+import blake3
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from product_operations import perform
 from vector_files import decode, patterns, read
+
+from veritrain.numerics import resolve
 
 WIDTHS = {
     "exact": lambda n: min(22, (53 - (n - 1).bit_length()) // 2),
@@ -115,3 +120,154 @@ def test_sums_of_the_code(values: list[float]) -> None:
     x = np.array(values, np.float32)
     got = perform("sum", {"x": x}, {"axes": None})["y"]
     assert int(patterns(got).item()) == total(x.tolist())
+
+
+# Random numbers.
+
+
+def cbor(major: int, size: int) -> bytes:
+    """The head of a value, in its shortest form."""
+    if size < 24:
+        return bytes([major << 5 | size])
+    extra = next(i for i in range(4) if size < 1 << (8 << i))
+    return bytes([major << 5 | (24 + extra)]) + size.to_bytes(1 << extra, "big")
+
+
+def key_of(seed: int, purpose: str, step: int, call: int) -> int:
+    text = purpose.encode()
+    data = cbor(4, 4) + cbor(2, 32) + seed.to_bytes(32, "big") + cbor(3, len(text)) + text
+    data += cbor(0, step) + cbor(0, call)
+    digest = blake3.blake3(data, derive_key_context="veritrain v1 random key").digest()
+    return int.from_bytes(digest[:8], "little")
+
+
+def block_of(key: int, number: int) -> list[int]:
+    a, b, c, d = (number >> 32 * i & 0xFFFFFFFF for i in range(4))
+    k, m = key & 0xFFFFFFFF, key >> 32
+    for turn in range(10):
+        if turn:
+            k, m = (k + 0x9E3779B9) % 2**32, (m + 0xBB67AE85) % 2**32
+        p, q = 0xD2511F53 * a, 0xCD9E8D57 * c
+        a, b, c, d = q >> 32 ^ b ^ k, q % 2**32, p >> 32 ^ d ^ m, p % 2**32
+    return [a, b, c, d]
+
+
+def words_of(key: int, count: int) -> list[int]:
+    return [word for number in range(-(-count // 4)) for word in block_of(key, number)][:count]
+
+
+def uniforms(key: int, count: int) -> list[Fraction]:
+    return [Fraction(word // 2**8, 2**24) for word in words_of(key, count)]
+
+
+def doubles(key: int, count: int) -> list[int]:
+    words = words_of(key, 2 * count)
+    return [words[2 * i] + 2**32 * words[2 * i + 1] for i in range(count)]
+
+
+def rounded(value: Fraction) -> Fraction:
+    return number(nearest_bits(value))
+
+
+def stretched(key: int, low: float, high: float, count: int) -> list[Fraction]:
+    width = rounded(Fraction(high - low))
+    return [rounded(rounded(u * width) + rounded(Fraction(low))) for u in uniforms(key, count)]
+
+
+def permuted(key: int, count: int) -> list[int]:
+    words = doubles(key, count)
+    return sorted(range(count), key=lambda i: words[i] % 2**63)
+
+
+def dropped(key: int, values: list[float], p: float) -> list[Fraction]:
+    kept = [
+        word // 2**8 < math.ceil(Fraction(1 - p) * 2**24) for word in words_of(key, len(values))
+    ]
+    noise = [rounded(Fraction(k) / rounded(Fraction(1 - p))) for k in kept]
+    return [rounded(Fraction(v) * n) for v, n in zip(values, noise, strict=True)]
+
+
+VALUES = [1.0, -0.75, 3.5, 2.0**-20, 7.0, 11.0, -13.0, 0.3125]
+
+# what torch draws, and what the text says of the call's key
+DRAWS = {
+    "rand": (lambda: torch.rand(9), lambda key: uniforms(key, 9)),
+    "uniform_": (
+        lambda: torch.empty(9).uniform_(-0.3, 1.7), lambda key: stretched(key, -0.3, 1.7, 9)
+    ),
+    "bernoulli": (
+        lambda: torch.bernoulli(torch.full((9,), 0.3)),
+        lambda key: [u < rounded(Fraction(0.3)) for u in uniforms(key, 9)],
+    ),
+    "randint": (
+        lambda: torch.randint(-3, 9, (9,)), lambda key: [w % 12 - 3 for w in doubles(key, 9)]
+    ),
+    "random_": (
+        lambda: torch.empty(9, dtype=torch.int16).random_(),
+        lambda key: [w % (2**15 - 1) for w in doubles(key, 9)],
+    ),
+    "random_ to": (
+        lambda: torch.empty(9, dtype=torch.int64).random_(50),
+        lambda key: [w % 50 for w in doubles(key, 9)],
+    ),
+    "random_ from": (
+        lambda: torch.empty(9, dtype=torch.int64).random_(-5, None),
+        lambda key: [w % (2**63 + 4) - 5 for w in doubles(key, 9)],
+    ),
+    "randperm": (
+        lambda: torch.randperm(30),
+        lambda key: permuted(key, 30),
+    ),
+    "dropout": (
+        lambda: torch.dropout(torch.tensor(VALUES), 0.3, True),
+        lambda key: dropped(key, VALUES, 0.3),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_random_numbers_of_the_code(name: str) -> None:
+    draw, text = DRAWS[name]
+    seed, purpose, step = 2**200 + 77, "step", 300
+    with resolve("exact").active(seed=seed, purpose=purpose, step=step):
+        got = [draw().tolist() for _ in range(2)]
+    for call, values in enumerate(got, start=2):
+        assert [Fraction(value) for value in values] == text(key_of(seed, purpose, step, call))
+
+
+def test_calls_that_draw_nothing() -> None:
+    x = torch.tensor(VALUES)
+    with resolve("exact").active(seed=1, purpose="step", step=0):
+        assert torch.equal(torch.dropout(x, 0.0, True), x)
+        assert not torch.dropout(x, 1.0, True).any()
+        torch.dropout(x[:0], 0.5, True)
+        got = torch.rand(3).tolist()
+    assert [Fraction(value) for value in got] == uniforms(key_of(1, "step", 0, 2), 3)
+
+
+def test_block_0_of_key_0() -> None:
+    assert [
+        f"{word:08x}" for word in block_of(0, 0)
+    ] == "6627e8d5 e169c58d bc57ac4c 9b00dbd8".split()
+
+
+# Clipping, as a step does it.
+
+
+def length(values: list[np.float32]) -> np.float32:
+    squares = total([float(v * v) for v in values])
+    return np.sqrt(np.float32(number(squares)))
+
+
+def test_clipped_gradients() -> None:
+    gradients = [np.array(VALUES, np.float32), np.array(VALUES[:3], np.float32)]
+    weights = [torch.nn.Parameter(torch.zeros(len(g))) for g in gradients]
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = torch.from_numpy(gradient.copy())
+    with resolve("exact").active(seed=1, purpose="step", step=0):
+        torch.nn.utils.clip_grad_norm_(weights, 0.7, foreach=False)
+    whole = length([length(list(g)) for g in gradients])
+    factor = np.float32(1) / (whole + np.float32(1e-6)) * np.float32(0.7)
+    for weight, gradient in zip(weights, gradients, strict=True):
+        assert weight.grad is not None
+        assert weight.grad.tolist() == (gradient * min(factor, np.float32(1))).tolist()
