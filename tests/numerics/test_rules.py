@@ -301,7 +301,8 @@ DIRECT = [
     (aten.tril_indices, 3, 3), (aten.triu_indices, 3, 3), (aten.bitwise_left_shift, ROWS, 1),
     (aten.bitwise_right_shift, ROWS, 1), (aten.exponential_.default, X),
     (aten.normal.Tensor_Tensor, X, POSITIVE), (aten.normal.Tensor_float, X), (aten.normal.float_Tensor, 0.0, POSITIVE),
-    (aten.multinomial.default, POSITIVE, 2),
+    (aten.multinomial.default, POSITIVE, 2), (aten.copysign.Tensor, X, Y), (aten.fill.Tensor, X, X[0, 0]),
+    (aten.fill_.Tensor, X, X[0, 0]), (aten.view.dtype, X, torch.int32),
 ]  # fmt: skip
 
 

@@ -9,6 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rules_support import exact, layouts, numbers, same
 
+from veritrain.errors import NumericsError
+
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, float("inf"), float("-inf"), float("nan"), 3.0]
 vectors = st.lists(st.sampled_from(SPECIAL), min_size=1, max_size=40)
 
@@ -146,6 +148,23 @@ def test_of_many_repeated_places_the_last_stays_on_any_number_of_threads():
                 same(torch.zeros(7).scatter(0, index, torch.arange(200_000).float()), want)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_the_sign_of_a_nan_does_not_show():
+    nans = torch.tensor([0x7FC00000, -0x400000], dtype=torch.int32).view(torch.float32)
+    x = torch.tensor([-1.0, -2.0])
+    with exact():
+        for signs in (nans, nans.double(), float("nan"), -float("nan")):
+            assert torch.copysign(x, signs).tolist() == [1, 2]
+            assert x.clone().copysign_(signs).tolist() == [1, 2]
+        assert torch.copysign(x, torch.tensor([-0.0, 3.0])).tolist() == [-1, 2]
+        assert torch.copysign(x, torch.tensor([-4, 3])).tolist() == [-1, 2]
+        assert torch.copysign(x, -0.0).tolist() == [-1, -2]
+        for dtype in (torch.int32, torch.int16, torch.float64):
+            with pytest.raises(NumericsError, match="view.*NaN"):
+                nans.view(dtype)
+        assert nans.view(torch.float32).isnan().all()
+        assert x.view(torch.int32).tolist() == [-0x40800000, -0x40000000]
 
 
 def test_new_memory_holds_zeros():

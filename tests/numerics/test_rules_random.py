@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from rules_support import exact, layouts, numbers, same
 
+from veritrain.errors import NumericsError
 from veritrain.numerics import resolve
 
 X = numbers(1, 6, 7)
@@ -52,6 +53,18 @@ def test_other_seeds_and_purposes_differ():
         with resolve("exact").active(seed=seed, purpose=purpose, step=0):
             draws.append(torch.rand(8))
     assert len({tuple(draw.tolist()) for draw in draws}) == 3
+
+
+@pytest.mark.parametrize("p", [1.5, -0.1, float("nan")])
+def test_probabilities_outside_of_0_and_1_are_errors(p):
+    with exact():
+        for draw in (
+            lambda: torch.bernoulli(torch.tensor([0.5, p])),
+            lambda: torch.zeros(2).bernoulli_(torch.tensor([0.5, p])),
+        ):
+            with pytest.raises(NumericsError, match="probabilities"):
+                draw()
+        assert torch.bernoulli(torch.tensor([0.0, 1.0])).tolist() == [0, 1]
 
 
 def test_callers_generator_is_left_alone():

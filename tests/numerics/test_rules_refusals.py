@@ -183,6 +183,30 @@ def test_other_default_type_does_not_matter():
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.parametrize(
+    "create",
+    [
+        lambda: torch.linspace(0, 1, 5), lambda: torch.arange(0, 1, 0.25), lambda: torch.arange(5),
+        lambda: torch.full((2,), 1.5), lambda: torch.full((2,), 1), lambda: torch.ones(2),
+        lambda: torch.eye(2), lambda: torch.tensor([0.5]), lambda: torch.scalar_tensor(0.5),
+        lambda: torch.empty(2).zero_(), lambda: torch.zeros(2) / 3, lambda: INDEX / 3,
+        lambda: torch.rand(2, dtype=torch.float32) * 0, lambda: torch.bernoulli(torch.zeros(2)),
+        lambda: torch.linspace(0, 1, 5, dtype=torch.float32), lambda: torch.empty_permuted((2,), (0,)).zero_(),
+    ],
+)  # fmt: skip
+def test_what_is_created_has_the_default_type(create):
+    torch.set_default_dtype(torch.float64)
+    try:
+        with exact():
+            got = create()
+            for draw in (torch.rand, torch.randn):
+                with pytest.raises(UnsupportedOperatorError, match="float64"):
+                    draw(2)
+        same(got, create())
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_dimensions_out_of_range_are_errors():
     with exact():
         for function in (lambda: X.sum(2), lambda: X.mean(-3), lambda: X.var(5)):

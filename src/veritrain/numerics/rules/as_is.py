@@ -42,7 +42,7 @@ as_is(
 as_is(
     Kind.IEEE,
     """
-    mul div neg abs sign reciprocal floor ceil round trunc frac copysign
+    mul div neg abs sign reciprocal floor ceil round trunc frac
     leaky_relu leaky_relu_backward
     """.split(),
 )

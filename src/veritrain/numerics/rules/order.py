@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from veritrain.errors import UnsupportedOperatorError
+from veritrain.errors import NumericsError, UnsupportedOperatorError
 from veritrain.numerics.rules.table import Kind, aten, require_range, rule
 
 # Extrema: a zero is +0.
@@ -116,6 +116,16 @@ def _resize_(x: Tensor, size: list[int], **options: Any) -> Tensor:
 
 
 # Casts to integers.
+
+
+@rule(Kind.MOVEMENT, aten.view.dtype)
+def _view_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype != x.dtype and x.is_floating_point() and bool(x.detach().isnan().any()):
+        raise NumericsError(
+            f"view of {x.dtype} as {dtype}: a value is NaN, whose bits depend on the processor; replace "
+            "it first, by nan_to_num for example"
+        )
+    return x.view(dtype)
 
 
 @rule(Kind.MOVEMENT, aten._to_copy.default)

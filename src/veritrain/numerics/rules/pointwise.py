@@ -43,6 +43,14 @@ def _rsub(x: Tensor, y: Any, alpha: float = 1) -> Tensor:
     return torch.rsub(x if alpha == 1 else torch.mul(x, alpha), y)
 
 
+@rule(Kind.IEEE, aten.copysign.Tensor, aten.copysign.Scalar)
+def _copysign(x: Tensor, sign: Any) -> Tensor:
+    """A NaN gives +: which sign it has depends on the processor."""
+    if isinstance(sign, Tensor):
+        return torch.copysign(x, torch.where(sign.isnan(), 1, sign))
+    return torch.copysign(x, 1 if math.isnan(sign) else sign)
+
+
 @rule(Kind.COMPOSITE, aten.addcmul.default)
 def _addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
     product = a * b
@@ -209,7 +217,7 @@ def _arange_start(start: float, end: float, **options: Any) -> Tensor:
 @rule(Kind.COMPOSITE, aten.linspace.default)
 def _linspace(start: float, end: float, steps: int, **options: Any) -> Tensor:
     """In binary64: from the start in the lower half, from the end in the upper one; then a cast."""
-    dtype = options.get("dtype") or torch.float32
+    dtype = options.get("dtype") or torch.get_default_dtype()
     if dtype not in (torch.float32, torch.float64):
         raise UnsupportedOperatorError(f"linspace of {dtype} has no exact rule")
     step = (end - start) / (steps - 1) if steps > 1 else 0.0

@@ -34,6 +34,8 @@ def _bernoulli_p(stream: Stream, x: Tensor, p: float = 0.5, *, generator: Any = 
 
 @rule(Kind.RANDOM, aten.bernoulli.default, takes_stream=True)
 def _bernoulli(stream: Stream, p: Tensor, *, generator: Any = None) -> Tensor:
+    if not bool(((p >= 0) & (p <= 1)).all()):
+        raise NumericsError("bernoulli: probabilities must be within [0, 1]")
     return (random.uniform24(stream.next_key(), tuple(p.shape)) < p).to(p.dtype)
 
 
