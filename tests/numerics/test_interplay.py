@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import copy
 import os
 import pickle
@@ -266,6 +267,33 @@ def test_operators_in_threads_of_the_job_are_refused():
             pool.submit(torch.rand, 3).result()
 
 
+def test_operators_in_bare_threads_of_the_job_are_refused():
+    found, done = [], threading.Event()
+
+    def compute(values, extra=0):
+        try:
+            found.append(values.sum())
+        except UnsupportedOperatorError as error:
+            found.append(str(error))
+        done.set()
+
+    with exact():
+        _thread.start_new_thread(compute, (X,), {"extra": 1})
+        assert done.wait(60)
+    assert "thread that the job started" in found[0]
+    assert _thread.start_new_thread.__module__ == "_thread"
+
+
+def test_generators_of_torch_are_what_they_are_outside():
+    with exact():
+        made = torch.Generator().manual_seed(3)
+        assert isinstance(made, torch.Generator)
+        assert isinstance(torch.default_generator, torch.Generator)
+    assert isinstance(made, torch.Generator)
+    want = torch.rand(3, generator=torch.Generator().manual_seed(3))
+    same(torch.rand(3, generator=made), want)
+
+
 def test_a_thread_started_within_a_step_computes_again_after_it():
     with exact():
         pool = ThreadPoolExecutor(1)
@@ -382,6 +410,8 @@ ENTROPY = {
     "urandom": lambda: os.urandom(4),
     "uuid4": lambda: uuid.uuid4(),
     "torch.seed": lambda: torch.seed(),
+    "Generator.seed": lambda: torch.Generator().seed(),
+    "getrandom": lambda: os.getrandom(4),
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 What draws on the operating system gives other values in every run, so that no audit could repeat the step.
 Refused, in the thread that computes: generators made or seeded without a seed (`random.Random()`,
 `numpy.random.default_rng()`, `torch.seed()`), `secrets`, `random.SystemRandom`, `os.urandom`, `uuid.uuid4`.
+Not reached: `torch.default_generator.seed()`, and names that were imported before.
 The clock is not watched: it is read for other ends too.
 """
 
@@ -24,7 +25,9 @@ from numpy.random import MT19937
 from veritrain.errors import JobError
 
 # Where random bytes come in. numpy's generators, `secrets` and `SystemRandom` call random._urandom.
-_SOURCES: tuple[tuple[Any, str], ...] = ((os, "urandom"), (random, "_urandom"))
+_SOURCES: tuple[tuple[Any, str], ...] = (
+    (os, "urandom"), (random, "_urandom"), *[(os, "getrandom")] * hasattr(os, "getrandom"),
+)  # fmt: skip
 # Where a seed may be left out.
 _SEEDS: tuple[tuple[Any, str], ...] = (
     (random, "seed"), (random.Random, "seed"), (torch, "seed"), (torch.random, "seed"),
@@ -56,16 +59,19 @@ def no_entropy() -> Generator[None]:
 
         return call
 
+    generator = torch.Generator
     made_by = _numpy_legacy._MT19937
     _within.append(thread)
     try:
         _numpy_legacy._MT19937 = _SeededNext
+        torch.Generator = _SeededGenerator
         for owner, name, original in originals:
             seeds = (owner, name) in _SEEDS
             setattr(owner, name, guarded(original, _is_seeded if seeds else _never))
         yield
     finally:
         _within.remove(thread)
+        torch.Generator = generator
         _numpy_legacy._MT19937 = made_by
         for owner, name, original in originals:
             setattr(owner, name, original)
@@ -98,6 +104,22 @@ class _SeededNext(MT19937, metaclass=_Standing):
 
 
 _SeededNext.__name__ = "MT19937"  # numpy names it in a state, and compares
+
+
+class _AnyGenerator(type(torch.Generator)):
+    """Its class stands for that of all generators of torch."""
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, torch._C.Generator)  # pyright: ignore[reportPrivateUsage]
+
+
+class _SeededGenerator(torch.Generator, metaclass=_AnyGenerator):
+    """A generator of torch's that takes no seed from the system within a context."""
+
+    def seed(self) -> int:
+        if threading.get_ident() in _within and not _is_exempt():
+            raise _refusal()
+        return super().seed()
 
 
 def _refusal() -> JobError:

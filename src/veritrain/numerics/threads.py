@@ -6,8 +6,9 @@ and in no fixed order. Threads that were started before are not reached.
 
 from __future__ import annotations
 
+import _thread
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,10 +63,21 @@ def no_operators_in_new_threads() -> Generator[None]:
             self.run = refusing
         original(self)
 
+    def start_new_thread(function: Callable[..., Any], *arguments: Any) -> int:
+        def refusing(*args: Any, **kwargs: Any) -> None:
+            with _RefuseMode(owner):
+                function(*args, **kwargs)
+
+        chosen = refusing if threading.get_ident() == owner else function
+        return original_new(chosen, *arguments)
+
+    original_new = _thread.start_new_thread  # `threading` has a name of its own for it
     threading.Thread.start = start
+    _thread.start_new_thread = start_new_thread
     _computing.append(owner)
     try:
         yield
     finally:
         _computing.remove(owner)
         threading.Thread.start = original
+        _thread.start_new_thread = original_new
