@@ -23,6 +23,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
 
 import veritrain as vt
 from tests.machines import MACHINES, run
@@ -341,6 +342,7 @@ REFUSED = {
     "quantised": (lambda: torch.quantize_per_tensor(X, 0.1, 0, torch.qint8), "quantize_per_tensor"),
     "nested": (lambda: torch.nested.nested_tensor([X, X]), "nested"),
     "mkldnn": (lambda: X.to_mkldnn(), "to_mkldnn"),
+    "shuffling": (lambda: list(DataLoader(X, shuffle=True)), r"shuffle=True.*torch\.randperm"),
     "generator": (lambda: torch.rand(3, generator=torch.Generator().manual_seed(0)), "generator=None"),
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from veritrain.errors import UnsupportedOperatorError
 from veritrain.numerics.overlap import read_before_writing, written
 from veritrain.numerics.random import Stream
-from veritrain.numerics.rules import Kind, Rule, lookup, short_name
+from veritrain.numerics.rules import NO_GENERATOR, Kind, Rule, lookup, short_name
 
 CPU = torch.device("cpu")
 
@@ -204,8 +204,7 @@ def _refuse_foreign(
             _require_place(func, value, device)
         elif isinstance(value, torch.Generator):
             raise UnsupportedOperatorError(
-                f"operator {func} with a torch.Generator of your own is not replayable; leave "
-                "generator=None: the random numbers of a step come from (seed, step, call)"
+                f"operator {func} with a torch.Generator is not replayable; {NO_GENERATOR}"
             )
 
 

@@ -19,7 +19,7 @@ from veritrain.numerics.rules import (
     resampling,
     sums,
 )
-from veritrain.numerics.rules.table import Kind, Rule, covered, lookup, short_name
+from veritrain.numerics.rules.table import NO_GENERATOR, Kind, Rule, covered, lookup, short_name
 
 ROOMS = (
     activations,
@@ -38,4 +38,4 @@ ROOMS = (
     sums,
 )
 
-__all__ = ["ROOMS", "Kind", "Rule", "covered", "lookup", "short_name"]
+__all__ = ["NO_GENERATOR", "ROOMS", "Kind", "Rule", "covered", "lookup", "short_name"]

@@ -170,10 +170,17 @@ def _write(target: Tensor, result: Tensor) -> Tensor:
     return target.copy_(result)
 
 
+# A sampler of torch.utils.data makes a generator although its user passed none.
+NO_GENERATOR = (
+    "leave generator=None, as the random numbers of a step come from (seed, step, call); in place of a "
+    "DataLoader with shuffle=True or a sampler, which make a generator, index with torch.randperm(n)"
+)
+
+
 def _no_rule(operator: OpOverload) -> UnsupportedOperatorError:
     remedy = "write this part of the model with covered operators (docs/operators.md lists them)"
     if operator.name().endswith("generator"):
-        remedy = "leave generator=None: the random numbers of a step come from (seed, step, call)"
+        remedy = NO_GENERATOR
     elif "generator" in (argument.name for argument in _arguments(operator)):
         remedy = "draw from torch.rand, randn, randint, randperm or bernoulli instead"
     return UnsupportedOperatorError(
