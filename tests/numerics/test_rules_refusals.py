@@ -144,6 +144,24 @@ def test_cast_within_an_integer_type_truncates():
         assert torch.empty(0).int().numel() == 0
 
 
+def test_elementwise_arithmetic_of_float64_is_that_of_python():
+    x, y = [1.1, -2.7, 3e300, 5e-324], [0.3, 7.7, -1.3, 0.5]
+    a, b = torch.tensor(x, dtype=torch.float64), torch.tensor(y, dtype=torch.float64)
+    with exact():
+        got = [a + b, a - b, a * b, a / b, a * 0.1, a.add(b, alpha=0.1), torch.addcmul(a, b, b)]
+        for function in (torch.sum, torch.exp, torch.sqrt, lambda x: x @ x):
+            with pytest.raises(UnsupportedOperatorError, match="float64"):
+                function(a)
+    want = [
+        [f(p, q) for p, q in zip(x, y, strict=True)]
+        for f in (
+            lambda p, q: p + q, lambda p, q: p - q, lambda p, q: p * q, lambda p, q: p / q,
+            lambda p, q: p * 0.1, lambda p, q: p + q * 0.1, lambda p, q: p + q * q,
+        )
+    ]  # fmt: skip
+    assert [values.tolist() for values in got] == want
+
+
 def opaque(graph: torch.fx.GraphModule, inputs):
     """A compiler backend whose kernels no dispatch mode sees, and which computes something else."""
 
