@@ -46,9 +46,8 @@ class Observation:
     records_checked: int = 0
     records: int = 0
     record_seconds: float = 0.0
-    header: Header | None = (
-        None  # of a run of this job; digest of the data and key stand for others
-    )
+    # of a run of this job; digest of the data and key stand for others
+    header: Header | None = None
     states: list[State] = field(default_factory=list)  # after the steps 0, 1 and 2
     outcomes: list[StepOutcome] = field(default_factory=list)  # of the steps 1 and 2
     before: dict[str, Tensor] = field(default_factory=dict)  # the state before the last of them
