@@ -101,7 +101,7 @@ def test_loads_a_job_file(folder: Path) -> None:
         ("class E(BaseException): pass\nraise E(1)", "line 2: `raise E.1.` raised E: 1"),
         ("import sys\nsys.exit(0)", r"line 2: `sys.exit\(0\)` raised SystemExit: 0"),
         ("import sys\ndef job():\n    sys.exit(0)", r"line 3: `sys.exit\(0\)` raised SystemExit"),
-        ("\x00", "job_bad.py"),
+        ("\x00", "job_bad.py: source code"),
     ],
 )
 def test_says_where_a_job_file_fails(tmp_path: Path, text: str, message: str) -> None:

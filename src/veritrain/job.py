@@ -198,7 +198,8 @@ def _describe(file: Path, error: BaseException) -> str:
     """`FILE, line N: LINE` with the error, for the last line of the job file that was reached."""
     what = f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError):
-        return f"{error.filename or file}, line {error.lineno}: {error.msg}"
+        line = f", line {error.lineno}" if error.lineno else ""  # a binary file has none
+        return f"{error.filename or file}{line}: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)
     inside = [frame for frame in frames if frame.filename == str(file)]
     if not inside:

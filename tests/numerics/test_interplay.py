@@ -340,6 +340,7 @@ REFUSED = {
     "complex": (lambda: nn.Linear(4, 4).to(torch.complex64)(X + 0j), "complex64"),
     "forward mode": (lambda: torch.func.jvp(torch.sin, (X,), (X,)), "no rule"),
     "quantised": (lambda: torch.quantize_per_tensor(X, 0.1, 0, torch.qint8), "quantize_per_tensor"),
+    "cond": (lambda: torch.cond(X.sum() > 0, torch.sin, torch.cos, (X,)), "operator cond.*no rule"),
     "nested": (lambda: torch.nested.nested_tensor([X, X]), "nested"),
     "mkldnn": (lambda: X.to_mkldnn(), "to_mkldnn"),
     "shuffling": (lambda: list(DataLoader(X, shuffle=True)), r"shuffle=True.*torch\.randperm"),

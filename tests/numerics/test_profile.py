@@ -149,6 +149,27 @@ def test_threads_that_flush_subnormals_are_found():
     assert "fresh process" in printed[1]
 
 
+@pytest.mark.parametrize("seed", [-1, 2**64 - 1, 2**63 - 1, 2**63])
+def test_seeds_beyond_63_bits_are_taken_modulo_them(seed):
+    found = []
+    for number in (seed, seed % 2**63):
+        with EXACT.active(seed=0, purpose="x", step=0):
+            torch.manual_seed(number)
+            found.append((torch.rand(3).tolist(), torch.rand(3).tolist()))
+    assert found[0] == found[1]
+
+
+def test_flags_that_may_not_be_set_are_no_obstacle(monkeypatch):
+    module = torch.backends.disable_global_flags.__globals__
+    monkeypatch.setitem(module, "__allow_nonbracketed_mutation_flag", False)
+    with pytest.raises(RuntimeError, match="disable_global_flags"):
+        torch.backends.mkldnn.enabled = True
+    with EXACT.active(seed=0, purpose="x", step=0):
+        assert not torch.backends.mkldnn.enabled
+        assert (torch.ones(300, 300) @ torch.ones(300, 300))[0, 0] == 300
+    assert torch.backends.mkldnn.enabled
+
+
 def test_threads_take_turns_and_leave_the_process_as_it_was():
     """A profile replaces names of the whole process: two at once would put back each other's."""
     names = [(math, "exp"), (np.random, "binomial"), (threading.Thread, "start"), (torch, "seed")]

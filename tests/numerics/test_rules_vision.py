@@ -157,6 +157,15 @@ def test_agrees_with_float64_in_every_layout(name):
     check(function, *inputs)
 
 
+@pytest.mark.parametrize("shape", [(3, 0), (0, 3), (2, 3, 0), (2, 0, 3), (0, 3, 2), (0, 0)])
+@pytest.mark.parametrize("mode", ["reduced", "complete", "r"])
+def test_qr_of_empty_matrices(shape, mode):
+    x = torch.zeros(shape)
+    with exact():
+        got = torch.linalg.qr(x, mode)
+    same(list(got), list(torch.linalg.qr(x, mode)))
+
+
 @given(
     st.integers(1, 3), st.integers(1, 12), st.integers(1, 25), st.sampled_from([None, 0.5, 0.7, 1.5, 2.0, 3.0]),
     st.booleans(),

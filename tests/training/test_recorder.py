@@ -218,8 +218,9 @@ def test_refuses_to_mix_runs(straight: tuple[bytes, Path], tmp_path: Path) -> No
         train(jobs.make(steps=3), tmp_path / "run", resume=True)
     with pytest.raises(vt.UsageError):
         vt.train(jobs.make(steps=2), tmp_path / "run", signer=vt.Signer.generate(), resume=True)
-    with pytest.raises(vt.UsageError, match="workers"):
-        vt.Recorder(jobs.make(), tmp_path / "other", workers=-1)
+    for workers in (-1, 257):
+        with pytest.raises(vt.UsageError, match="workers: expected 0 to 256"):
+            vt.Recorder(jobs.make(), tmp_path / "other", workers=workers)
 
 
 def test_default_key_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,8 @@ class ExactMode(TorchDispatchMode):
         UnsupportedOperatorError: an operator without a rule, a dtype, layout or device without one.
     """
 
+    supports_higher_order_operators = True  # they arrive here, and are refused by name
+
     stream: Stream  # where random operators take their keys; set before the first of them
 
     def __init__(self, device: torch.device = CPU) -> None:
@@ -119,6 +121,10 @@ def _refuse_recording(func: OpOverload) -> None:
 @cache
 def _is_composite(func: OpOverload) -> bool:
     """It has no rule and is made of operators that may have one."""
+    if not isinstance(func, OpOverload):  # a higher-order one: torch.cond, flex_attention
+        raise UnsupportedOperatorError(
+            f"operator {func} has no rule under exact numerics; write it with ordinary operators"
+        )
     try:
         lookup(func)
     except UnsupportedOperatorError:

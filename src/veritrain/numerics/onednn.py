@@ -7,12 +7,14 @@ again for our own products, unless the user had it off.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
 import torch
 
+# The attribute cannot be set after torch.backends.disable_global_flags().
+_set_enabled: Callable[[bool], None] = torch._C._set_mkldnn_enabled  # pyright: ignore
 _permitted: ContextVar[bool | None] = ContextVar("permitted", default=None)  # by the user
 
 
@@ -41,8 +43,8 @@ def products() -> AbstractContextManager[None]:
 @contextmanager
 def _switched(*, on: bool) -> Generator[None]:
     before = bool(torch.backends.mkldnn.enabled)
-    torch.backends.mkldnn.enabled = on
+    _set_enabled(on)
     try:
         yield
     finally:
-        torch.backends.mkldnn.enabled = before
+        _set_enabled(before)

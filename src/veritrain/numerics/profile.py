@@ -149,7 +149,7 @@ class _SavedStream(Stream):
         torch.default_generator.manual_seed(0)
 
     def next_key(self) -> int:
-        self.call = torch.default_generator.initial_seed()
+        self.call = torch.default_generator.initial_seed() % 2**63  # users may seed it with -1
         key = super().next_key()
         torch.default_generator.manual_seed(self.call)
         return key

@@ -47,6 +47,8 @@ from veritrain.transcript import (
 )
 from veritrain.transcript.signing import default_signer
 
+MAX_WORKERS = 256  # processes
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingStep:
@@ -100,8 +102,8 @@ class Recorder:
         workers: int = 0,
         device: str = "cpu",
     ) -> None:
-        if type(workers) is not int or workers < 0:
-            raise UsageError(f"workers: expected 0 or more processes, got {workers!r}")
+        if type(workers) is not int or not 0 <= workers <= MAX_WORKERS:
+            raise UsageError(f"workers: expected 0 to {MAX_WORKERS} processes, got {workers!r}")
         self.job = job
         self.out = os.fspath(out)
         self._signer = signer

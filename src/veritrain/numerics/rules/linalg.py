@@ -19,7 +19,8 @@ def _qr(a: Tensor, mode: str = "reduced") -> tuple[Tensor, Tensor]:
     require_float32("linalg_qr", a)
     rows, columns = a.shape[-2:]
     kept = rows if mode == "complete" else min(rows, columns)
-    factors = [_qr_of_one(part, kept) for part in a.reshape(-1, rows, columns)]
+    count = math.prod(a.shape[:-2])
+    factors = [_qr_of_one(part, kept) for part in a.reshape(count, rows, columns)]
     q = torch.stack([q for q, _ in factors]) if factors else a.new_empty(0, rows, kept)
     r = torch.stack([r for _, r in factors]) if factors else a.new_empty(0, kept, columns)
     q, r = q.view(*a.shape[:-2], rows, kept), r.view(*a.shape[:-2], kept, columns)
