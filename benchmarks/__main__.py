@@ -11,6 +11,7 @@
     elementwise  single operators on one thread, but for products and convolutions
     accuracy     error of contractions against float64, beside float32, TF32 and bfloat16
     scaling      step time from 1M to 124M parameters (and a plot)
+    logged       logged numerics: step, audit, log, memory, corrections; beside the published log
     training     the loss that whole trainings reach, several seeds (and a plot); `--data` has its data
     cuda         on a GPU: digests against the CPU's, step times against native numerics
 
@@ -39,6 +40,7 @@ from benchmarks.contraction import contraction
 from benchmarks.cuda import cuda
 from benchmarks.elementwise import elementwise
 from benchmarks.large import large, memory, profile
+from benchmarks.logged import logged
 from benchmarks.measure import interleaved, machine, milliseconds, ratio, timers
 from benchmarks.models import WORKLOADS, Workload
 from benchmarks.scaling import scaling
@@ -167,6 +169,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "large": lambda options: large(),
     "memory": lambda options: memory(),
     "profile": lambda options: profile(),
+    "logged": lambda options: logged(),
     "contraction": lambda options: contraction(),
     "elementwise": lambda options: elementwise(),
     "accuracy": lambda options: accuracy(),

@@ -138,7 +138,7 @@ def _peak_of(model: str, method: str) -> int:
     return int(done.stdout.split()[-1])
 
 
-def _peak() -> int:
+def peak() -> int:
     """Largest resident size of this process so far, bytes."""
     status = Path("/proc/self/status").read_text().splitlines()
     line = next(line for line in status if line.startswith("VmHWM:"))
@@ -199,4 +199,4 @@ if __name__ == "__main__":
     train = _step(sys.argv[1], sys.argv[2])
     for _ in range(3):
         train()
-    print(_peak())
+    print(peak())

@@ -18,7 +18,7 @@ LAYERS = (
     {"job", "sources", "schedule", "data", "state", "step"},
     {"training", "verify"},
     {"adversaries"},
-    {"cli"},
+    {"cli", "__main__"},
 )
 APART = {
     frozenset({"numerics", "transcript"}),

@@ -13,9 +13,9 @@ import linecache
 import math
 import sys
 import traceback
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +29,7 @@ from torch.utils.data import IterableDataset
 from veritrain.encoding import Value
 from veritrain.errors import JobError, UsageError, VeritrainError
 from veritrain.numerics import resolve
+from veritrain.numerics.logged.thresholds import Thresholds
 from veritrain.sources import forget_stale_modules
 
 SEED_BITS = 256
@@ -58,7 +59,10 @@ class Job:
         batch_size: records per step.
         steps: number of optimiser steps, numbered from 1.
         seed: 0 <= seed < 2**256. All randomness of the run is keyed by it.
-        numerics: what defines a step's bits: "exact", "exact14" (contractions of 14 bits) or "native".
+        numerics: what defines a step's bits: "exact", "exact14" (contractions of 14 bits), "logged",
+            "logged-bf16", "logged-b23" to "logged-b31" (rounding amounts) or "native".
+        thresholds: of `logged` numerics, by class of operators, as `veritrain calibrate` finds them;
+            classes that are missing take their a-priori ones.
         scheduler: `scheduler(optimizer)`, stepped once after each optimiser step; None for none.
         accumulate: micro-batches per step; must divide `batch_size`. Each micro-batch is collated
             by itself, and the step's loss is the mean of theirs.
@@ -81,6 +85,7 @@ class Job:
     steps: int
     seed: int
     numerics: str = "exact"
+    thresholds: Mapping[str, float] = field(default_factory=dict[str, float])
     scheduler: Callable[[Optimizer], LRScheduler] | None = None
     accumulate: int = 1
     clip_norm: float | None = None
@@ -107,11 +112,15 @@ class Job:
         _require_norm(self.clip_norm)
         _require_sources(self.sources)
         _require_numerics(self.numerics)
+        _require_thresholds(self.numerics, self.thresholds)
 
     @property
     def settings(self) -> dict[str, Value]:
         """The plain settings, as they are committed to. The seed is 32 big-endian bytes."""
-        return {
+        thresholds: dict[str, Value] = {
+            name: float(value) for name, value in self.thresholds.items()
+        }
+        settings: dict[str, Value] = {
             "accumulate": self.accumulate,
             "batch_size": self.batch_size,
             "checkpoint_every": self.checkpoint_every,
@@ -120,6 +129,7 @@ class Job:
             "seed": self.seed.to_bytes(SEED_BITS // 8, "big"),
             "steps": self.steps,
         }
+        return {**settings, "thresholds": thresholds} if thresholds else settings
 
 
 def load_job(path: Source) -> Job:
@@ -258,3 +268,14 @@ def _require_numerics(value: object) -> None:
         resolve(value)
     except UsageError as error:
         raise JobError(f"numerics: {error}") from error
+
+
+def _require_thresholds(numerics: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise JobError(f"thresholds: expected a map of class to number, got {type(value).__name__}")
+    if value and not numerics.startswith("logged"):
+        raise JobError(f"thresholds: {numerics} numerics have none")
+    try:
+        Thresholds(value)
+    except UsageError as error:
+        raise JobError(str(error)) from error

@@ -28,6 +28,7 @@ from veritrain.schedule import settle_group, settle_records, settled_rates
 
 if TYPE_CHECKING:
     from veritrain.data import Batch
+    from veritrain.numerics.logged.rounding import Rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +79,31 @@ class Program:
             for group in optimizer.param_groups:
                 settle_group(group)
             scheduler = _build_scheduler(job, optimizer)
-        return cls(
-            job=job, profile=profile, model=model, optimizer=optimizer, scheduler=scheduler,
-            device=place,
-        )  # fmt: skip
+            program = cls(
+                job=job, profile=profile, model=model, optimizer=optimizer, scheduler=scheduler,
+                device=place,
+            )  # fmt: skip
+            program.settle()
+        return program
+
+    def recording(self) -> Rounding | None:
+        """The trainer's rounding decisions for one step, where the numerics have such."""
+        return self.profile.recording(self.job.thresholds)
+
+    def following(self, log: bytes | None) -> Rounding | None:
+        """The rounding decisions of a step's log.
+
+        Raises:
+            TranscriptError: there is a log and should be none, or the other way round.
+        """
+        return self.profile.following(self.job.thresholds, log)
+
+    def settle(self) -> None:
+        """Bring parameters, buffers and the optimiser's tensors to the numbers of the numerics."""
+        states = (state for state in self.optimizer.state.values() if isinstance(state, dict))
+        state = (value for values in states for value in values.values())
+        tensors = (*self.model.parameters(), *self.model.buffers(), *state)
+        self.profile.settle(tensor for tensor in tensors if isinstance(tensor, Tensor))
 
 
 def find_device(name: str) -> torch.device:
@@ -104,13 +126,14 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def run_step(program: Program, step: int, batch: Batch) -> float:
+def run_step(program: Program, step: int, batch: Batch, rounding: Rounding | None = None) -> float:
     """Advance the program from state step - 1 to state `step`.
 
     Args:
         program: in state step - 1.
         step: 1 or more.
         batch: `accumulate` micro-batches, each collated by itself.
+        rounding: decides where numerics have a rounding log; None for `program.recording()`.
 
     Returns:
         The mean of the micro-batches' losses.
@@ -122,7 +145,10 @@ def run_step(program: Program, step: int, batch: Batch) -> float:
     job = program.job
     parameters = [p for group in program.optimizer.param_groups for p in group["params"]]
     total = 0.0
-    with program.profile.active(seed=job.seed, purpose="step", step=step, device=program.device):
+    rounding = rounding if rounding is not None else program.recording()
+    with program.profile.active(
+        seed=job.seed, purpose="step", step=step, device=program.device, rounding=rounding
+    ):
         program.model.train()
         program.optimizer.zero_grad(set_to_none=True)
         for micro in batch:
@@ -145,6 +171,7 @@ def run_step(program: Program, step: int, batch: Batch) -> float:
             with users_code(f"step {step}: scheduler.step"), settled_rates(program.optimizer):
                 program.scheduler.step()
             settle_records(program.scheduler)
+        program.settle()
     return total
 
 

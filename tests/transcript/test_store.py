@@ -207,7 +207,7 @@ def test_unknown_kinds_of_urls_are_usage_errors(url: str) -> None:
         Store.open(url)
 
 
-@pytest.mark.parametrize("name", ["rounding", "Leaves", ".git", ".tmp-0f", "header", "leaves "])
+@pytest.mark.parametrize("name", ["roundings", "Leaves", ".git", ".tmp-0f", "header", "leaves "])
 def test_a_folder_that_no_run_has_is_refused_even_if_it_is_empty(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / "leaves").mkdir(exist_ok=True)
@@ -216,8 +216,8 @@ def test_a_folder_that_no_run_has_is_refused_even_if_it_is_empty(tmp_path: Path,
 
 
 def test_a_remote_folder_that_no_run_has_is_refused() -> None:
-    fsspec.filesystem("memory").makedirs("/odd/rounding")
-    with pytest.raises(TranscriptError, match="'rounding': unexpected folder"):
+    fsspec.filesystem("memory").makedirs("/odd/roundings")
+    with pytest.raises(TranscriptError, match="'roundings': unexpected folder"):
         Store.open("memory://odd").list()
 
 

@@ -1,4 +1,4 @@
-"""The command line: `veritrain keygen`, `check`, `train`, `audit`, `show`.
+"""The command line: `veritrain keygen`, `check`, `calibrate`, `train`, `audit`, `show`.
 
 Results go to stdout and everything else to stderr. Exit codes: 0 done or accepted, 1 rejected or (by
 `check`) refused, 2 bad usage or unreadable input, 3 inconclusive, 130 interrupted, 141 the reader of stdout went
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import click
 
 from veritrain import __version__
-from veritrain.cli import audit, check, keygen, output, show, train
+from veritrain.cli import audit, calibrate, check, keygen, output, show, train
 from veritrain.cli.blame import describe
 from veritrain.errors import UsageError, VeritrainError
 
@@ -44,7 +44,7 @@ def commands() -> None:
     """Train PyTorch models so that others can check every step, bit for bit."""
 
 
-for _module in (check, train, audit, show, keygen):
+for _module in (check, calibrate, train, audit, show, keygen):
     commands.add_command(_module.command)
 
 
@@ -67,9 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fix_hashes(arguments: list[str]) -> None:
     """Start anew with PYTHONHASHSEED=0 where a job will run: the order of a set of text must be the
     same for the trainer, for every auditor and after --resume. It is fixed when Python starts."""
-    runs_job = arguments[:1] in (["check"], ["train"], ["audit"]) and not {"-h", "--help"} & set(
-        arguments
-    )
+    runs_job = arguments[:1] in (["calibrate"], ["check"], ["train"], ["audit"]) and not {
+        "-h",
+        "--help",
+    } & set(arguments)
     is_fixed = os.environ.get(_HASH_SEED) == "0" or sys.flags.ignore_environment
     if runs_job and not is_fixed and os.name == "posix" and sys.executable:
         words = [sys.executable, *sys.orig_argv[1:]]

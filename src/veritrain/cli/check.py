@@ -94,7 +94,11 @@ def _operator_lines(operators: Sequence[RefusedOperator]) -> list[output.Line]:
     ]
     names = {item.operator for item in operators}
     title = f"{_count(len(names), 'operator')} would be refused"
-    return [(title, "bold"), "", *_table(("operator", "where", "on", "times", "what to do"), rows)]
+    return [
+        (title, "bold"),
+        "",
+        *output.table(("operator", "where", "on", "times", "what to do"), rows),
+    ]
 
 
 def _places(items: Sequence[RefusedOperator]) -> str:
@@ -145,7 +149,7 @@ def _estimate_facts(report: CheckReport, estimates: Estimates) -> dict[str, str]
 
 def _cost_lines(title: str, costs: Sequence[Cost]) -> list[output.Line]:
     rows = [(cost.name, str(cost.calls), _duration(cost.seconds)) for cost in costs]
-    return _table((title, "calls", "time in a step"), rows)
+    return output.table((title, "calls", "time in a step"), rows)
 
 
 def _verdict(report: CheckReport) -> output.Line:
@@ -155,17 +159,6 @@ def _verdict(report: CheckReport) -> output.Line:
     found = [_count(len(names), "operator")] if names else []
     found += [_count(len(report.problems), "problem")] if report.problems else []
     return f"REFUSED: {' and '.join(found)}", "bold red"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[output.Line]:
-    """Columns as wide as what is in them; the last one is free."""
-    escaped = [[output.escape(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*escaped, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in escaped
-    ]
-    return [(lines[0], "dim"), *lines[1:]]
 
 
 def _count(number: int, noun: str) -> str:

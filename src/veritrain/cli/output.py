@@ -49,6 +49,17 @@ def fail(message: str, kind: str, code: int, *, as_json: bool) -> int:
     return code
 
 
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Line]:
+    """Columns as wide as what is in them; the last one is free."""
+    escaped = [[escape(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*escaped, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in escaped
+    ]
+    return [(lines[0], "dim"), *lines[1:]]
+
+
 def one_line(text: str) -> str:
     """The text without line breaks, and with anything unprintable escaped."""
     return escape(" ".join(text.split()))

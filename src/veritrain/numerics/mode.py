@@ -66,12 +66,7 @@ class ExactMode(TorchDispatchMode):
 
     def compute(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One operator by its rule."""
-        if is_tracing():  # some operators are recorded below the mode, as their rules
-            raise UnsupportedOperatorError(
-                "torch.jit.trace inside a step: use the model itself, or torch.jit.script"
-            )
-        if _modes_below():
-            _refuse_recording(func)
+        refuse_recording(func)
         rule = _cached_lookup(func)
         values = (*args, *kwargs.values())
         _refuse_foreign(func, rule.kind, values, self._device)
@@ -108,8 +103,18 @@ _mode_below: Callable[[Any], object] = torch._C._get_dispatch_mode  # pyright: i
 _KEYS: Any = torch._C._TorchDispatchModeKey  # pyright: ignore[reportPrivateUsage]
 
 
-def _refuse_recording(func: OpOverload) -> None:
-    """Below the mode, `make_fx` and the like would see the inside of a rule, and not all of it."""
+def refuse_recording(func: OpOverload) -> None:
+    """Recorders would see the inside of a rule, and not all of it.
+
+    Raises:
+        UnsupportedOperatorError: `torch.jit.trace`, `make_fx` or the like is at work.
+    """
+    if is_tracing():
+        raise UnsupportedOperatorError(
+            "torch.jit.trace inside a step: use the model itself, or torch.jit.script"
+        )
+    if not _modes_below():
+        return
     modes = [_mode_below(key) for key in (_KEYS.PROXY, _KEYS.FAKE, _KEYS.FUNCTIONAL)]
     if any(mode is not None for mode in modes):
         raise UnsupportedOperatorError(

@@ -7,19 +7,22 @@ what is computed from there on has no defined bits.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
+from torch import Tensor
 from torch._ops import OpOverload
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from veritrain.errors import NumericsError
+from veritrain.numerics.logged.mode import LoggedMode
+from veritrain.numerics.logged.rounding import Rounding
 from veritrain.numerics.mode import ExactMode
-from veritrain.numerics.profile import Exact, Native, Scope, resolve
+from veritrain.numerics.profile import Exact, Logged, Native, Scope, resolve
 
 _SHOWN_CHARS = 120  # of PyTorch's own message, which may list every backend
 
@@ -45,15 +48,31 @@ class Indifferent:
 
 
 class ObservedExact(Exact):
-    """`exact` that tells and never refuses; `observer` may be replaced between two uses."""
+    """`exact` or `logged` that tells and never refuses; `observer` may be replaced between two uses."""
 
     def __init__(self, plain: Exact, observer: Observer) -> None:
         super().__init__(plain.name, plain.grade)
+        self.attention = plain.attention
         self.observer = observer
+        self._plain = plain
 
-    def make_mode(self, device: torch.device) -> ExactMode:
+    def make_mode(self, device: torch.device, rounding: Rounding | None) -> ExactMode:
         """A mode that tells the present observer."""
-        return _ObservedExactMode(device, self.observer)
+        if isinstance(self._plain, Logged):
+            return _ObservedLoggedMode(device, self._plain.compute, rounding).told(self.observer)
+        return _ObservedExactMode(device).told(self.observer)
+
+    def recording(self, thresholds: Mapping[str, float]) -> Rounding | None:
+        """See `Profile.recording`."""
+        return self._plain.recording(thresholds)
+
+    def following(self, thresholds: Mapping[str, float], log: bytes | None) -> Rounding | None:
+        """See `Profile.following`."""
+        return self._plain.following(thresholds, log)
+
+    def settle(self, tensors: Iterable[Tensor]) -> None:
+        """See `Profile.settle`."""
+        self._plain.settle(tensors)
 
     def canonicalise(self, optimizer: Optimizer) -> None:
         """As `Exact`; a refused optimiser keeps its own flags."""
@@ -70,8 +89,8 @@ class ObservedNative(Native):
         self.observer = observer
 
     @contextmanager
-    def _enter(self, device: torch.device) -> Generator[Scope]:
-        with super()._enter(device) as scope, _ObservedNativeMode(self.observer):
+    def _enter(self, device: torch.device, rounding: Rounding | None) -> Generator[Scope]:
+        with super()._enter(device, rounding) as scope, _ObservedNativeMode(self.observer):
             yield scope
 
 
@@ -82,9 +101,12 @@ def observed(name: str, observer: Observer) -> ObservedExact | ObservedNative:
 
 
 class _ObservedExactMode(ExactMode):
-    def __init__(self, device: torch.device, observer: Observer) -> None:
-        super().__init__(device)
+    _observer: Observer
+
+    def told(self, observer: Observer) -> Self:
+        """Tell `observer` from here on."""
         self._observer = observer
+        return self
 
     def compute(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         start = perf_counter()
@@ -99,6 +121,10 @@ class _ObservedExactMode(ExactMode):
             result = _natively(func, args, kwargs)
         self._observer.computed(str(func), perf_counter() - start)
         return result
+
+
+class _ObservedLoggedMode(_ObservedExactMode, LoggedMode):
+    """The same for `logged`: operators that are not the vendor's are refused alike."""
 
 
 def _natively(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -12,25 +12,28 @@ import random as python_random
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.backends import mha
+from torch import Tensor
+from torch.backends import mha, nnpack
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import SGD, Adafactor, Adam, AdamW, Optimizer
 
-from veritrain.errors import NumericsError, UnsupportedOperatorError, UsageError
+from veritrain.errors import NumericsError, TranscriptError, UnsupportedOperatorError, UsageError
 from veritrain.numerics import onednn
 from veritrain.numerics.distributions import exact_distributions
 from veritrain.numerics.entropy import no_entropy
+from veritrain.numerics.logged.thresholds import Thresholds
 from veritrain.numerics.random import Stream
 from veritrain.numerics.scalars import correctly_rounded_math, exact_hyperparameters
 from veritrain.numerics.scripts import no_export, plain_scripts
 
 if TYPE_CHECKING:
+    from veritrain.numerics.logged.rounding import Rounding, Target
     from veritrain.numerics.mode import ExactMode
 
 CPU = torch.device("cpu")
@@ -84,7 +87,13 @@ class Profile(ABC):
 
     @contextmanager
     def active(
-        self, *, seed: int, purpose: str, step: int, device: torch.device = CPU
+        self,
+        *,
+        seed: int,
+        purpose: str,
+        step: int,
+        device: torch.device = CPU,
+        rounding: Rounding | None = None,
     ) -> Generator[Scope]:
         """Put the profile in force, with random numbers keyed by (seed, purpose, step, call).
 
@@ -93,19 +102,22 @@ class Profile(ABC):
         Args:
             device: where new tensors lie; those on the CPU stay usable. It never shows in a bit
                 under `exact`.
+            rounding: decides for profiles that have a rounding log; others take no notice.
         """
         with (
             _one_thread.lock,
             _callers_generators_kept(),
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-            self._enter(device) as scope,
+            self._enter(device, rounding) as scope,
             no_entropy(),
         ):
             scope.rekey(seed=seed, purpose=purpose, step=step)
             yield scope
 
     @abstractmethod
-    def _enter(self, device: torch.device) -> AbstractContextManager[Scope]:
+    def _enter(
+        self, device: torch.device, rounding: Rounding | None
+    ) -> AbstractContextManager[Scope]:
         """Compute torch operators as the profile says."""
 
     @abstractmethod
@@ -115,6 +127,23 @@ class Profile(ABC):
     def stepping(self, optimizer: Optimizer) -> AbstractContextManager[None]:
         """Where the optimiser takes its step."""
         return nullcontext()
+
+    def recording(self, thresholds: Mapping[str, float]) -> Rounding | None:
+        """The trainer's decisions for one step, if the profile has any."""
+        return None
+
+    def following(self, thresholds: Mapping[str, float], log: bytes | None) -> Rounding | None:
+        """The decisions of a step's log.
+
+        Raises:
+            TranscriptError: there is a log and should be none, or the other way round.
+        """
+        if log is not None:
+            raise TranscriptError("rounding log", f"{self.name} numerics have none")
+        return None
+
+    def settle(self, tensors: Iterable[Tensor]) -> None:  # noqa: B027
+        """Bring a state to the profile's own numbers, in place; for most it has them."""
 
 
 class _NativeScope(Scope):
@@ -129,7 +158,7 @@ class Native(Profile):
     version = 1
 
     @contextmanager
-    def _enter(self, device: torch.device) -> Generator[Scope]:
+    def _enter(self, device: torch.device, rounding: Rounding | None) -> Generator[Scope]:
         with _new_tensors_on(device):
             yield _NativeScope()
 
@@ -170,32 +199,34 @@ class Exact(Profile):
     """Arithmetic without an order: the same bits on every machine.
 
     `exact` gives the operands of contractions up to 22 bits, `exact14` up to 14: faster where the
-    processor multiplies bytes, and about as accurate as TF32.
+    processor multiplies bytes, and more accurate than TF32.
     """
 
     version = 2
+    attention: Sequence[SDPBackend] = (SDPBackend.MATH,)
 
-    def __init__(self, name: str, grade: int) -> None:
+    def __init__(self, name: str, grade: int = 22) -> None:
         self.name = name
         self.grade = grade  # bits
 
-    def make_mode(self, device: torch.device) -> ExactMode:
+    def make_mode(self, device: torch.device, rounding: Rounding | None) -> ExactMode:
         """The mode that computes every operator, on the CPU and on `device`."""
         from veritrain.numerics.mode import ExactMode  # loads numba
 
         return ExactMode(device)
 
     @contextmanager
-    def _enter(self, device: torch.device) -> Generator[Scope]:
+    def _enter(self, device: torch.device, rounding: Rounding | None) -> Generator[Scope]:
         from veritrain.numerics.rules.contraction import grade
         from veritrain.numerics.threads import no_operators_in_new_threads
 
-        mode = self.make_mode(device)
+        mode = self.make_mode(device, rounding)
         # Fused kernels hide their operators; the composite forms show them.
         with (
-            _ieee_arithmetic(), sdpa_kernel([SDPBackend.MATH]), _no_fused_layers(), _no_compiled_code(),
-            plain_scripts(), no_export(), correctly_rounded_math(), exact_distributions(),
-            no_operators_in_new_threads(), grade(self.grade), _on_device(device), mode,
+            _ieee_arithmetic(), sdpa_kernel(list(self.attention)), _no_fused_layers(),
+            _no_compiled_code(), plain_scripts(), no_export(), correctly_rounded_math(),
+            exact_distributions(), no_operators_in_new_threads(), grade(self.grade),
+            _on_device(device), mode,
         ):  # fmt: skip
             yield _ExactScope(mode)
 
@@ -225,6 +256,60 @@ class Exact(Profile):
         return exact_hyperparameters(optimizer)
 
 
+class Logged(Exact):
+    """Vendor kernels in higher precision, rounded to a grid; where that is ambiguous, logged.
+
+    Operators outside `logged.vendor` follow their exact rules. See docs/numerics_logged.md.
+    """
+
+    version = 1
+    attention = (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH)
+
+    def __init__(self, name: str, *, bits: int, compute: torch.dtype) -> None:
+        """`bits`: significant bits of the target; `compute`: float64 or float32."""
+        super().__init__(name)
+        self.bits = bits
+        self.compute = compute
+
+    @property
+    def target(self) -> Target:
+        """What a step computes in, and what it rounds to."""
+        from veritrain.numerics.logged.rounding import Target  # loads numba
+
+        if self.compute == torch.float64:
+            return Target(bits=self.bits, unit=2.0**-53, depth=self.bits + 14)
+        return Target(bits=self.bits, unit=2.0**-24, depth=self.bits + 9)
+
+    def make_mode(self, device: torch.device, rounding: Rounding | None) -> ExactMode:
+        """See `Exact.make_mode`."""
+        from veritrain.numerics.logged.mode import LoggedMode
+
+        return LoggedMode(device, self.compute, rounding)
+
+    def recording(self, thresholds: Mapping[str, float]) -> Rounding:
+        """See `Profile.recording`."""
+        from veritrain.numerics.logged.rounding import Recording
+
+        return Recording(self.target, Thresholds(thresholds))
+
+    def following(self, thresholds: Mapping[str, float], log: bytes | None) -> Rounding:
+        """See `Profile.following`."""
+        from veritrain.numerics.logged.rounding import Following
+
+        if log is None:
+            raise TranscriptError("rounding log", f"missing: {self.name} numerics have one")
+        return Following(self.target, Thresholds(thresholds), log)
+
+    def settle(self, tensors: Iterable[Tensor]) -> None:
+        """Round float32 tensors to the target, but for single numbers, which may be counters."""
+        from veritrain.numerics.logged.grid import settle
+
+        if self.bits < _FLOAT32_BITS:
+            for tensor in tensors:
+                if tensor.dtype == torch.float32 and tensor.dim():
+                    settle(tensor, self.bits)
+
+
 def _choose_sgd_path(optimizer: Optimizer, args: object, kwargs: object) -> None:
     """Leave the fused update for a step in which only some parameters have a momentum buffer.
 
@@ -241,8 +326,19 @@ def _choose_sgd_path(optimizer: Optimizer, args: object, kwargs: object) -> None
         group["fused"] = not mixed and not group["differentiable"]
 
 
+_FLOAT32_BITS = 24
+
 _PROFILES: dict[str, Profile] = {
-    profile.name: profile for profile in (Native(), Exact("exact", 22), Exact("exact14", 14))
+    profile.name: profile
+    for profile in (
+        Native(),
+        Exact("exact", 22),
+        Exact("exact14", 14),
+        Logged("logged", bits=_FLOAT32_BITS, compute=torch.float64),
+        Logged("logged-bf16", bits=8, compute=torch.float32),
+        # the published rounding amounts b_r: 32 - b_r bits fewer
+        *(Logged(f"logged-b{b}", bits=b - 8, compute=torch.float64) for b in range(23, 32)),
+    )
 }
 
 
@@ -351,11 +447,12 @@ def _no_compiled_code() -> Generator[None]:
 
 @contextmanager
 def _no_fused_layers() -> Generator[None]:
-    """No LSTM of oneDNN's; no whole attention layer in one kernel, as in evaluation."""
+    """No LSTM of oneDNN's; no whole attention layer in one kernel, as in evaluation; no convolution of
+    NNPACK's, whose sums are those of Winograd's algorithm: their errors have other bounds."""
     attention = mha.get_fastpath_enabled()
     mha.set_fastpath_enabled(False)
     try:
-        with onednn.without_layers():
+        with onednn.without_layers(), nnpack.flags(enabled=False):
             yield
     finally:
         mha.set_fastpath_enabled(attention)

@@ -251,18 +251,20 @@ class _Run:
     def advance(self, batch: Batch) -> float:
         """Do the next step and record it."""
         digest = batch_digest(batch)  # before the step, which may write into its batch
-        loss = run_step(self.program, self.step + 1, batch)
+        rounding = self.program.recording()
+        loss = run_step(self.program, self.step + 1, batch, rounding)
         self.step += 1
-        self.record(batch=digest, loss=loss)
+        self.record(batch=digest, loss=loss, log=rounding.finish() if rounding else None)
         return loss
 
-    def record(self, *, batch: Digest | None, loss: float | None) -> None:
+    def record(self, *, batch: Digest | None, loss: float | None, log: bytes | None = None) -> None:
         state = capture(self.program)
         if batch is not None:
             require_same_model(self._state, state)
         refuse_nan(state, self.step)
         self._entries = state_entries(state)
-        self.writer.append(state=state_root(self._entries), batch=batch, loss=loss)
+        root = state_root(self._entries)
+        self.writer.append(state=root, batch=batch, loss=loss, rounding=log)
         self._state, self._marks = state, _marks(state)
 
     def commit(self) -> None:

@@ -2,6 +2,7 @@
 
 header
 leaves/S                     S: 12-digit number of the last step that a commit covers
+rounding/T                   T: 12-digit number of one step, where the numerics have a rounding log
 checkpoints/S.manifest
 checkpoints/S.safetensors
 signatures/S                 written last: the commit exists when this file does
@@ -17,12 +18,13 @@ from veritrain.errors import TranscriptError
 from veritrain.transcript.store import TEMPORARY_PREFIX
 
 HEADER = "header"
+_LOGS = "rounding/"
 
 _TEMPORARY = re.compile(
-    rf"((leaves|checkpoints|signatures)/)?{re.escape(TEMPORARY_PREFIX)}[0-9a-f]+", re.ASCII
+    rf"((leaves|checkpoints|rounding|signatures)/)?{re.escape(TEMPORARY_PREFIX)}[0-9a-f]+", re.ASCII
 )
 _NAMED = re.compile(
-    r"(?:leaves/|signatures/|checkpoints/)(?P<step>[0-9]{12})(?:\.manifest|\.safetensors)?",
+    r"(?:leaves/|rounding/|signatures/|checkpoints/)(?P<step>[0-9]{12})(?:\.manifest|\.safetensors)?",
     re.ASCII,
 )
 
@@ -47,6 +49,11 @@ def signature_path(step: int) -> str:
     return f"signatures/{step:012d}"
 
 
+def log_path(step: int) -> str:
+    """The rounding log of one step."""
+    return f"{_LOGS}{step:012d}"
+
+
 def commit_paths(step: int) -> tuple[str, str, str, str]:
     """All files of one commit in the order in which they are written."""
     return pack_path(step), manifest_path(step), segment_path(step), signature_path(step)
@@ -62,6 +69,7 @@ class Survey:
     """What the files of a run amount to."""
 
     head_steps: tuple[int, ...]  # rising
+    log_steps: tuple[int, ...]  # rising; of the rounding logs up to the last head
     leftovers: tuple[str, ...]  # of a commit that was interrupted; no part of the run
 
 
@@ -78,7 +86,9 @@ def survey(paths: Sequence[str]) -> Survey:
         step for path, step in steps.items() if path.startswith("signatures/") and step >= 0
     )
     last = heads[-1] if heads else -1
+    logs = sorted(s for path, s in steps.items() if path.startswith(_LOGS) and 0 <= s <= last)
     committed = {path for step in heads for path in commit_paths(step)}
+    committed.update(map(log_path, logs))
     for path, step in steps.items():
         if 0 <= step <= last and path not in committed:
             raise TranscriptError(path, "no signed head covers this file")
@@ -86,7 +96,9 @@ def survey(paths: Sequence[str]) -> Survey:
     if missing:
         raise TranscriptError(min(missing), "missing")
     leftovers = (path for path in steps if path not in committed)
-    return Survey(head_steps=tuple(heads), leftovers=tuple(sorted(leftovers)))
+    return Survey(
+        head_steps=tuple(heads), log_steps=tuple(logs), leftovers=tuple(sorted(leftovers))
+    )
 
 
 def _step(path: str) -> int:
@@ -94,6 +106,7 @@ def _step(path: str) -> int:
     if is_temporary(path):
         return -1
     match = _NAMED.fullmatch(path)
-    if match is None or path not in commit_paths(int(match["step"])):
+    step = int(match["step"]) if match is not None else 0
+    if path not in (*commit_paths(step), log_path(step)):
         raise TranscriptError(ascii(path), "unexpected file in a run folder")
-    return int(match["step"])
+    return step

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 class Limits:
     """Bounds on one run; `LIMITS` holds the values of format version 1."""
 
-    files: int = 1_000_000  # files in one run folder; a commit writes four
+    files: int = 1_000_000  # files in one run folder; a commit writes four, a logged step one
     header_bytes: int = 1 << 20  # file `header`: a job with thousands of source files
     signature_bytes: int = 4096  # file `signatures/*`; a signed head has about 400 bytes
     record_bytes: int = 4 << 20  # files `leaves/*` and `checkpoints/*.manifest`
+    rounding_bytes: int = 1 << 26  # files `rounding/*`: one step's log
     leaves_per_segment: int = 16_384  # steps from one commit to the next; at most 205 bytes each
     leaves: int = 4_000_000  # steps of one run
     tensors: int = 25_000  # tensors of one state

@@ -10,7 +10,7 @@ job is for `verify.replay` to say.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -109,6 +109,7 @@ class Transcript:
             segments.append(digest("segment", data))
             leaves += _read_segment(data, len(leaves), step)
             _read_checkpoint(store, step)
+        _check_logs(leaves, found.log_steps)
         return cls(
             location=store.location,
             header=header,
@@ -181,6 +182,21 @@ class Transcript:
         checkpoint = _read_checkpoint(self._store, step)
         check_equal(f"step {step}: checkpoint", head.checkpoint, checkpoint.digest)
         return checkpoint
+
+    def rounding_log(self, step: int) -> bytes | None:
+        """The rounding log of a step, where its leaf names one.
+
+        Raises:
+            TranscriptError: the file is unreadable or too large.
+            VerificationError: it is not the one that the leaf names.
+        """
+        expected = self.leaves[step].rounding
+        if expected is None:
+            return None
+        path = files.log_path(step)
+        data = self._store.read(path, LIMITS.rounding_bytes)
+        check_equal(f"step {step}: rounding log", expected, digest("rounding log", data))
+        return data
 
     def verify_checkpoint(self, step: int) -> None:
         """Check that a checkpoint is whole and stores the state of its leaf.
@@ -331,6 +347,14 @@ def _read_segment(data: bytes, first: int, last: int) -> tuple[Leaf, ...]:
         if leaf.step != step:
             raise TranscriptError(path, f"expected the leaf of step {step}, got {leaf.step}")
     return leaves
+
+
+def _check_logs(leaves: Sequence[Leaf], found: Sequence[int]) -> None:
+    """Check that there is a rounding log for each leaf that names one, and no other."""
+    expected = {leaf.step for leaf in leaves if leaf.rounding is not None}
+    for step in sorted(expected.symmetric_difference(found)):
+        problem = "missing" if step in expected else "no leaf names this file"
+        raise TranscriptError(files.log_path(step), problem)
 
 
 def _read_checkpoint(store: Store, step: int) -> Checkpoint:

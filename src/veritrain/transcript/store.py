@@ -25,7 +25,7 @@ from veritrain.transcript.limits import LIMITS
 from veritrain.transcript.locks import FolderLock
 
 TEMPORARY_PREFIX = ".tmp-"  # followed by hexadecimal digits
-FOLDERS = ("checkpoints", "leaves", "signatures")  # in a run; any may be missing
+FOLDERS = ("checkpoints", "leaves", "rounding", "signatures")  # in a run; any may be missing
 
 _COPY_BYTES = 1 << 20
 _PATH = re.compile(r"[A-Za-z0-9_.-]{1,255}(/[A-Za-z0-9_.-]{1,255})?", re.ASCII)

@@ -169,12 +169,17 @@ class TranscriptWriter:
         state: Digest,
         batch: Digest | None,
         loss: float | None,
-        rounding: Digest | None = None,
+        rounding: bytes | None = None,
     ) -> Leaf:
         """Record the next step; it becomes part of the run with the next `commit`.
 
+        Args:
+            state: state root after the step. batch: its digest; None at step 0, as `loss`.
+            rounding: the step's rounding log, which is written at once.
+
         Raises:
-            UsageError: a value that this step cannot have, or too many steps without a commit.
+            UsageError: a value that this step cannot have, too many steps without a commit, or a log
+                that is too long or cannot be written.
         """
         if len(self._pending) >= LIMITS.leaves_per_segment or self.next_step >= LIMITS.leaves:
             raise UsageError(
@@ -186,13 +191,25 @@ class TranscriptWriter:
             state=state,
             batch=batch,
             loss=loss,
-            rounding=rounding,
+            rounding=None if rounding is None else digest("rounding log", rounding),
             previous=self._previous,
         )
+        if rounding is not None:
+            self._write_log(leaf.step, rounding)
         self._pending.append(leaf)
         self._frontier.append(leaf.to_bytes())
         self._previous = leaf.digest
         return leaf
+
+    def _write_log(self, step: int, log: bytes) -> None:
+        if self._closed:
+            raise UsageError("the writer is closed; resume the run")
+        if len(log) > LIMITS.rounding_bytes:
+            raise UsageError(
+                f"step {step}: a rounding log of {len(log)} bytes, expected at most "
+                f"{LIMITS.rounding_bytes}; calibrate the thresholds (veritrain calibrate)"
+            )
+        self._store.write(files.log_path(step), [log])
 
     def commit(self, state: Mapping[str, Tensor], entries: tuple[TensorEntry, ...]) -> Head:
         """Store the state of the last step and sign everything up to it.

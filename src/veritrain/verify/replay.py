@@ -10,7 +10,7 @@ first that does not pass ends the audit:
   4. job           settings, source files and numerics are those of the auditor's job
   5. data set      the auditor's records and labels are those that the run committed to
   6. initial state model, optimiser and scheduler start from what the seed prescribes
-  7. checkpoints   every stored state is whole and is the state of its leaf
+  7. checkpoints   every stored state is whole and is the state of its leaf; so is every rounding log
   8. replay        recomputed batches, losses and states equal the leaves, one by one
   9. completeness  the run has all steps of the job, and its folder holds nothing else
 
@@ -35,6 +35,7 @@ from veritrain.encoding import DIGEST_BYTES, Value, digest_value
 from veritrain.errors import InconclusiveError, TranscriptError, UsageError, VerificationError
 from veritrain.job import Job
 from veritrain.numerics import random, resolve
+from veritrain.numerics.logged.tally import Tally, combined
 from veritrain.sources import commitment, environment
 from veritrain.state import capture
 from veritrain.step import Program, find_device
@@ -124,6 +125,7 @@ class _Audit:
         self._nonce = os.urandom(NONCE_BYTES) if options.sample is not None else None
         self._findings: tuple[Finding, ...] = ()
         self._replayed = 0
+        self._roundings: dict[str, Tally] = {}
 
     def run(self) -> AuditReport:
         """Run the checks in order."""
@@ -225,7 +227,11 @@ class _Audit:
     def _checkpoints(self) -> str:
         for step in self._transcript.checkpoint_steps:
             self._transcript.verify_checkpoint(step)
-        return f"{len(self._transcript.checkpoint_steps)} stored states are whole"
+        logs = sum(
+            self._transcript.rounding_log(leaf.step) is not None for leaf in self._transcript.leaves
+        )
+        also = f", {logs} rounding logs too" if logs else ""
+        return f"{len(self._transcript.checkpoint_steps)} stored states are whole{also}"
 
     def _replay(self) -> str:
         segments = self._segments()
@@ -233,6 +239,7 @@ class _Audit:
             raise InconclusiveError("the run has no step to recompute")
         for result, segment in self._results(segments):
             self._replayed += result.steps
+            self._roundings = combined(self._roundings, result.roundings)
             if result.malformed is not None:
                 raise TranscriptError(*result.malformed)
             if result.obstacle is not None:
@@ -241,7 +248,26 @@ class _Audit:
             if self._options.workers > 1:
                 for step in range(segment.start + 1, segment.stop + 1):
                     self._on_step(step)
-        return f"{self._replayed} of {self._last_step} steps recomputed to the same bits"
+        steps = f"{self._replayed} of {self._last_step} steps recomputed to the same bits"
+        return steps + self._decisions() if self._roundings else steps
+
+    def _decisions(self) -> str:
+        """What came of following the rounding logs, as text.
+
+        Raises:
+            InconclusiveError: decisions that the arithmetic of honest machines does not explain.
+        """
+        for name, tally in self._roundings.items():
+            if tally.is_steered:
+                raise InconclusiveError(
+                    f"{tally.corrected} of {tally.logged} logged decisions of class {name} are not this "
+                    "machine's: the trainer steered its rounding, or the thresholds are too small"
+                )
+        whole = sum(self._roundings.values(), Tally())
+        return (
+            f"; of {whole.values} rounded values {whole.logged} decisions were logged, "
+            f"{whole.corrected} of them not this machine's"
+        )
 
     def _complete(self) -> str:
         if self._last_step < self._job.steps:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from multiprocessing import get_context
@@ -32,9 +32,11 @@ from veritrain.errors import (
     TranscriptError,
     UnsupportedOperatorError,
     UsageError,
+    VerificationError,
     VeritrainError,
 )
 from veritrain.job import Job, load_job
+from veritrain.numerics.logged.tally import Tally, combined
 from veritrain.sources import commitment
 from veritrain.state import capture, refuse_nan, require_fit, restore
 from veritrain.step import Program, run_step
@@ -65,6 +67,7 @@ class SegmentResult:
     obstacle: str | None = None  # why a step could not be recomputed
     gap: str | None = None  # size of the difference, where it was measured
     malformed: tuple[str, str] | None = None  # place and problem, for a TranscriptError
+    roundings: Mapping[str, Tally] = field(default_factory=dict[str, Tally])  # of logged numerics
 
 
 def plan(transcript: Transcript, first: int, last: int) -> list[Segment]:
@@ -88,6 +91,7 @@ class Replayer:
         self._device = device
         self._transcript = transcript
         self._measure_gap = measure_gap
+        self._roundings: dict[str, Tally] = {}  # of the segment at hand
 
     def replay(
         self, segment: Segment, on_step: Callable[[int], None] | None = None
@@ -98,6 +102,11 @@ class Replayer:
             JobError: the job cannot be built.
             TranscriptError, VerificationError: the checkpoint that it starts from is not sound.
         """
+        self._roundings = {}
+        result = self._replay(segment, on_step)
+        return replace(result, roundings=self._roundings)
+
+    def _replay(self, segment: Segment, on_step: Callable[[int], None] | None) -> SegmentResult:
         program = Program.build(self._batches.job, device=self._device)
         try:
             if segment.start > 0:
@@ -113,7 +122,7 @@ class Replayer:
         for count, leaf in enumerate(segment.leaves[1:]):
             try:
                 findings = self._advance(program, leaf)
-            except (UnsupportedOperatorError, UsageError) as error:
+            except (UnsupportedOperatorError, UsageError, InconclusiveError) as error:
                 return SegmentResult(steps=count, obstacle=f"step {leaf.step}: {error}")
             except NumericsError as error:
                 findings = (differ(leaf.step, "outcome", f"an error ({error})", "a new state"),)
@@ -131,15 +140,22 @@ class Replayer:
         """Recompute the leaf's step; what differs, in the order of cause and effect."""
         batch = self._batches[leaf.step]
         got = batch_digest(batch)
-        loss = run_step(program, leaf.step, batch)
+        log = self._transcript.rounding_log(leaf.step)
+        try:
+            rounding = program.following(log)
+            loss = run_step(program, leaf.step, batch, rounding)
+            if rounding is not None:
+                rounding.finish()
+                self._roundings = combined(self._roundings, rounding.tally)
+        except (TranscriptError, VerificationError) as error:
+            finding = differ(leaf.step, "rounding log", "what arithmetic decides", str(error))
+            return (finding,)
         refuse_nan(capture(program), leaf.step)
         findings: list[Finding] = []
         if got != leaf.batch:
             findings.append(differ(leaf.step, "batch", got, leaf.batch))
         if repr(loss) != repr(leaf.loss):  # tells -0.0 from 0.0, as the leaf's digest does
             findings.append(differ(leaf.step, "loss", loss, leaf.loss))
-        if leaf.rounding is not None:
-            findings.append(differ(leaf.step, "rounding log", None, leaf.rounding))
         return (*findings, *self._compare_state(program, leaf))
 
     def _compare_state(self, program: Program, leaf: Leaf) -> tuple[Finding, ...]:

@@ -1,0 +1,115 @@
+"""Scales of results from their operands: the same on every machine.
+
+A largest magnitude has no order. A norm is summed in binary64 in one fixed order, so that it is the same
+everywhere, and not because it would be exact.
+"""
+
+# pyright: reportUnknownParameterType=false, reportMissingParameterType=false
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from veritrain.numerics.integers import Slices, channels_of, jit, rows_of
+from veritrain.numerics.parallel import grain_of, run
+
+_LANES = 8  # partial sums of a row: value i goes to lane i % 8
+
+
+@jit
+def _rows_kernel(x_pacb, top, start, stop):
+    """Largest sum of squares of the slices [start, stop), whose values lie together."""
+    num_c = x_pacb.shape[2]
+    largest = 0.0
+    lanes = np.empty(_LANES, np.float64)
+    for s in range(start, stop):
+        p = s // num_c
+        c = s - p * num_c
+        lanes[:] = 0.0
+        for a in range(x_pacb.shape[1]):
+            row = x_pacb[p, a, c]
+            whole = row.shape[0] // _LANES
+            for i in range(whole):
+                part = row[i * _LANES : (i + 1) * _LANES]
+                for lane in range(_LANES):
+                    lanes[lane] += np.float64(part[lane]) * np.float64(part[lane])
+            for i in range(whole * _LANES, row.shape[0]):
+                lanes[i - whole * _LANES] += np.float64(row[i]) * np.float64(row[i])
+        total = 0.0
+        for lane in range(_LANES):
+            total += lanes[lane]
+        if not total <= largest:  # a NaN too
+            largest = total
+    top[start] = largest
+
+
+@jit
+def _columns_kernel(x_pac, width, top, start, stop):
+    """The same of columns, in blocks of `width`: memory is read in order."""
+    num_c = x_pac.shape[2]
+    blocks = (num_c + width - 1) // width
+    largest = 0.0
+    totals = np.empty(width, np.float64)
+    for block in range(start, stop):
+        p = block // blocks
+        low = (block - p * blocks) * width
+        high = min(low + width, num_c)
+        totals[:] = 0.0
+        for a in range(x_pac.shape[1]):
+            row = x_pac[p, a, low:high]
+            for i in range(row.shape[0]):
+                totals[i] += np.float64(row[i]) * np.float64(row[i])
+        for i in range(high - low):
+            if not totals[i] <= largest:
+                largest = totals[i]
+    top[start] = largest
+
+
+_COLUMNS = 512  # whose totals stay in the first-level cache
+
+
+def largest_norm(x: Tensor, shape: Slices) -> float:
+    """The largest 2-norm of the slices of a tensor that is seen as `shape` = (P, A, C, B).
+
+    One slice is x[p, :, c, :], as in `integers`. NaN where a slice holds one.
+    """
+    num_p, num_a, num_c, num_b = shape
+    if not x.numel():
+        return 0.0
+    values = x.detach().contiguous().numpy().reshape(shape)
+    if num_b == 1 and num_a > 1:
+        count = num_p * -(-num_c // _COLUMNS)
+        top = np.zeros(count)
+        run(_columns_kernel, count, values[..., 0], _COLUMNS, top, grain=grain_of(num_a * _COLUMNS))
+    else:
+        count = num_p * num_c
+        top = np.zeros(count)
+        run(_rows_kernel, count, values, top, grain=grain_of(num_a * num_b))
+    return math.sqrt(float(top.max()))
+
+
+def largest(x: Tensor) -> float:
+    """The largest magnitude of a tensor; 0 of an empty one."""
+    return float(torch.linalg.vector_norm(x, math.inf)) if x.numel() else 0.0
+
+
+def norm_along(x: Tensor, axis: int) -> float:
+    """The largest 2-norm of the vectors along one of the last two axes of a tensor."""
+    if not x.is_contiguous() and x.mT.is_contiguous():
+        x, axis = x.mT, {-1: -2, -2: -1}[axis]
+    if axis == -1:
+        return largest_norm(x, rows_of(x.reshape(-1, x.shape[-1])))
+    return largest_norm(x, (math.prod(x.shape[:-2]), x.shape[-2], x.shape[-1], 1))
+
+
+def norm_of_channels(x: Tensor) -> float:
+    """Of the vectors over the channels of (N, C, *S), one for each sample and position."""
+    return largest_norm(x, (x.shape[0], x.shape[1], math.prod(x.shape[2:]), 1))
+
+
+def norm_of_positions(x: Tensor) -> float:
+    """Of the vectors over samples and positions of (N, C, *S), one for each channel."""
+    return largest_norm(x, channels_of(x))

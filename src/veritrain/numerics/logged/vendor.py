@@ -1,0 +1,307 @@
+"""The operators that `logged` numerics leave to the vendor's kernels, with the scales of their results.
+
+An entry says, for each result in the order in which it is rounded, its scale S and how far rounding errors
+grow over u * S, u the roundoff of the arithmetic. A scale is computed from operands, or from results that are
+rounded already, so that every machine has the same (`scales`). For a sum of n products it is |a| |b|, the
+largest norms of the vectors that are multiplied, which bounds the sum of their magnitudes (Cauchy and Schwarz);
+errors grow by sqrt(n) over it (`thresholds`). None stands for a result whose error is relative to each value.
+
+Operators that are not here follow their exact rules, under `logged` as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from veritrain.numerics.logged.scales import (
+    largest,
+    norm_along,
+    norm_of_channels,
+    norm_of_positions,
+)
+
+aten: Any = torch.ops.aten
+
+
+class Result(NamedTuple):
+    """One result of an operator."""
+
+    place: int  # among the operator's results
+    scale: float | None  # S
+    growth: float  # of its error over u * S
+
+
+Results = Iterator[Result]
+
+
+class Call:
+    """A call of an operator: its arguments by name, and its results as they get rounded."""
+
+    def __init__(self, arguments: dict[str, Any], results: list[Any]) -> None:
+        self.results = results
+        self._arguments = arguments
+        self._tops: dict[str, float] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._arguments[name]
+
+    def top(self, name: str, default: float = 0.0) -> float:
+        """Largest magnitude of an argument; `default` where it is not given."""
+        if name not in self._tops:
+            value = self._arguments[name]
+            self._tops[name] = default if value is None else largest(value)
+        return self._tops[name]
+
+    def size(self, name: str) -> int:
+        """Number of entries of an argument."""
+        return int(self._arguments[name].numel())
+
+
+Arguments: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Vendor:
+    """An operator of PyTorch: its class, and the function that says how its results are rounded.
+
+    `when` names a flag without which it follows its exact rule; `writes` the arguments that the kernel
+    updates besides, with their scales. `reordered` gives arguments of the same result whose sums run
+    the other way round: another machine for `calibrate`.
+    """
+
+    name: str  # of the class
+    results: Callable[[Call], Results]
+    when: str | None = None
+    writes: Mapping[str, Callable[[Call], float]] = field(
+        default_factory=dict[str, Callable[[Call], float]]
+    )
+    reordered: Callable[[Arguments], Arguments] | None = None
+
+
+VENDOR: dict[OpOverload, Vendor] = {}
+
+
+def _vendor(
+    name: str, *operators: OpOverload, **options: Any
+) -> Callable[[Callable[[Call], Results]], Callable[[Call], Results]]:
+    """Enter the decorated function for `operators`; `options` as in `Vendor`."""
+
+    def register(results: Callable[[Call], Results]) -> Callable[[Call], Results]:
+        for operator in operators:
+            VENDOR[operator] = Vendor(name, results, **options)
+        return results
+
+    return register
+
+
+def _flipped(**axes: int) -> Callable[[Arguments], Arguments]:
+    """Arguments with some of them reversed along an axis, the contracted one."""
+
+    def reordered(arguments: Arguments) -> Arguments:
+        flipped = {name: arguments[name].flip(axis) for name, axis in axes.items()}
+        return {**arguments, **flipped}
+
+    return reordered
+
+
+# Products
+
+
+def _product(call: Call, left: str, right: str) -> tuple[float, float]:
+    """Scale and growth of a product of matrices, or of batches of them."""
+    a, b = call[left], call[right]
+    return norm_along(a, -1) * norm_along(b, -2), math.sqrt(a.shape[-1])
+
+
+@_vendor("product", aten.mm.default, reordered=_flipped(self=1, mat2=0))
+@_vendor("product", aten.bmm.default, reordered=_flipped(self=2, mat2=1))
+def _mm(call: Call) -> Results:
+    yield Result(0, *_product(call, "self", "mat2"))
+
+
+@_vendor("product", aten.addmm.default, reordered=_flipped(mat1=1, mat2=0))
+def _addmm(call: Call) -> Results:
+    yield _added(call, *_product(call, "mat1", "mat2"))
+
+
+@_vendor("product", aten.baddbmm.default, reordered=_flipped(batch1=2, batch2=1))
+def _baddbmm(call: Call) -> Results:
+    yield _added(call, *_product(call, "batch1", "batch2"))
+
+
+def _added(call: Call, scale: float, growth: float) -> Result:
+    scale = scale * abs(call["alpha"]) + call.top("self") * abs(call["beta"])
+    return Result(0, scale, growth)
+
+
+def _channels_reversed(arguments: Arguments) -> Arguments:
+    if arguments["groups"] != 1:
+        return arguments
+    axis = 0 if arguments["transposed"] else 1
+    return {
+        **arguments, "input": arguments["input"].flip(1), "weight": arguments["weight"].flip(axis),
+    }  # fmt: skip
+
+
+def _by_taps(image: Tensor, weight: Tensor, contracted: int) -> tuple[float, float]:
+    """Scale and growth of a sum over the taps and channels of a weight, all but those of one axis.
+
+    A patch has as many channel vectors as there are taps at most.
+    """
+    taps = math.prod(weight.shape[2:])
+    matrix = weight.reshape(weight.shape[0], weight.shape[1], -1)
+    slices = (matrix if contracted == 1 else matrix.transpose(0, 1)).reshape(
+        weight.shape[1 - contracted], -1
+    )
+    scale = norm_of_channels(image) * math.sqrt(taps) * norm_along(slices, -1)
+    return scale, math.sqrt(slices.shape[1])
+
+
+@_vendor("convolution", aten.convolution.default, reordered=_channels_reversed)
+def _convolution(call: Call) -> Results:
+    axis = 0 if call["transposed"] else 1
+    scale, growth = _by_taps(call["input"], call["weight"], axis)
+    yield Result(0, scale + call.top("bias"), growth)
+
+
+@_vendor("convolution", aten.convolution_backward.default)
+def _convolution_backward(call: Call) -> Results:
+    grad, image = call["grad_output"], call["input"]
+    to_image, to_weight, to_bias = call["output_mask"]
+    if to_image:
+        yield Result(0, *_by_taps(grad, call["weight"], 1 if call["transposed"] else 0))
+    positions = grad.numel() // grad.shape[1]
+    norm = norm_of_positions(grad)
+    if to_weight:
+        longest = max(positions, image.numel() // image.shape[1])
+        yield Result(1, norm * norm_of_positions(image), math.sqrt(longest))
+    if to_bias:
+        yield Result(2, norm * math.sqrt(positions), math.sqrt(positions))
+
+
+# Sums: of x, whose magnitudes add up to max|x| times their number at most
+
+
+def _terms(call: Call) -> int:
+    return max(1, call.size("self") // max(1, call.results[0].numel()))
+
+
+@_vendor("sum", aten.sum.default, aten.sum.dim_IntList)
+def _sum(call: Call) -> Results:
+    yield Result(0, call.top("self") * _terms(call), math.sqrt(_terms(call)))
+
+
+@_vendor("sum", aten.mean.default, aten.mean.dim)
+def _mean(call: Call) -> Results:
+    yield Result(0, call.top("self"), math.sqrt(_terms(call)))
+
+
+@_vendor("sum", aten.linalg_vector_norm.default)
+def _vector_norm(call: Call) -> Results:
+    yield Result(0, None, math.sqrt(_terms(call)))
+
+
+@_vendor("embedding", aten.embedding_dense_backward.default)
+def _embedding_backward(call: Call) -> Results:
+    count = max(1, call.size("indices"))
+    yield Result(0, call.top("grad_output") * math.sqrt(count), math.sqrt(count))
+
+
+# Norms: a mean, the inverse of a spread, then what is made of both
+
+
+def _norm_forward(call: Call, length: int) -> Results:
+    top, growth = call.top("input"), math.sqrt(length)
+    yield Result(1, top, growth)
+    yield Result(2, None, growth)
+    spread = largest(call.results[2])
+    yield Result(0, top * spread * call.top("weight", 1.0) + call.top("bias"), growth)
+
+
+def _norm_backward(call: Call, spread: str, length: int, rows: int) -> Results:
+    """Gradients of the image, the weight and the bias; `rows` values add up to the latter two."""
+    grad, inverse = call.top("grad_out"), call.top(spread)
+    normal = max(1.0, min(call.top("input") * inverse, math.sqrt(length)))  # of normalised values
+    yield Result(0, grad * call.top("weight", 1.0) * inverse * normal, math.sqrt(length))
+    yield Result(1, grad * normal * math.sqrt(rows), math.sqrt(rows))
+    yield Result(2, grad * math.sqrt(rows), math.sqrt(rows))
+
+
+@_vendor("norm", aten.native_layer_norm.default)
+def _layer_norm(call: Call) -> Results:
+    return _norm_forward(call, math.prod(call["normalized_shape"]))
+
+
+@_vendor("norm", aten.native_layer_norm_backward.default)
+def _layer_norm_backward(call: Call) -> Results:
+    length = math.prod(call["normalized_shape"])
+    return _norm_backward(call, "rstd", length, call.size("input") // length)
+
+
+@_vendor("norm", aten.native_group_norm.default)
+def _group_norm(call: Call) -> Results:
+    return _norm_forward(call, call["C"] // call["group"] * call["HxW"])
+
+
+@_vendor("norm", aten.native_group_norm_backward.default)
+def _group_norm_backward(call: Call) -> Results:
+    length = call["C"] // call["group"] * call["HxW"]
+    return _norm_backward(call, "rstd", length, call["N"] * call["HxW"])
+
+
+def _per_channel(call: Call) -> int:
+    return call.size("input") // call["input"].shape[1]
+
+
+def _mean_scale(call: Call) -> float:
+    return max(call.top("running_mean"), call.top("input"))
+
+
+def _variance_scale(call: Call) -> float:
+    return max(call.top("running_var"), call.top("input") ** 2)
+
+
+@_vendor(
+    "norm", aten.native_batch_norm.default,
+    when="training", writes={"running_mean": _mean_scale, "running_var": _variance_scale},
+)  # fmt: skip
+def _batch_norm(call: Call) -> Results:
+    return _norm_forward(call, _per_channel(call))
+
+
+@_vendor("norm", aten.native_batch_norm_backward.default, when="train")
+def _batch_norm_backward(call: Call) -> Results:
+    return _norm_backward(call, "save_invstd", _per_channel(call), _per_channel(call))
+
+
+# Attention as one operator. Its weights are at most 1 and add up to 1 for each query.
+
+
+def _logit_factor(call: Call) -> float:
+    width = call["query"].shape[-1]
+    return float(call["scale"]) if call["scale"] is not None else 1.0 / math.sqrt(width)
+
+
+@_vendor("attention", aten._scaled_dot_product_flash_attention_for_cpu.default)
+def _attention(call: Call) -> Results:
+    width, keys = call["query"].shape[-1], call["key"].shape[-2]
+    logits = norm_along(call["query"], -1) * norm_along(call["key"], -1) * _logit_factor(call)
+    yield Result(0, call.top("value"), math.sqrt(keys))
+    yield Result(1, logits + math.log(keys) + 1.0, math.sqrt(width))
+
+
+@_vendor("attention", aten._scaled_dot_product_flash_attention_for_cpu_backward.default)
+def _attention_backward(call: Call) -> Results:
+    keys, queries = call["key"].shape[-2], call["query"].shape[-2]
+    grad = norm_along(call["grad_out"], -1)
+    slopes = grad * norm_along(call["value"], -1) * _logit_factor(call)  # of the logits
+    yield Result(0, slopes * call.top("key"), math.sqrt(keys))
+    yield Result(1, slopes * call.top("query") * math.sqrt(queries), math.sqrt(queries))
+    yield Result(2, call.top("grad_out") * math.sqrt(queries), math.sqrt(queries))

@@ -1,0 +1,289 @@
+"""Finding the thresholds of `logged` numerics: how far machines lie apart on this job.
+
+One machine does some steps and writes its rounding logs with samples of its unrounded results; each other
+one does the same steps by these logs and measures the largest gap of each class of operators. The threshold
+is that gap times a safety factor. The published procedure searches by bisection for the smallest threshold
+without an unlogged disagreement (Srivastava, Arora and Boneh 2024, algorithm 3); that is the largest gap,
+which is measured here at once. A second round then shows that with the new thresholds all agree.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from veritrain.data import Batches
+from veritrain.encoding import DIGEST_BYTES, digest_value
+from veritrain.errors import InconclusiveError, TranscriptError, UsageError
+from veritrain.job import Job
+from veritrain.numerics import resolve
+from veritrain.numerics.logged.thresholds import CLASSES, Thresholds
+from veritrain.numerics.profile import Logged
+from veritrain.sources import commitment
+from veritrain.step import Program, run_step
+from veritrain.training.machines import environment, machines
+
+DEFAULT_SAFETY = 8.0
+DEFAULT_STEPS = 3
+_REORDERED = "sums in another order"
+_MAX_PART_BYTES = 1 << 32  # of a step's log or samples
+_LENGTH_BYTES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassGap:
+    """What was found of one class of operators."""
+
+    name: str
+    samples: int
+    gap: float  # largest, in units of u * S
+    operator: str  # where it was
+    threshold: float | None  # None: no machine differed, the a-priori one stays
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What was found, and whether a second round with the new thresholds agreed."""
+
+    steps: int
+    safety: float
+    machines: tuple[str, ...]
+    classes: tuple[ClassGap, ...]
+    log_bytes: tuple[int, int]  # of a step, mean: a priori, and with the new thresholds
+    disagreements: tuple[str, ...]  # of the second round
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """For `Job.thresholds`."""
+        return {item.name: item.threshold for item in self.classes if item.threshold is not None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {
+            "steps": self.steps,
+            "safety": self.safety,
+            "machines": list(self.machines),
+            "classes": [vars(item) for item in self.classes],
+            "log_bytes_a_priori": self.log_bytes[0],
+            "log_bytes": self.log_bytes[1],
+            "thresholds": self.thresholds,
+            "disagreements": list(self.disagreements),
+        }
+
+
+def calibrate(
+    job: Job,
+    *,
+    steps: int = DEFAULT_STEPS,
+    safety: float = DEFAULT_SAFETY,
+    measured: Mapping[str, Mapping[str, Any]] | None = None,
+    on_machine: Callable[[int, int, str], None] | None = None,
+) -> Calibration:
+    """Measure the gaps of `job` over the machines that this computer can be.
+
+    Args:
+        job: from `load_job`, since other processes load it.
+        steps: to do on each machine.
+        safety: threshold over largest gap, 1 or more.
+        measured: results of `compare` on other computers, by a name for each.
+        on_machine: called as each machine starts: how many were done, how many there are, its name.
+
+    Raises:
+        UsageError: not a job of logged numerics, made in a script, or a machine failed.
+    """
+    if job.origin is None:
+        raise UsageError("calibrate: expected a job from load_job(); other processes load its file")
+    if not safety >= 1.0:
+        raise UsageError(f"safety: expected 1 or more, got {safety}")
+    settings = machines(torch.get_num_threads())
+    turns = itertools.count()
+
+    def tell(name: str) -> None:
+        if on_machine is not None:
+            on_machine(next(turns), 2 * len(settings) + 2, name)
+
+    with tempfile.TemporaryDirectory() as folder:
+        before = _round(job, {}, steps, settings, Path(folder) / "a", tell)
+        found = _widest([*before.results.values(), *(measured or {}).values()])
+        thresholds = {
+            name: _threshold(item["largest"], safety)
+            for name, item in sorted(found.items())
+            if item["largest"] > 0.0  # where no machine differed nothing is known of others
+        }
+        after = _round(job, thresholds, steps, settings, Path(folder) / "b", tell)
+    return Calibration(
+        steps=steps,
+        safety=safety,
+        machines=(*settings, _REORDERED, *(measured or {})),
+        classes=tuple(
+            ClassGap(
+                name=name, samples=item["samples"], gap=item["largest"], operator=item["operator"],
+                threshold=thresholds.get(name),
+            )
+            for name, item in sorted(found.items())
+        ),
+        log_bytes=(before.log_bytes, after.log_bytes),
+        disagreements=tuple(
+            f"{name}: {result['disagreement']}"
+            for name, result in after.results.items()
+            if result["disagreement"]
+        ),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Round:
+    results: dict[str, Mapping[str, Any]]  # of `compare`, by machine
+    log_bytes: int  # of a step, mean
+
+
+def _round(
+    job: Job,
+    thresholds: Mapping[str, float],
+    steps: int,
+    settings: Mapping[str, dict[str, str]],
+    file: Path,
+    tell: Callable[[str], None],
+) -> _Round:
+    """The first machine writes, the others compare."""
+    first, *others = settings
+    results: dict[str, Mapping[str, Any]] = {}
+    tell(first)
+    made = _on_machine(job, settings[first], "--write", file, steps, thresholds)
+    for name in others:
+        tell(name)
+        results[name] = _on_machine(job, settings[name], "--against", file, steps, thresholds)
+    tell(_REORDERED)
+    results[_REORDERED] = _on_machine(
+        job, settings[first], "--against", file, steps, thresholds, "--reordered"
+    )
+    return _Round(results=results, log_bytes=made["log_bytes"])
+
+
+def _on_machine(
+    job: Job, settings: dict[str, str], what: str, file: Path, steps: int,
+    thresholds: Mapping[str, float], *more: str,
+) -> dict[str, Any]:  # fmt: skip
+    command = [
+        sys.executable, "-m", "veritrain", "calibrate", str(job.origin), what, str(file),
+        "--steps", str(steps), "--thresholds", json.dumps(dict(thresholds)), "--json", *more,
+    ]  # fmt: skip
+    done = subprocess.run(  # noqa: S603 - ourselves
+        command, env=environment(settings), capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise UsageError(f"a machine could not do the steps: {done.stderr.strip()[-2000:]}")
+    return json.loads(done.stdout)
+
+
+def write(job: Job, file: Path, *, steps: int, thresholds: Mapping[str, float]) -> dict[str, Any]:
+    """Do some steps; write their logs and samples.
+
+    Raises:
+        UsageError: not a job of logged numerics.
+    """
+    from veritrain.numerics.logged.samples import Sampling
+
+    profile = _logged(job)
+    program, batches, sizes = Program.build(job), Batches(job), 0
+    with file.open("wb") as out:
+        out.write(digest_value("job", commitment(job)))
+        for step in range(1, steps + 1):
+            rounding = Sampling(profile.target, Thresholds(thresholds))
+            run_step(program, step, batches[step], rounding)
+            for part in (rounding.finish(), rounding.samples()):
+                out.write(len(part).to_bytes(_LENGTH_BYTES, "little") + part)
+            sizes += len(rounding.finish())
+    return {"log_bytes": sizes // steps}
+
+
+def compare(
+    job: Job, file: Path, *, steps: int, thresholds: Mapping[str, float], reordered: bool = False
+) -> dict[str, Any]:
+    """Do the same steps by the logs of `write`; the largest gap of each class.
+
+    `reordered`: with sums the other way round where that can be asked for.
+
+    Raises:
+        UsageError: not a job of logged numerics, or the file is of another job.
+        TranscriptError: the file is not one of `write`.
+    """
+    from veritrain.numerics.logged.samples import Comparing, Gap
+
+    profile = _logged(job)
+    program, batches = Program.build(job), Batches(job)
+    gaps: dict[str, Gap] = {}
+    disagreement = ""
+    with file.open("rb") as source:
+        if source.read(DIGEST_BYTES) != digest_value("job", commitment(job)):
+            raise UsageError(f"{file} is of another job")
+        for step in range(1, steps + 1):
+            log, samples = _part(source, file), _part(source, file)
+            rounding = Comparing(
+                profile.target, Thresholds(thresholds), log, samples, reordered=reordered
+            )
+            try:
+                run_step(program, step, batches[step], rounding)
+                rounding.finish()
+            except InconclusiveError as error:
+                disagreement = f"step {step}: {error}"
+            gaps = {
+                name: gaps.get(name, Gap()) + rounding.gaps.get(name, Gap())
+                for name in gaps.keys() | rounding.gaps.keys()
+            }
+            if disagreement:
+                break
+    return {
+        "gaps": {name: vars(gap) for name, gap in sorted(gaps.items())},
+        "disagreement": disagreement,
+    }
+
+
+def _part(source: BinaryIO, file: Path) -> bytes:
+    length = int.from_bytes(source.read(_LENGTH_BYTES), "little")
+    if length > _MAX_PART_BYTES:
+        raise TranscriptError(str(file), "not a file of samples")
+    part = source.read(length)
+    if len(part) != length:
+        raise TranscriptError(str(file), "ends early")
+    return part
+
+
+def _widest(results: list[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The largest gap of each class over all machines."""
+    found: dict[str, dict[str, Any]] = {}
+    for result in results:
+        for name, gap in result["gaps"].items():
+            if name not in CLASSES:
+                raise UsageError(f"measured: {name!r} is no class of operators")
+            old = found.get(name, {"samples": 0, "largest": -1.0, "operator": ""})
+            wider = gap if gap["largest"] > old["largest"] else old
+            found[name] = {**wider, "samples": old["samples"] + gap["samples"]}
+    return found
+
+
+def _threshold(gap: float, safety: float) -> float:
+    """Two digits, rounded up: nobody reads more into it."""
+    value = max(gap, _LEAST_GAP) * safety
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.ceil(value / unit) * unit:.6g}")
+
+
+_LEAST_GAP = 0.125  # in units of u * S; of a rounding or less is no measure
+
+
+def _logged(job: Job) -> Logged:
+    profile = resolve(job.numerics)
+    if not isinstance(profile, Logged):
+        raise UsageError(f"{job.numerics} numerics have no thresholds; choose numerics='logged'")
+    return profile

@@ -1,0 +1,61 @@
+"""The claim of `logged` numerics: one machine writes its rounding log, all others come to the same bits.
+
+The same families as under `exact` (tests/zoo), over the same machines. Without the log they must disagree
+under bfloat16, or the test would prove nothing.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks.large import MODELS
+from tests import zoo
+from tests.machines import MACHINES, run
+
+FAMILIES = list(zoo.jobs(1))
+SMALL = ["convnet-sgd", "transformer-adamw", "gru", "gpt2"]  # for the narrow targets
+
+
+def followed(folder, numerics: str, steps: int, names: list[str], timeout: float = 900) -> dict:
+    """machine -> model -> its lines; the first machine writes."""
+    roles = ["write"] + ["follow"] * (len(MACHINES) - 1)
+    found = {}
+    for machine, role in zip(MACHINES, roles, strict=True):
+        arguments = [numerics, str(steps), str(folder), role, *names]
+        printed = run(machine, "tests.logged_digests", *arguments, timeout=timeout)
+        found[machine.name] = json.loads(printed)
+    return found
+
+
+def require_equal(found: dict, steps: int) -> None:
+    first = found[MACHINES[0].name]
+    for machine, models in found.items():
+        for model, lines in models.items():
+            assert lines == first[model], f"{model} differs on {machine}: {lines[-1]}"
+            assert len(set(lines)) == steps + 1
+
+
+@pytest.mark.timeout(900)
+def test_all_families_have_the_same_bits_on_every_machine(tmp_path):
+    require_equal(followed(tmp_path, "logged", 1, FAMILIES), 1)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("numerics", ["logged-bf16", "logged-b26"])
+def test_other_targets_have_the_same_bits_on_every_machine(tmp_path, numerics):
+    require_equal(followed(tmp_path, numerics, 3, SMALL), 3)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_all_families_keep_the_same_bits(tmp_path):
+    require_equal(followed(tmp_path, "logged", 50, FAMILIES, timeout=7200), 50)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("model", MODELS)
+def test_full_size_models_have_the_same_bits_on_every_machine(tmp_path, model):
+    require_equal(followed(tmp_path, "logged", 3, [model], timeout=3600), 3)
