@@ -68,7 +68,7 @@ def test_gap_is_measured_against_the_samples_of_another_machine(job, tmp_path, c
     ("change", "words"),
     [
         (lambda data: data[:-1], "ends early"),
-        (lambda data: data[:32] + bytes([255]) * 8 + data[40:], "not a file of samples|ends early"),
+        (lambda data: data[:32] + bytes([255]) * 8 + data[40:], "ends early"),
         (lambda data: bytes(32) + data[32:], "of another job"),
         (lambda data: b"", "of another job"),
     ],
@@ -92,7 +92,7 @@ def test_foreign_samples_are_refused(job, tmp_path, capsys, change, words):
         (["--write", "a", "--thresholds", "{"], "not JSON"),
         (["--write", "a", "--thresholds", '{"nonsense": 1}'], "no class"),
         (["--safety", "0.5"], "safety"),
-        (["--against", "missing"], "missing"),
+        (["--against", "missing"], "missing: cannot be read"),
     ],
 )
 def test_wrong_input_is_named(job, tmp_path, capsys, monkeypatch, arguments, words):

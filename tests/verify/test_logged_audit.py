@@ -76,7 +76,7 @@ def test_cheating_in_the_log_is_never_accepted(tmp_path, signer, name):
         report.require_accepted()
 
 
-@pytest.mark.parametrize("cheat", [rounders.Steering, rounders.SteeringUp])
+@pytest.mark.parametrize("cheat", [rounders.Steering, rounders.SteeringUp, rounders.Diluting])
 def test_steering_is_seen_and_never_accepted(tmp_path, signer, cheat):
     with rounders.rounding_by(cheat):
         vt.train(job("logged-bf16"), tmp_path / "run", signer=signer)
@@ -106,6 +106,21 @@ def weights_after(run, signer, make) -> dict[str, torch.Tensor]:
     with rounders.rounding_by(make):
         vt.train(job(steps=1), run, signer=signer)
     return Transcript.open(run).load_state(1)
+
+
+class Silent(Recording):
+    """Commits to no log at all."""
+
+    def finish(self):
+        return None
+
+
+def test_run_without_its_logs_is_rejected(tmp_path, signer):
+    with rounders.rounding_by(Silent):
+        vt.train(job(), tmp_path / "run", signer=signer)
+    report = vt.audit(tmp_path / "run", job())
+    assert report.verdict is Verdict.REJECTED
+    assert "missing: logged numerics have one" in report.findings[0].got
 
 
 def test_honest_rounder_in_the_cheats_place_is_accepted(tmp_path, signer):

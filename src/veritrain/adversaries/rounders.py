@@ -6,6 +6,7 @@ honest one's place while a run is recorded. Nothing else of the run is touched.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -60,6 +61,17 @@ class Greedy(Steering):
         return _redecided(self, tensors, wider, np.full(wider.places.size, self.up))
 
 
+class Diluting(Recording):
+    """Steers every ambiguous entry, and logs all others that are possible as they are, to hide it."""
+
+    def decide(self, tensors: Tensors) -> Rounded:
+        """See `Recording.decide`."""
+        wider = round_to(self.possible_grid(tensors), tensors.values, tensors.out)
+        near = super().decide(tensors)
+        up = np.where(np.isin(wider.places, near.places), False, wider.up)
+        return _redecided(self, tensors, wider, up)
+
+
 class _AtLast(Recording):
     """Changes the whole log once all is computed."""
 
@@ -67,9 +79,9 @@ class _AtLast(Recording):
         """See `Rounding.finish`."""
         return self.changed(super().finish())
 
+    @abstractmethod
     def changed(self, log: bytes) -> bytes:
         """What to write instead."""
-        raise NotImplementedError
 
 
 class Dropping(_AtLast):
@@ -114,9 +126,9 @@ class _AtOne(Recording):
         self._done = self._done or changed is not None
         return honest if changed is None else changed
 
+    @abstractmethod
     def changed(self, tensors: Tensors, honest: Rounded) -> Rounded | None:
         """What to record instead; None where it does not suit."""
-        raise NotImplementedError
 
 
 class Flipping(_AtOne):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -36,7 +37,6 @@ from veritrain.training.machines import environment, machines
 DEFAULT_SAFETY = 8.0
 DEFAULT_STEPS = 3
 _REORDERED = "sums in another order"
-_MAX_PART_BYTES = 1 << 32  # of a step's log or samples
 _LENGTH_BYTES = 8
 
 
@@ -224,7 +224,7 @@ def compare(
     program, batches = Program.build(job), Batches(job)
     gaps: dict[str, Gap] = {}
     disagreement = ""
-    with file.open("rb") as source:
+    with _opened(file) as source:
         if source.read(DIGEST_BYTES) != digest_value("job", commitment(job)):
             raise UsageError(f"{file} is of another job")
         for step in range(1, steps + 1):
@@ -249,14 +249,19 @@ def compare(
     }
 
 
+def _opened(file: Path) -> BinaryIO:
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read: {error.strerror}") from error
+
+
 def _part(source: BinaryIO, file: Path) -> bytes:
+    """The next part; its length is checked against the file's before memory is taken for it."""
     length = int.from_bytes(source.read(_LENGTH_BYTES), "little")
-    if length > _MAX_PART_BYTES:
-        raise TranscriptError(str(file), "not a file of samples")
-    part = source.read(length)
-    if len(part) != length:
+    if length > os.fstat(source.fileno()).st_size - source.tell():
         raise TranscriptError(str(file), "ends early")
-    return part
+    return source.read(length)
 
 
 def _widest(results: list[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -47,9 +47,7 @@ class Grid:
     finest: int  # exponent of the finest step
     delta: float  # distance to a boundary, absolute, up to which an entry is ambiguous
     relative: float = 0.0  # and this many steps more
-    most: float = (
-        0.249  # steps; farther from a boundary, another machine's nearest could be another one
-    )
+    most: float = 0.249  # steps; farther off, another machine may be nearer to another boundary
 
 
 @dataclass(frozen=True, kw_only=True)

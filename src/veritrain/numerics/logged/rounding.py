@@ -149,6 +149,8 @@ class Following(Rounding):
             Tally(
                 values=tensors.values.size,
                 logged=claimed.places.size,
+                padding=claimed.places.size
+                - int(np.isin(claimed.places, own.places, assume_unique=True).sum()),
                 corrected=int((followed.ratios >= 0.0).sum()),
                 widest=float(followed.ratios.max(initial=0.0)),
             ),

@@ -41,7 +41,7 @@ def _rows_kernel(x_pacb, top, start, stop):
         total = 0.0
         for lane in range(_LANES):
             total += lanes[lane]
-        if not total <= largest:  # a NaN too
+        if total > largest or total != total:  # a NaN stays: nothing is greater
             largest = total
     top[start] = largest
 
@@ -63,7 +63,7 @@ def _columns_kernel(x_pac, width, top, start, stop):
             for i in range(row.shape[0]):
                 totals[i] += np.float64(row[i]) * np.float64(row[i])
         for i in range(high - low):
-            if not totals[i] <= largest:
+            if totals[i] > largest or totals[i] != totals[i]:
                 largest = totals[i]
     top[start] = largest
 

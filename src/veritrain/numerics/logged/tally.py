@@ -15,6 +15,7 @@ class Tally:
 
     values: int = 0
     logged: int = 0
+    padding: int = 0  # logged, and not ambiguous for the auditor: it would hide steering
     corrected: int = 0  # decisions that the auditor's own machine would not have made
     widest: float = 0.0  # how far such a value was from its boundary, over the threshold
 
@@ -22,6 +23,7 @@ class Tally:
         return Tally(
             values=self.values + other.values,
             logged=self.logged + other.logged,
+            padding=self.padding + other.padding,
             corrected=self.corrected + other.corrected,
             widest=max(self.widest, other.widest),
         )
@@ -33,7 +35,9 @@ class Tally:
         A value within the threshold of its boundary, drawn evenly, falls on the other side on a machine
         that is a quarter of the threshold off in one case of eight; never beyond the threshold.
         """
-        return self.widest > 1.0 or self.corrected > _CHANCE + _STEERED * self.logged
+        return self.widest > 1.0 or self.corrected > _CHANCE + _STEERED * (
+            self.logged - self.padding
+        )
 
 
 def combined(tallies: Mapping[str, Tally], others: Mapping[str, Tally]) -> dict[str, Tally]:
