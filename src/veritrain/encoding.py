@@ -26,9 +26,10 @@ Value: TypeAlias = "bool | int | float | str | bytes | list[Value] | dict[str, V
 Digest: TypeAlias = bytes
 
 DIGEST_BYTES = 32
+CHUNK_BYTES = 1024  # BLAKE3 is a tree over chunks of this size
+CONTEXT = "veritrain v1 "  # what every context string of a digest begins with
 MAX_DEPTH = 16  # nested arrays and maps; the deepest record of the format has 5
 _THREADED_HASH_BYTES = 1 << 20  # below this, starting threads costs more than it saves
-_CONTEXT = "veritrain v1 "
 _NOT_CANONICAL = "not a canonical CBOR record"
 
 # Major types, RFC 8949 section 3.1; in initial bytes, the upper three bits.
@@ -72,13 +73,13 @@ def decode(data: bytes, *, where: str) -> Value:
 def digest(domain: str, data: bytes | memoryview) -> Digest:
     """BLAKE3 of `data` in the domain `domain` (for example "leaf"): 32 bytes."""
     threads = blake3.blake3.AUTO if len(data) >= _THREADED_HASH_BYTES else 1
-    hasher = blake3.blake3(derive_key_context=_CONTEXT + domain, max_threads=threads)
+    hasher = blake3.blake3(derive_key_context=CONTEXT + domain, max_threads=threads)
     return hasher.update(data).digest()
 
 
 def digest_parts(domain: str, parts: Iterable[memoryview]) -> Digest:
     """`digest` of data that come in parts, best of a MiB or more; none is kept."""
-    hasher = blake3.blake3(derive_key_context=_CONTEXT + domain, max_threads=blake3.blake3.AUTO)
+    hasher = blake3.blake3(derive_key_context=CONTEXT + domain, max_threads=blake3.blake3.AUTO)
     for part in parts:
         hasher.update(part)
     return hasher.digest()

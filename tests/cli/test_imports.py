@@ -31,6 +31,7 @@ def loaded_by(code: str) -> set[str]:
         ("from veritrain.cli import main; main(['train', '--help'])", HEAVY),
         ("from veritrain.cli import main; main(['audit', '--help'])", HEAVY),
         ("from veritrain.transcript import Transcript", {"torch", "numba"} | TRAINERS | OTHERS),
+        ("import veritrain.transcript.slices", {"torch", "numba"} | TRAINERS | OTHERS),
         ("import veritrain.verify.replay", TRAINERS | OTHERS),
         ("import veritrain; veritrain.audit", TRAINERS | OTHERS),
     ],

@@ -4,6 +4,7 @@
     tensors, packs               states as digests and as stored bytes
     store, locks, files, limits  the folder: local or remote, bounded, crash-safe, one writer
     writer, reader               the two ends: the trainer's and everyone else's
+    slices, chaining             parts of a content, opened against its digest
     sizes                        what a run will take, before it is written
 
 The format is specified in docs/format.md. Names load on first use: keys and records need no torch.
