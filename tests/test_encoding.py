@@ -127,6 +127,46 @@ def test_values_round_trip_and_the_library_reads_the_same(value: object) -> None
     assert encode(decode(data, where="here")) == data
 
 
+def count(value: object) -> int:
+    if isinstance(value, list):
+        return 1 + sum(map(count, value))
+    if isinstance(value, dict):
+        return 1 + len(value) + sum(map(count, value.values()))
+    return 1
+
+
+@given(values)
+@settings(max_examples=200, deadline=None)
+def test_the_number_of_values_can_be_bounded(value: object) -> None:
+    data, limit = encode(value), count(value)
+    assert encode(decode(data, where="here", max_items=limit)) == data
+    with pytest.raises(TranscriptError, match=f"more than {limit - 1} values"):
+        decode(data, where="here", max_items=limit - 1)
+
+
+@given(st.binary(max_size=24), st.integers(1, 24))
+@settings(max_examples=500, deadline=None)
+def test_a_bound_on_values_refuses_nothing_else(data: bytes, limit: int) -> None:
+    try:
+        value = decode(data, where="here", max_items=limit)
+    except TranscriptError as error:
+        if "more than" not in str(error) or "values" not in str(error):
+            refused(data)
+        return
+    assert count(value) <= limit
+
+
+def test_an_array_of_many_arrays_is_refused_before_any_is_built() -> None:
+    data = b"\x9a" + (4 << 20).to_bytes(4, "big") + b"\x80" * (4 << 20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(TranscriptError, match="more than 1000 values"):
+            decode(data, where="here", max_items=1000)
+        assert tracemalloc.get_traced_memory()[1] < MIB
+    finally:
+        tracemalloc.stop()
+
+
 @given(st.binary(max_size=24))
 @example(b"\xf9\x7c\x00")
 @example(b"\xf9\x80\x00")

@@ -50,16 +50,19 @@ def encode(value: Value) -> bytes:
     return cbor2.dumps(value, canonical=True)
 
 
-def decode(data: bytes, *, where: str) -> Value:
+def decode(data: bytes, *, where: str, max_items: int | None = None) -> Value:
     """Read canonical bytes written by someone else; `where` names them in errors.
 
     The caller bounds `len(data)` before it reads them; the time and memory used here are
-    proportional to that.
+    proportional to that. An empty array takes a byte there and a hundred here, so where bytes are
+    allowed to be many, `max_items` bounds the number of values that are built from them.
 
     Raises:
-        TranscriptError: not CBOR, not in the subset, or not the canonical encoding.
+        TranscriptError: not CBOR, not in the subset, not the canonical encoding, or more values.
     """
     try:
+        if max_items is not None:
+            _refuse_more(data, max_items)
         value, end = _item(data, 0, 0)
     except IndexError:
         raise TranscriptError(where, f"{_NOT_CANONICAL}: cut off") from None
@@ -111,6 +114,25 @@ def _check(value: object, depth: int) -> None:
             _check(item, depth + 1)
     else:
         raise TypeError(f"{type(value).__name__} has no canonical form")
+
+
+def _refuse_more(data: bytes, max_items: int) -> None:
+    """Count the heads of values one after another; what is malformed is left to `_item`."""
+    place = count = 0
+    while place < len(data):
+        count += 1
+        if count > max_items:
+            raise ValueError(f"more than {max_items} values")
+        initial = data[place]
+        major, argument = initial >> 5, initial & 31
+        place += 1
+        if major >= _TAG:
+            place += _FLOATS[initial][0].size if initial in _FLOATS else 0
+            continue
+        if argument >= 24:
+            argument, place = _long_argument(data, place - 1)
+        if major in (_BYTES, _TEXT):
+            place += argument
 
 
 def _item(data: bytes, place: int, depth: int) -> tuple[Value, int]:

@@ -87,6 +87,18 @@ def test_every_inclusion_proof_verifies_and_only_for_its_entry(size: int) -> Non
                 merkle.verify_inclusion(entries[index], index, size, proof[:-1], root)
 
 
+@pytest.mark.parametrize("size", [*range(20), 33])
+def test_a_kept_tree_gives_the_same_roots_and_proofs(size: int) -> None:
+    entries = numbered(size)
+    tree = merkle.Tree(iter(entries))
+    assert (tree.size, tree.root) == (size, slow_root(entries))
+    for index in range(size):
+        merkle.verify_inclusion(entries[index], index, size, tree.proof(index), tree.root)
+    for index in (-1, size):
+        with pytest.raises(UsageError, match="outside"):
+            tree.proof(index)
+
+
 @pytest.mark.parametrize("index", [-1, 3])
 def test_an_index_outside_the_tree_is_refused(index: int) -> None:
     entries = numbered(3)

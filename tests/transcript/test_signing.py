@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, x25519
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from veritrain.errors import UsageError, VerificationError
-from veritrain.transcript.signing import Signer, fingerprint, verify_signature
+from veritrain.transcript.signing import Signer, fingerprint, verify_dsse, verify_signature
 
 SIGNER = Signer.generate()
 PEM = serialization.Encoding.PEM
@@ -38,6 +39,23 @@ def test_a_signature_verifies_for_its_key_domain_and_data_only() -> None:
             VerificationError, match=f"signature of the {domain}: expected one by key"
         ):
             verify_signature(key, domain, data, given_signature)
+
+
+def test_an_envelope_is_signed_as_dsse_says() -> None:
+    """The bytes are those of the protocol's own example."""
+    kind, payload = "http://example.com/HelloWorld", b"hello world"
+    signature = SIGNER.sign_dsse(kind, payload)
+    verify_dsse(SIGNER.public_key, kind, payload, signature)
+    signed = b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
+    Ed25519PublicKey.from_public_bytes(SIGNER.public_key).verify(signature, signed)
+    for key, other_kind, other, given_signature in [
+        (Signer.generate().public_key, kind, payload, signature),
+        (SIGNER.public_key, "text/plain", payload, signature),
+        (SIGNER.public_key, kind, b"hello", signature),
+        (SIGNER.public_key, kind, payload, SIGNER.sign(kind, payload)),
+    ]:
+        with pytest.raises(VerificationError, match=f"signature of the {other_kind}"):
+            verify_dsse(key, other_kind, other, given_signature)
 
 
 @given(st.integers(0, 511))

@@ -8,7 +8,7 @@ before anything is hashed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from veritrain.encoding import DIGEST_BYTES, Digest
 from veritrain.errors import UsageError, VerificationError
@@ -54,23 +54,42 @@ class Frontier:
         return node
 
 
+class Tree:
+    """The whole tree over `entries`, every level kept, for those who make many proofs."""
+
+    def __init__(self, entries: Iterable[bytes]) -> None:
+        level = [leaf_hash(entry) for entry in entries]
+        self.size = len(level)
+        self._levels = [level]
+        while len(level) > 1:
+            level = _parents(level)
+            self._levels.append(level)
+
+    @property
+    def root(self) -> Digest:
+        """Merkle tree hash of all entries."""
+        return _root(self._levels[-1])
+
+    def proof(self, index: int) -> tuple[Digest, ...]:
+        """Sibling hashes from entry `index` up to the root (RFC 9162 section 2.1.3.1).
+
+        Raises:
+            UsageError: `index` is outside the tree.
+        """
+        if not 0 <= index < self.size:
+            raise UsageError(f"entry {index} is outside a tree of {self.size}")
+        siblings = [(level, (index >> height) ^ 1) for height, level in enumerate(self._levels)]
+        # The last node of an odd level has no sibling and moves up; nor has the root.
+        return tuple(level[place] for level, place in siblings if place < len(level))
+
+
 def inclusion_proof(entries: Sequence[bytes], index: int) -> tuple[Digest, ...]:
-    """Sibling hashes from entry `index` up to the root (RFC 9162 section 2.1.3.1).
+    """`Tree.proof` of a tree that is needed once.
 
     Raises:
         UsageError: `index` is outside the tree.
     """
-    if not 0 <= index < len(entries):
-        raise UsageError(f"entry {index} is outside a tree of {len(entries)}")
-    level = [leaf_hash(entry) for entry in entries]
-    proof: list[Digest] = []
-    while len(level) > 1:
-        sibling = index ^ 1
-        if sibling < len(level):  # the last node of an odd level has no sibling and moves up
-            proof.append(level[sibling])
-        level = _parents(level)
-        index >>= 1
-    return tuple(proof)
+    return Tree(entries).proof(index)
 
 
 def verify_inclusion(

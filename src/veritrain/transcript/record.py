@@ -19,6 +19,7 @@ class Record:
 
     type_name: ClassVar[str]
     max_bytes: ClassVar[int]
+    max_items: ClassVar[int | None] = None  # values in it, where `max_bytes` is large
 
     def to_value(self) -> dict[str, Value]:
         """The record as a map of its fields and its type."""
@@ -59,7 +60,7 @@ class Record:
                 where, f"expected at most {cls.max_bytes} bytes, got at least {len(data)}"
             )
         try:
-            return cls.from_value(decode(data, where=where))
+            return cls.from_value(decode(data, where=where, max_items=cls.max_items))
         except UsageError as error:
             raise TranscriptError(where, str(error)) from None
 

@@ -1,7 +1,8 @@
 """Ed25519 keys (RFC 8032): kept as PEM files, used to sign digests in separate domains.
 
 What is signed is a fixed prefix and the domain-separated digest of the data, so that a signature
-can neither be moved to another kind of record nor stem from another protocol that uses the key.
+can neither be moved to another kind of record nor stem from another protocol that uses the key. The
+one exception is DSSE (github.com/secure-systems-lab/dsse), whose own prefix keeps it apart.
 """
 
 from __future__ import annotations
@@ -97,6 +98,10 @@ class Signer:
         """The 64-byte signature of `data` in `domain`."""
         return self._key.sign(_message(domain, data))
 
+    def sign_dsse(self, payload_type: str, payload: bytes) -> bytes:
+        """The 64-byte signature of a DSSE envelope, for readers outside of Veritrain."""
+        return self._key.sign(_pre_authentication(payload_type, payload))
+
 
 def fingerprint(public_key: bytes) -> str:
     """Short name of a public key for people: 32 hexadecimal digits of its digest."""
@@ -128,13 +133,32 @@ def verify_signature(public_key: bytes, domain: str, data: bytes, signature: byt
     Raises:
         VerificationError: the key is not valid, or the signature is not its signature of this.
     """
+    _verify(public_key, domain, _message(domain, data), signature)
+
+
+def verify_dsse(public_key: bytes, payload_type: str, payload: bytes, signature: bytes) -> None:
+    """Check a signature that `Signer.sign_dsse` made.
+
+    Raises:
+        VerificationError: the key is not valid, or the signature is not its signature of this.
+    """
+    _verify(public_key, payload_type, _pre_authentication(payload_type, payload), signature)
+
+
+def _verify(public_key: bytes, what: str, message: bytes, signature: bytes) -> None:
     try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, _message(domain, data))
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
     except (InvalidSignature, ValueError):
         raise VerificationError(
-            f"signature of the {domain}: expected one by key {fingerprint(public_key)}, "
+            f"signature of the {what}: expected one by key {fingerprint(public_key)}, "
             f"got {signature[:8].hex()}…, which is not"
         ) from None
+
+
+def _pre_authentication(payload_type: str, payload: bytes) -> bytes:
+    """PAE of the DSSE protocol, version 1; it never begins like `_PREFIX`."""
+    kind = payload_type.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
 
 
 def _message(domain: str, data: bytes) -> bytes:
