@@ -13,6 +13,7 @@
     scaling      step time from 1M to 124M parameters (and a plot)
     logged       logged numerics: step, audit, log, memory, corrections; beside the published log
     training     the loss that whole trainings reach, several seeds (and a plot); `--data` has its data
+    service      200 readers of one server, alone and beside attackers: requests/s, latency, errors
     cuda         on a GPU: digests against the CPU's, step times against native numerics
 
 Each that can run here writes FOLDER/NAME.json and prints a table; figures in the README come from these files.
@@ -44,6 +45,7 @@ from benchmarks.logged import logged
 from benchmarks.measure import interleaved, machine, milliseconds, ratio, timers
 from benchmarks.models import WORKLOADS, Workload
 from benchmarks.scaling import scaling
+from benchmarks.service import service
 from benchmarks.training import training
 from veritrain.data import Batches
 from veritrain.step import Program, run_step
@@ -174,6 +176,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "elementwise": lambda options: elementwise(),
     "accuracy": lambda options: accuracy(),
     "scaling": lambda options: scaling(options.out),
+    "service": lambda options: service(),
     "cuda": lambda options: cuda(),
     "training": lambda options: training(options.data, options.out),
 }

@@ -18,6 +18,7 @@ LAYERS = (
     {"job", "sources", "schedule", "data", "state", "step"},
     {"training", "verify"},
     {"adversaries"},
+    {"service"},
     {"cli", "__main__"},
 )
 APART = {

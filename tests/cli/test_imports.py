@@ -10,7 +10,8 @@ import pytest
 HEAVY = {"torch", "numpy", "numba", "rich", "fsspec", "cryptography"}
 TRAINERS = {"veritrain.training", "veritrain.adversaries", "veritrain.cli"}
 # numba brings scipy along by itself, where it is installed.
-OTHERS = {"rich", "click", "sklearn", "matplotlib", "fastapi", "pandas", "transformers"}
+OTHERS = {"rich", "click", "sklearn", "matplotlib", "fastapi", "uvicorn", "pandas", "transformers"}
+SERVICE = {"fastapi", "uvicorn", "starlette", "pydantic", "veritrain.service"}
 
 
 def loaded_by(code: str) -> set[str]:
@@ -29,10 +30,16 @@ def loaded_by(code: str) -> set[str]:
         ("from veritrain.cli import main; main(['--help'])", HEAVY),
         ("from veritrain.cli import main; main(['check', '--help'])", HEAVY),
         ("from veritrain.cli import main; main(['train', '--help'])", HEAVY),
-        ("from veritrain.cli import main; main(['audit', '--help'])", HEAVY),
+        ("from veritrain.cli import main; main(['audit', '--help'])", HEAVY | {"urllib3"}),
+        ("from veritrain.cli import main; main(['serve', '--help'])", HEAVY | SERVICE),
         ("from veritrain.transcript import Transcript", {"torch", "numba"} | TRAINERS | OTHERS),
         ("import veritrain.transcript.slices", {"torch", "numba"} | TRAINERS | OTHERS),
-        ("import veritrain.verify.replay", TRAINERS | OTHERS),
+        ("import veritrain.verify.replay", TRAINERS | OTHERS | SERVICE),
+        (
+            "import veritrain.transcript.http_store",
+            {"torch", "numba", "fsspec"} | TRAINERS | OTHERS | SERVICE,
+        ),
+        ("import veritrain.service.app", {"torch", "numba", "fsspec"} | TRAINERS),
         ("import veritrain; veritrain.audit", TRAINERS | OTHERS),
     ],
 )

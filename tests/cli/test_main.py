@@ -48,6 +48,11 @@ def test_no_arguments_show_the_help(call):
         ["show", "no-such-run"],
         ["show", "nonsense://run"],
         ["show", "x", "--colour"],
+        ["show", "http://127.0.0.1:1/run"],
+        ["show", "http://user@host/run"],
+        ["serve"],
+        ["serve", "no-such-run"],
+        ["serve", ".", "--port", "-1"],
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(call, call_json, tmp_path, monkeypatch, words):

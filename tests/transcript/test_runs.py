@@ -378,6 +378,9 @@ class FailingStore(Store):
     def open_file(self, path, size):
         return self.inner.open_file(path, size)
 
+    def total_bytes(self):
+        return self.inner.total_bytes()
+
     def delete(self, path):
         self.inner.delete(path)
 

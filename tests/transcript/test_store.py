@@ -43,6 +43,7 @@ def test_files_come_back_sorted_and_whole(store: Store) -> None:
     store.write("leaves/2", [])
     store.write("leaves/1", [b"x"])
     assert store.list() == ["b", "leaves/1", "leaves/2"]
+    assert store.total_bytes() == 6
     assert store.read("b", 5) == b"12345"
     assert store.read("leaves/2", 0) == b""
     with store.open_file("b", 5) as file:

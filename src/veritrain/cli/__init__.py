@@ -1,4 +1,4 @@
-"""The command line: `veritrain keygen`, `check`, `calibrate`, `train`, `audit`, `show`.
+"""The command line: `veritrain keygen`, `check`, `calibrate`, `train`, `audit`, `show`, `serve`.
 
 Results go to stdout and everything else to stderr. Exit codes: 0 done or accepted, 1 rejected or (by
 `check`) refused, 2 bad usage or unreadable input, 3 inconclusive, 130 interrupted, 141 the reader of stdout went
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import click
 
 from veritrain import __version__
-from veritrain.cli import audit, calibrate, check, keygen, output, show, train
+from veritrain.cli import audit, calibrate, check, keygen, output, serve, show, train
 from veritrain.cli.blame import describe
 from veritrain.errors import UsageError, VeritrainError
 
@@ -44,7 +44,7 @@ def commands() -> None:
     """Train PyTorch models so that others can check every step, bit for bit."""
 
 
-for _module in (check, calibrate, train, audit, show, keygen):
+for _module in (check, calibrate, train, audit, show, serve, keygen):
     commands.add_command(_module.command)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from veritrain.cli import keys, output, params
+from veritrain.cli import access, keys, output, params
 
 if TYPE_CHECKING:
     from veritrain.verify.report import AuditReport, CheckResult
@@ -32,6 +32,7 @@ Examples:
   veritrain audit runs/a --job job.py --steps 100:200
   veritrain audit runs/a --job job.py --sample 3 --workers 2
   veritrain audit runs/a --job job.py --key 0b9c...e1 --json
+  veritrain audit https://host:8470 --job job.py --sample 3
 
 Exit status: 0 accepted, 1 rejected, 3 inconclusive,
 2 bad usage or a folder that is not a readable run.""",
@@ -57,6 +58,13 @@ Exit status: 0 accepted, 1 rejected, 3 inconclusive,
     help="cpu, cuda or cuda:N; exact numerics gives the same bits on each.",
 )
 @click.option("--key", metavar="HEX", help="Public key or fingerprint of the trainer you expect.")
+@click.option(
+    "--stored",
+    type=click.Choice(["all", "needed"]),
+    help="With --steps or --sample: check all stored states, or those that are needed. "
+    "[default: needed at an HTTP address, all elsewhere]",
+)
+@access.options
 @output.json_option
 def command(
     run: str,
@@ -66,9 +74,10 @@ def command(
     workers: int,
     device: str,
     key: str | None,
+    stored: Literal["all", "needed"] | None,
     as_json: bool,
 ) -> int:
-    """Recompute RUN, a folder or fsspec URL, and say ACCEPTED, REJECTED or INCONCLUSIVE.
+    """Recompute RUN, a folder, HTTP address or fsspec URL, and say ACCEPTED, REJECTED or INCONCLUSIVE.
 
     It executes the job file: use your own copy, or read it first. Nothing in RUN is executed.
     """
@@ -93,6 +102,7 @@ def command(
             workers=workers,
             device=device,
             trusted_key=keys.trusted(key) if key is not None else None,
+            stored=stored,
             on_step=on_step,
         )
     output.emit(report.to_dict(), _lines(report), as_json=as_json)

@@ -9,7 +9,7 @@ import click
 
 
 class Run(click.ParamType[str]):
-    """The folder or fsspec URL of a run that should exist."""
+    """The folder, HTTP address or fsspec URL of a run that should exist."""
 
     name = "run"
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from veritrain.cli import output, params
+from veritrain.cli import access, output, params
 from veritrain.cli.plot import plot
 
 if TYPE_CHECKING:
@@ -28,16 +27,17 @@ Examples:
 To find out whether it is true: veritrain audit runs/a --job job.py""",
 )
 @click.argument("run", type=params.Run())
+@access.options
 @output.json_option
 def command(run: str, as_json: bool) -> int:
-    """Show what RUN, a folder or fsspec URL, says: job, key, losses, checkpoints, digest.
+    """Show what RUN, a folder, HTTP address or fsspec URL, says: job, key, losses, checkpoints, digest.
 
     It executes nothing, needs no job file, and judges nothing.
     """
     from veritrain.transcript import Transcript
 
     transcript = Transcript.open(run)
-    size = _size(run)
+    size = transcript.total_bytes()
     output.emit(_data(transcript, size), _lines(transcript, size), as_json=as_json)
     return 0
 
@@ -125,13 +125,3 @@ def _steps(steps: tuple[int, ...]) -> str:
         half = _SHOWN_STEPS // 2
         names = [*map(str, steps[:half]), "…", *map(str, steps[-half:])]
     return f"{len(steps)} ({', '.join(names)})" if steps else "none"
-
-
-def _size(url: str) -> int:
-    """Bytes of all files of a run that was just read; links and strange files were refused."""
-    if "://" not in url and "::" not in url:
-        return sum(file.lstat().st_size for file in Path(url).rglob("*") if file.is_file())
-    import fsspec.core  # takes a while; a local run does not need it
-
-    system, root = fsspec.core.url_to_fs(url)
-    return int(system.du(root))

@@ -59,6 +59,21 @@ def commit_paths(step: int) -> tuple[str, str, str, str]:
     return pack_path(step), manifest_path(step), segment_path(step), signature_path(step)
 
 
+def step_of(path: str) -> int | None:
+    """The step in the path of a file, if it is the path of a file of a run; None for the header.
+
+    Raises:
+        TranscriptError: no file of a run has this path.
+    """
+    if path == HEADER:
+        return None
+    match = _NAMED.fullmatch(path)
+    step = int(match["step"]) if match is not None else 0
+    if path not in (*commit_paths(step), log_path(step)):
+        raise TranscriptError(ascii(path), "unexpected file in a run folder")
+    return step
+
+
 def is_temporary(path: str) -> bool:
     """Is it a file that was being written when its writer died?"""
     return _TEMPORARY.fullmatch(path) is not None
@@ -103,10 +118,5 @@ def survey(paths: Sequence[str]) -> Survey:
 
 def _step(path: str) -> int:
     """The step that a file belongs to, -1 for a temporary file."""
-    if is_temporary(path):
-        return -1
-    match = _NAMED.fullmatch(path)
-    step = int(match["step"]) if match is not None else 0
-    if path not in (*commit_paths(step), log_path(step)):
-        raise TranscriptError(ascii(path), "unexpected file in a run folder")
-    return step
+    step = None if is_temporary(path) else step_of(path)
+    return -1 if step is None else step

@@ -89,7 +89,7 @@ class Transcript:
 
     @classmethod
     def open(cls, url: str | os.PathLike[str]) -> Transcript:
-        """Read all records of the run at a local path or fsspec URL; no tensor is read.
+        """Read all records of the run at a local path, HTTP address or fsspec URL; no tensor is read.
 
         Raises:
             TranscriptError: a file that is missing, does not belong there, is too large, or is
@@ -198,7 +198,7 @@ class Transcript:
         check_equal(f"step {step}: rounding log", expected, digest("rounding log", data))
         return data
 
-    def verify_checkpoint(self, step: int) -> None:
+    def verify_checkpoint(self, step: int, *, packs: bool = True) -> None:
         """Check that a checkpoint is whole and stores the state of its leaf.
 
           1. the manifest is the one that the head names;
@@ -206,7 +206,8 @@ class Transcript:
           3. every pack that it refers to exists and holds what it looks for there;
           4. these packs and its own are byte for byte what their manifests say.
 
-        A pack is read once per opened transcript, a MiB at a time.
+        A pack is read once per opened transcript, a MiB at a time; without `packs` none is, and the
+        last check is left out.
 
         Raises:
             UsageError: there is no checkpoint at this step.
@@ -217,7 +218,7 @@ class Transcript:
         by_pack = _by_pack(checkpoint).items()
         for pack, entries in by_pack:  # 3
             self._check_held(checkpoint, pack, entries)
-        for pack in (step, *dict(by_pack)):  # 4
+        for pack in (step, *dict(by_pack)) if packs else ():  # 4
             self._verify_pack(pack)
 
     def load_state(
@@ -254,6 +255,19 @@ class Transcript:
                         _check_content(file, offset, entry, place)
                     state[entry.name] = _read_tensor(file, offset, entry, place)
         return {entry.name: state[entry.name] for entry in checkpoint.tensors}
+
+    @property
+    def is_far(self) -> bool:
+        """Is reading from where the run lies so dear that nothing should be read without need?"""
+        return self._store.is_far
+
+    def total_bytes(self) -> int:
+        """The sizes of all files of the run, as the place where it lies states them.
+
+        Raises:
+            TranscriptError: the folder cannot be listed.
+        """
+        return self._store.total_bytes()
 
     @cached_property
     def _places(self) -> dict[int, int]:

@@ -1,10 +1,11 @@
-"""Where a run's files lie: a local folder or any fsspec URL, read and written with care.
+"""Where a run's files lie: a local folder, an HTTP address or any fsspec URL.
 
 Files are written once and never changed, so that object stores without append or rename will do.
 Locally a file appears under its name only when its bytes are on disk (temporary file, fsync,
 rename, fsync of the folder). Whoever wrote the folder is not trusted: reads are bounded, nothing
 but plain files in the folder and in `FOLDERS` is accepted, and links are never followed.
-A folder at a remote store is as bounded as the listing that its fsspec driver makes of it.
+A folder at a remote store is as bounded as the listing that its fsspec driver makes of it; runs at HTTP
+addresses are read by `http_store`, within bounds of its own.
 """
 
 from __future__ import annotations
@@ -39,17 +40,22 @@ class Store(ABC):
     """The files of one folder, named by relative paths with at most one folder: `leaves/0001`."""
 
     location: str
+    is_far = False  # is reading so dear that nothing should be read without need?
 
     @staticmethod
     def open(url: str | os.PathLike[str]) -> Store:
-        """The store at a local path or at any URL that fsspec knows.
+        """The store at a local path, an HTTP address or any URL that fsspec knows.
 
         Nothing is read or made yet.
 
         Raises:
-            UsageError: no driver for this kind of URL.
+            UsageError: no driver for this kind of URL, or an HTTP address that cannot be used.
         """
         text = os.fspath(url)
+        if is_http(text):
+            from veritrain.transcript.http_store import HttpStore  # a local run does not need it
+
+            return HttpStore(text)
         if "://" not in text and "::" not in text:
             return LocalStore(Path(text))
         import fsspec.core  # takes a while; a local run does not need it
@@ -97,6 +103,14 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def total_bytes(self) -> int:
+        """The sizes of all files together, as the place where they lie states them.
+
+        Raises:
+            TranscriptError: as `list`.
+        """
+
+    @abstractmethod
     def delete(self, path: str) -> None:
         """Delete one file.
 
@@ -140,12 +154,12 @@ class LocalStore(Store):
         """See `Store.read`."""
         with _translated(path), self._plain_file(path) as (file, size):
             if size > limit:
-                raise _too_large(path, limit)
+                raise too_large(path, limit)
             return file.read(size)
 
     def write(self, path: str, parts: Iterable[bytes | memoryview]) -> None:
         """See `Store.write`."""
-        target = self._root / _checked(path)
+        target = self._root / checked_path(path)
         temporary = target.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
         try:
             _make_folder(target.parent)
@@ -165,12 +179,26 @@ class LocalStore(Store):
     def open_file(self, path: str, size: int) -> Generator[BinaryIO]:
         """See `Store.open_file`."""
         with _translated(path), self._plain_file(path) as (file, got):
-            _check_size(path, size, got)
+            check_size(path, size, got)
             yield file
+
+    def open_plain(self, path: str) -> BinaryIO:
+        """The file opened for reading, if it is a plain one; links are not followed.
+
+        Raises:
+            TranscriptError: missing, not a plain file, or unreadable.
+        """
+        with _translated(path):
+            return self._open(path)
+
+    def total_bytes(self) -> int:
+        """See `Store.total_bytes`."""
+        with _translated(self.location):
+            return sum((self._root / path).lstat().st_size for path in self.list())
 
     def delete(self, path: str) -> None:
         """See `Store.delete`."""
-        target = self._root / _checked(path)
+        target = self._root / checked_path(path)
         try:
             target.unlink()
             _sync_folder(target.parent)
@@ -208,7 +236,11 @@ class LocalStore(Store):
 
     @contextmanager
     def _plain_file(self, path: str) -> Generator[tuple[BinaryIO, int]]:
-        folder, _, name = _checked(path).rpartition("/")
+        with self._open(path) as file:
+            yield file, os.fstat(file.fileno()).st_size
+
+    def _open(self, path: str) -> BinaryIO:
+        folder, _, name = checked_path(path).rpartition("/")
         no_follow = os.O_NOFOLLOW if folder else 0  # the run's own folder may be given by a link
         parent = os.open(self._root / folder, os.O_RDONLY | os.O_DIRECTORY | no_follow)
         try:
@@ -217,11 +249,10 @@ class LocalStore(Store):
             descriptor = os.open(name, flags, dir_fd=parent)
         finally:
             os.close(parent)
-        with os.fdopen(descriptor, "rb", closefd=True) as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise TranscriptError(path, "a special file, expected a plain one")
-            yield file, status.st_size
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise TranscriptError(path, "a special file, expected a plain one")
+        return os.fdopen(descriptor, "rb")
 
 
 class RemoteStore(Store):
@@ -249,7 +280,7 @@ class RemoteStore(Store):
         with _translated(path, Exception), self._system.open(self._full(path), "rb") as file:
             data = cast(bytes, file.read(limit + 1))
         if len(data) > limit:
-            raise _too_large(path, limit)
+            raise too_large(path, limit)
         return data
 
     def write(self, path: str, parts: Iterable[bytes | memoryview]) -> None:
@@ -273,9 +304,14 @@ class RemoteStore(Store):
             with _translated(path, Exception), self._system.open(self._full(path), "rb") as file:
                 while copy.tell() <= size and (part := file.read(_COPY_BYTES)):
                     copy.write(part)
-            _check_size(path, size, copy.tell())
+            check_size(path, size, copy.tell())
             copy.seek(0)
             yield cast(BinaryIO, copy)
+
+    def total_bytes(self) -> int:
+        """See `Store.total_bytes`."""
+        with _translated(self.location, Exception):
+            return int(self._system.du(self._root))
 
     def delete(self, path: str) -> None:
         """See `Store.delete`."""
@@ -296,7 +332,7 @@ class RemoteStore(Store):
                 raise TranscriptError(ascii(path), f"expected at most {LIMITS.files} files")
 
     def _full(self, path: str) -> str:
-        return f"{self._root}/{_checked(path)}"
+        return f"{self._root}/{checked_path(path)}"
 
     def _change(self, verb: str, path: str, action: Callable[[], None]) -> None:
         try:
@@ -332,19 +368,35 @@ def _check_folder(parent: str, path: str) -> None:
         raise TranscriptError(ascii(path), "unexpected folder in a run folder")
 
 
-def _checked(path: str) -> str:
+def is_http(url: str) -> bool:
+    """Is it the address of a run that a server shows by HTTP?"""
+    return url.lower().startswith(("http://", "https://"))
+
+
+def checked_path(path: str) -> str:
+    """`path`, if a file of a run can have that path at all.
+
+    Raises:
+        UsageError: it cannot, or it leads out of the run.
+    """
     if not _PATH.fullmatch(path) or any(part in (".", "..") for part in path.split("/")):
         raise UsageError(f"{path!a} is not the path of a file of a run")
     return path
 
 
-def _check_size(path: str, expected: int, got: int) -> None:
+def check_size(path: str, expected: int, got: int) -> None:
+    """Check that a file has the size that it must have, in bytes.
+
+    Raises:
+        TranscriptError: it does not.
+    """
     if got != expected:
         qualifier = "more" if got > expected else str(got)
         raise TranscriptError(path, f"expected {expected} bytes, got {qualifier}")
 
 
-def _too_large(path: str, limit: int) -> TranscriptError:
+def too_large(path: str, limit: int) -> TranscriptError:
+    """The error about a file of more than `limit` bytes."""
     return TranscriptError(path, f"expected at most {limit} bytes, got more")
 
 

@@ -11,6 +11,7 @@ first that does not pass ends the audit:
   5. data set      the auditor's records and labels are those that the run committed to
   6. initial state model, optimiser and scheduler start from what the seed prescribes
   7. checkpoints   every stored state is whole and is the state of its leaf; so is every rounding log
+                   (`stored="needed"`: those at the ends of what is recomputed, and the logs of that)
   8. replay        recomputed batches, losses and states equal the leaves, one by one
   9. completeness  the run has all steps of the job, and its folder holds nothing else
 
@@ -29,6 +30,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from veritrain.data import Batches
 from veritrain.encoding import DIGEST_BYTES, Value, digest_value
@@ -71,12 +73,13 @@ def audit(
     workers: int = 1,
     device: str = "cpu",
     trusted_key: bytes | str | None = None,
+    stored: Literal["all", "needed"] | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> AuditReport:
     """Check the run at `url` against `job`.
 
     Args:
-        url: local path or fsspec URL of the run.
+        url: local path, HTTP address or fsspec URL of the run.
         job: the auditor's own job.
         steps: recompute only these steps, first and last included.
         sample: recompute only this many intervals between checkpoints, drawn with fresh
@@ -85,6 +88,9 @@ def audit(
         device: where to compute, "cpu" or "cuda"; under `exact` numerics it changes no bit.
         trusted_key: the trainer's Ed25519 public key, 32 bytes, or its fingerprint, 32 hexadecimal
             digits; None accepts any key, which the report names.
+        stored: which stored states check 7 reads: "all" of them, or those "needed" for the steps that
+            are recomputed, and of the others the records alone; None is "needed" at an HTTP
+            address and "all" elsewhere. The report says how many were read.
         on_step: called with the number of each step that was found equal.
 
     Raises:
@@ -92,7 +98,9 @@ def audit(
         UsageError: arguments that do not fit together or to the run, or a job that cannot be used.
     """
     trusted = trusted_key.lower() if isinstance(trusted_key, str) else trusted_key
-    options = _Options(steps=steps, sample=sample, workers=workers, device=device, trusted=trusted)
+    options = _Options(
+        steps=steps, sample=sample, workers=workers, device=device, trusted=trusted, stored=stored
+    )
     _require_options(options, job, os.fspath(url))
     return _Audit(Transcript.open(url), job, options, on_step).run()
 
@@ -104,6 +112,7 @@ class _Options:
     workers: int
     device: str
     trusted: bytes | str | None  # the trainer's key, or its fingerprint
+    stored: str | None  # "all", "needed", or None
 
 
 class _Audit:
@@ -225,16 +234,25 @@ class _Audit:
         return f"{len(entries)} tensors, state {state_root(entries).hex()}"
 
     def _checkpoints(self) -> str:
-        for step in self._transcript.checkpoint_steps:
-            self._transcript.verify_checkpoint(step)
+        """Where only a part is read, the records of all other checkpoints are checked all the same."""
+        transcript, segments = self._transcript, self._segments
+        ends = {step for segment in segments for step in (segment.start, segment.stop) if step}
+        replayed = {leaf.step for segment in segments for leaf in segment.leaves[1:]}
+        every = transcript.checkpoint_steps
+        stored = {step for step in every if self._reads_all or step in ends}
+        for step in every:
+            transcript.verify_checkpoint(step, packs=step in stored)
         logs = sum(
-            self._transcript.rounding_log(leaf.step) is not None for leaf in self._transcript.leaves
+            transcript.rounding_log(leaf.step) is not None
+            for leaf in transcript.leaves
+            if self._reads_all or leaf.step in replayed
         )
+        count = f"{len(stored)}" if len(stored) == len(every) else f"{len(stored)} of {len(every)}"
         also = f", {logs} rounding logs too" if logs else ""
-        return f"{len(self._transcript.checkpoint_steps)} stored states are whole{also}"
+        return f"{count} stored states are whole{also}"
 
     def _replay(self) -> str:
-        segments = self._segments()
+        segments = self._segments
         if not segments:
             raise InconclusiveError("the run has no step to recompute")
         for result, segment in self._results(segments):
@@ -285,6 +303,15 @@ class _Audit:
             )
         return f"all {self._job.steps} steps of the job"
 
+    @property
+    def _reads_all(self) -> bool:
+        """Does check 7 read all stored states and rounding logs?"""
+        if self._options.steps is None and self._options.sample is None:
+            return True
+        stored = self._options.stored
+        return stored == "all" or (stored is None and not self._transcript.is_far)
+
+    @cached_property
     def _segments(self) -> list[Segment]:
         if self._last_step == 0:
             return []
@@ -417,6 +444,8 @@ def _require_options(options: _Options, job: Job, url: str) -> None:
             raise UsageError(f"steps: expected 1 <= first <= last, got {first}:{last}")
     if options.sample is not None and options.sample < 1:
         raise UsageError(f"sample: expected 1 or more intervals, got {options.sample}")
+    if options.stored not in (None, "all", "needed"):
+        raise UsageError(f"stored: expected all or needed, got {options.stored!r}")
     if options.workers < 1:
         raise UsageError(f"workers: expected 1 or more, got {options.workers}")
     find_device(options.device)
