@@ -134,6 +134,17 @@ class Batches:
             for index, record in zip(chunk, records, strict=True):
                 yield _digest("record", record, f"record {index}")
 
+    def record(self, index: int) -> Any:
+        """A record as `commitment` takes it.
+
+        Raises:
+            JobError: the data set raised.
+        """
+        with self._active("record", index) as scope:
+            scope.rekey(seed=0, purpose="record", step=index)
+            with users_code(f"dataset: record {index}"):
+                return self.dataset[index]
+
     def _records(self, step: int) -> list[Any]:
         records: list[Any] = []
         with self._active("sample", step) as scope:

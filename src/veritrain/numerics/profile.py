@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from veritrain.numerics.mode import ExactMode
 
 CPU = torch.device("cpu")
+FLOAT32_BITS = 24  # significant ones
 
 
 class Scope(ABC):
@@ -304,7 +305,7 @@ class Logged(Exact):
         """Round float32 tensors to the target, but for single numbers, which may be counters."""
         from veritrain.numerics.logged.grid import settle
 
-        if self.bits < _FLOAT32_BITS:
+        if self.bits < FLOAT32_BITS:
             for tensor in tensors:
                 if tensor.dtype == torch.float32 and tensor.dim():
                     settle(tensor, self.bits)
@@ -326,15 +327,13 @@ def _choose_sgd_path(optimizer: Optimizer, args: object, kwargs: object) -> None
         group["fused"] = not mixed and not group["differentiable"]
 
 
-_FLOAT32_BITS = 24
-
 _PROFILES: dict[str, Profile] = {
     profile.name: profile
     for profile in (
         Native(),
         Exact("exact", 22),
         Exact("exact14", 14),
-        Logged("logged", bits=_FLOAT32_BITS, compute=torch.float64),
+        Logged("logged", bits=FLOAT32_BITS, compute=torch.float64),
         Logged("logged-bf16", bits=8, compute=torch.float32),
         # the published rounding amounts b_r: 32 - b_r bits fewer
         *(Logged(f"logged-b{b}", bits=b - 8, compute=torch.float64) for b in range(23, 32)),

@@ -11,10 +11,10 @@ import socket
 import ssl
 from collections import Counter
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from veritrain.service.guard import client_key
 from veritrain.service.limits import ServiceLimits
@@ -69,7 +69,7 @@ class _Guarded(H11Protocol):
     limits: ServiceLimits
     gate: Gate
     _client = ""
-    _receiving: object = None  # the state that `_reading` is for
+    _receiving: Any = None  # the state that `_reading` is for
     _reading: asyncio.TimerHandle | None = None
     _writing: asyncio.TimerHandle | None = None
 
@@ -116,6 +116,12 @@ class _Guarded(H11Protocol):
         if self.transport.get_write_buffer_size() > 0:
             self._watch_writing()
 
+    @property
+    def _answering(self) -> RequestResponseCycle | None:
+        """What is being answered; uvicorn's types do not say that there may be nothing."""
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        return cycle if cycle is not None and not cycle.response_complete else None
+
     def _watch_reading(self) -> None:
         """Start the time of what is received now, if it is another thing than before."""
         state = self.conn.their_state
@@ -139,13 +145,13 @@ class _Guarded(H11Protocol):
 
     def _refuse(self, problem: Problem) -> None:
         """End the request that is being received, whether it is being answered already or not."""
-        is_answering = self.cycle is not None and not self.cycle.response_complete
-        if is_answering and self.cycle.response_started:
+        answering = self._answering
+        if answering is not None and answering.response_started:
             self.transport.abort()
             return
-        if is_answering:  # what waits for the body learns that nothing will come
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+        if answering is not None:  # what waits for the body learns that nothing will come
+            answering.disconnected = True
+            answering.message_event.set()
         self._end(problem)
 
     def _watch_writing(self) -> None:
@@ -154,8 +160,8 @@ class _Guarded(H11Protocol):
         self._writing = self.loop.call_later(self.limits.write_seconds, self._still_writing)
 
     def _still_writing(self) -> None:
-        is_answering = self.cycle is not None and not self.cycle.response_complete
-        if self.flow.write_paused or (not is_answering and self.transport.get_write_buffer_size()):
+        is_over = self._answering is None
+        if self.flow.write_paused or (is_over and self.transport.get_write_buffer_size()):
             self.transport.abort()
 
     def _end(self, problem: Problem) -> None:

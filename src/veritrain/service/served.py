@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-from veritrain.encoding import digest_value
+from veritrain.encoding import Value, digest_value
 from veritrain.errors import TranscriptError, UsageError, VeritrainError
 from veritrain.transcript import files
 from veritrain.transcript.store import LocalStore
@@ -189,5 +189,11 @@ def _up_to(paths: tuple[str, ...], head: int | None, after: str) -> Iterator[str
 
 def _tag(path: str, status: os.stat_result) -> str:
     """A strong entity tag: the file's place, size and times, which show each change of a local file."""
-    seen = [path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    seen: list[Value] = [
+        path,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    ]
     return f'"{digest_value("entity tag", seen).hex()[:32]}"'

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from typing import Self
 
 from veritrain.encoding import DIGEST_BYTES, Digest
 from veritrain.errors import UsageError, VerificationError
@@ -32,24 +33,37 @@ class Frontier:
 
     def __init__(self) -> None:
         self.size = 0
-        self._peaks: list[Digest] = []  # roots of the perfect subtrees, the largest first
+        self.peaks: list[Digest] = []  # roots of the perfect subtrees, the largest first
+
+    @classmethod
+    def resumed(cls, size: int, peaks: Sequence[Digest]) -> Self:
+        """The tree over `size` entries that has these peaks.
+
+        Raises:
+            UsageError: a tree of that size has another number of them.
+        """
+        if len(peaks) != size.bit_count():
+            raise UsageError(f"expected {size.bit_count()} peaks, got {len(peaks)}")
+        made = cls()
+        made.size, made.peaks = size, list(peaks)
+        return made
 
     def append(self, entry: bytes) -> None:
         """Add the next entry."""
         node = leaf_hash(entry)
         size = self.size
         while size & 1:
-            node = _node_hash(self._peaks.pop(), node)
+            node = _node_hash(self.peaks.pop(), node)
             size >>= 1
-        self._peaks.append(node)
+        self.peaks.append(node)
         self.size += 1
 
     def root(self) -> Digest:
         """Merkle tree hash of all entries so far."""
-        if not self._peaks:
+        if not self.peaks:
             return _root([])
-        node = self._peaks[-1]
-        for peak in reversed(self._peaks[:-1]):
+        node = self.peaks[-1]
+        for peak in reversed(self.peaks[:-1]):
             node = _node_hash(peak, node)
         return node
 

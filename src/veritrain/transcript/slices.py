@@ -66,12 +66,13 @@ class Slices(Record):
     @classmethod
     def from_value(cls, value: Value) -> Self:
         """See `Record.from_value`."""
-        taken = cls._take(value)
+        taken: dict[str, Any] = cls._take(value)
         for name in ("runs", "proof"):
             if type(taken[name]) is not list:
                 raise check.wrong(name, "an array", taken[name])
-        runs = tuple(_run(item) for item in taken["runs"])
-        return cls(**{**taken, "runs": runs, "proof": tuple(taken["proof"])})
+        taken["runs"] = tuple(_run(item) for item in taken["runs"])
+        taken["proof"] = tuple(taken["proof"])
+        return cls(**taken)
 
     def _check_runs(self) -> None:
         most = _num_chunks(

@@ -19,17 +19,19 @@ from veritrain.transcript.fields import shown
 from veritrain.transcript.records import DTYPE_BYTES, TensorEntry, state_root
 
 __all__ = [
+    "DTYPES",
     "Difference",
     "content",
     "diff",
+    "dtype_name",
     "empty",
     "entry",
     "state_entries",
     "state_root",
 ]
 
-_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_BYTES}
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_BYTES}
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +53,27 @@ def entry(name: str, tensor: Tensor) -> TensorEntry:
     Raises:
         UsageError: the tensor is sparse, quantised, on the meta device, or of another dtype.
     """
-    dtype = _DTYPE_NAMES.get(tensor.dtype)
-    if dtype is None:
-        raise UsageError(f"tensor {shown(name)}: dtype {tensor.dtype} cannot be part of a state")
+    try:
+        dtype = dtype_name(tensor)
+    except UsageError as error:
+        raise UsageError(f"tensor {shown(name)}: {error}") from None
     if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_nested:
         kind = "meta" if tensor.is_meta else "nested" if tensor.is_nested else str(tensor.layout)
         raise UsageError(f"tensor {shown(name)}: expected a dense tensor with data, got {kind}")
     hashed = digest("tensor", content(tensor))
     return TensorEntry(name=name, dtype=dtype, shape=tuple(tensor.shape), digest=hashed)
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """The format's name of the tensor's dtype.
+
+    Raises:
+        UsageError: it has none.
+    """
+    name = _DTYPE_NAMES.get(tensor.dtype)
+    if name is None:
+        raise UsageError(f"dtype {tensor.dtype} cannot be part of a state")
+    return name
 
 
 def state_entries(state: Mapping[str, Tensor]) -> tuple[TensorEntry, ...]:
@@ -89,7 +104,7 @@ def empty(entry: TensorEntry) -> tuple[Tensor, memoryview]:
 
     The caller has bounded `entry.num_bytes`.
     """
-    tensor = torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
+    tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
     return tensor, content(tensor)
 
 

@@ -113,7 +113,7 @@ class LogReader:
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._bytes = np.frombuffer(data, np.uint8)
-        self._at = 0
+        self.position = 0  # bytes read
 
     def next(self, size: int) -> Rounded:
         """The record of the next tensor, of `size` entries.
@@ -127,10 +127,10 @@ class LogReader:
         places, up = np.empty(count, np.int64), np.empty(count, np.bool_)
         if count:
             low = _low_bits(size, count)
-            bits = _decode_kernel(self._bytes, self._at, low, size, places, up)
+            bits = _decode_kernel(self._bytes, self.position, low, size, places, up)
             if bits < 0:
                 raise self._malformed("entries that are not of this tensor")
-            self._at = bits // 8
+            self.position = bits // 8
         return Rounded(places=places, up=up, checksum=checksum, sketch=sketch)
 
     def finish(self) -> None:
@@ -139,14 +139,14 @@ class LogReader:
         Raises:
             TranscriptError: more records than tensors.
         """
-        if self._at != len(self._data):
+        if self.position != len(self._data):
             raise self._malformed("goes on after the step's last tensor")
 
     def _take(self, count: int) -> bytes:
-        part = self._data[self._at : self._at + count]
+        part = self._data[self.position : self.position + count]
         if len(part) < count:
             raise self._malformed("ends early")
-        self._at += count
+        self.position += count
         return part
 
     def _count(self, size: int) -> int:
@@ -161,12 +161,12 @@ class LogReader:
                 break
         if byte == 0 and shift > 7:
             raise self._malformed("a number that is longer than need be")
-        if count > 8 * (len(self._data) - self._at):
+        if count > 8 * (len(self._data) - self.position):
             raise self._malformed("ends early")  # every entry takes a bit or more
         return count
 
     def _malformed(self, problem: str) -> TranscriptError:
-        return TranscriptError(_WHERE, f"byte {self._at}: {problem}")
+        return TranscriptError(_WHERE, f"byte {self.position}: {problem}")
 
 
 def _varint(number: int) -> bytes:

@@ -133,6 +133,15 @@ class Following(Rounding):
         self._data = log
         self._log = LogReader(log)
 
+    @property
+    def position(self) -> int:
+        """Bytes of the log that were read."""
+        return self._log.position
+
+    def seek(self, position: int) -> None:
+        """Go on reading at another byte, where a record begins."""
+        self._log.position = position
+
     def settle(self, tensors: Tensors) -> None:
         """See `Rounding.settle`."""
         claimed = self._log.next(tensors.values.size)

@@ -1,0 +1,182 @@
+"""Cells: the pieces of memory that a step's tensors lie in, numbered in the order of their appearance.
+
+A tensor is a view of a cell: dtype, offset, shape and strides. Views of one cell share it, so that a write
+through one shows in all, as in PyTorch. A number is never given twice, although memory is used again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from veritrain.encoding import Digest, Value, digest
+from veritrain.errors import NumericsError
+from veritrain.transcript.tensors import DTYPES, dtype_name
+
+_SHORT_BYTES = 64
+_SHORT_INTEGERS = 8192  # bytes; lengths of sequences, for example
+
+
+class Cells:
+    """The cells that a step has met."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[int, int] = {}
+        self._next = 0
+        # what is watched weakly keeps its place in memory, so that no other one gets its address
+        self._seen: list[StorageWeakRef] = []
+
+    def __len__(self) -> int:
+        """The number that the next cell gets."""
+        return self._next
+
+    def __getitem__(self, tensor: Tensor) -> int:
+        """The number of the tensor's cell, which was met."""
+        return self._numbers[_address(tensor)]
+
+    def number(self, tensor: Tensor) -> int | None:
+        """The number of the tensor's cell; None where it was not met before."""
+        return self._numbers.get(_address(tensor))
+
+    def add(self, tensor: Tensor, number: int | None = None) -> int:
+        """Number the cell of a tensor that was not met before."""
+        number = self._next if number is None else number
+        self._numbers[_address(tensor)] = number
+        self._next = max(self._next, number + 1)
+        self._seen.append(StorageWeakRef(tensor.untyped_storage()))
+        return number
+
+    def skip_to(self, number: int) -> None:
+        """Give the next cell this number."""
+        self._next = number
+
+
+def view(tensor: Tensor, number: int) -> Value:
+    """How the tensor lies in its cell.
+
+    Raises:
+        NumericsError: it has no plain bytes, or is of a dtype that has none.
+    """
+    if tensor.layout is not torch.strided or tensor.is_neg() or tensor.is_conj():
+        raise NumericsError("a trace covers dense tensors")
+    shape: list[Value] = [int(size) for size in tensor.shape]
+    strides: list[Value] = [int(stride) for stride in tensor.stride()]
+    return [number, dtype_name(tensor), int(tensor.storage_offset()), shape, strides]
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """A view as it was read from an entry."""
+
+    cell: int
+    dtype: torch.dtype
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @classmethod
+    def from_value(cls, value: Value) -> View:
+        """Read what `view` wrote.
+
+        Raises:
+            ValueError: it is not of that form.
+        """
+        if not isinstance(value, list) or len(value) != 5 or value[1] not in DTYPES:
+            raise ValueError("not a view of a cell")
+        cell, dtype, offset, shape, strides = cast("list[Any]", value)
+        sizes, steps = _naturals(shape), _naturals(strides)
+        number, start = _naturals([cell, offset])
+        if len(sizes) != len(steps):
+            raise ValueError("not a view of a cell")
+        return cls(cell=number, dtype=DTYPES[dtype], offset=start, shape=sizes, strides=steps)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is in C order and without gaps."""
+        expected = 1
+        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if size > 1 and stride != expected:
+                return False
+            expected *= size
+        return True
+
+    def end(self) -> int:
+        """Bytes of the cell up to the view's last element."""
+        if 0 in self.shape:
+            return self.offset * self.dtype.itemsize
+        last = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+        return (self.offset + last + 1) * self.dtype.itemsize
+
+    def of(self, storage: torch.UntypedStorage) -> Tensor:
+        """The tensor.
+
+        Raises:
+            ValueError: it does not fit into the cell.
+        """
+        if self.end() > storage.nbytes():
+            raise ValueError("a view beyond its cell")
+        empty = torch.empty(0, dtype=self.dtype)
+        return empty.set_(cast(Any, storage), self.offset, self.shape, self.strides)
+
+
+def cell_bytes(tensor: Tensor) -> memoryview:
+    """All bytes of the tensor's cell, in place."""
+    storage = tensor.untyped_storage()
+    whole = torch.empty(0, dtype=torch.uint8).set_(cast(Any, storage), 0, (storage.nbytes(),), (1,))
+    return whole.numpy().data
+
+
+def cell_digest(tensor: Tensor) -> Digest:
+    """Digest of the whole cell. Of a tensor that fills its cell in C order it is the one that states have."""
+    return digest("tensor", cell_bytes(tensor))
+
+
+def is_short(tensor: Tensor) -> bool:
+    """Whether an entry holds the cell's bytes themselves: Python and PyTorch may act upon such values."""
+    nbytes = tensor.untyped_storage().nbytes()
+    return nbytes <= _SHORT_BYTES or (nbytes <= _SHORT_INTEGERS and not tensor.is_floating_point())
+
+
+def fill(storage: torch.UntypedStorage, data: bytes) -> None:
+    """Write the bytes of a cell."""
+    if not data:
+        return
+    whole = torch.empty(0, dtype=torch.uint8).set_(cast(Any, storage), 0, (len(data),), (1,))
+    whole.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+
+
+def tight(tensor: Tensor) -> Tensor:
+    """The tensor if it fills its cell, else a copy that does: what lies between and behind the elements of a
+    result is not defined.
+
+    A copy has the strides of a dense tensor, else those of C order.
+    """
+    nbytes = tensor.numel() * tensor.element_size()
+    if tensor.untyped_storage().nbytes() == nbytes and is_dense(tensor):
+        return tensor
+    return tensor.clone(memory_format=torch.preserve_format)
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether its elements lie in some order without gap or overlap."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
+
+
+def _naturals(values: object) -> tuple[int, ...]:
+    if not isinstance(values, list) or any(type(v) is not int or v < 0 for v in values):
+        raise ValueError("not a view of a cell")
+    return tuple(cast("list[int]", values))

@@ -1,0 +1,485 @@
+"""The judge of a dispute: what an entry must be, given the one before it that both parties name.
+
+The first difference of two entries decides what is looked at (docs/disputes.md, section 6):
+
+    form        an entry that is not of the one form is false
+    leaves      equal traces: their outcome against both leaves
+    inputs      entry 0: the agreed leaf, and the batch that seed and data set prescribe
+    structure   what is called, with which views of which cells: the job's own code says it
+    reads       which entry wrote a cell last, and what: the entries in between say it
+    results     what came out: the operator is computed again from its operands
+
+Every opening comes from the trainer, who can give it if it told the truth, and is checked against what both
+parties are bound to. What cannot be decided is INCONCLUSIVE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+from veritrain.encoding import CHUNK_BYTES, Digest, Value, digest, encode
+from veritrain.errors import InconclusiveError, UsageError
+from veritrain.job import Job
+from veritrain.sources import commitment
+from veritrain.state import capture
+from veritrain.step import Program
+from veritrain.transcript import merkle
+from veritrain.transcript.fields import differences, shown
+from veritrain.transcript.records import Leaf, TensorEntry
+from veritrain.verify.dispute.judge import Answered, Ask, Case, Loser, Ruling
+from veritrain.verify.dispute.messages import PARTIES, Role
+from veritrain.verify.trace import calls
+from veritrain.verify.trace.bodies import check_entry, peaks_of, position_after, rows
+from veritrain.verify.trace.cells import View, cell_digest, tight
+from veritrain.verify.trace.entry import TraceEntry
+from veritrain.verify.trace.openings import (
+    FalseOpening,
+    Prefix,
+    StateBefore,
+    opened_cells,
+    opened_entries,
+    opened_groups,
+    opened_log,
+    opened_operands,
+    opened_part,
+    opened_records,
+)
+from veritrain.verify.trace.recompute import recompute, recompute_tile, state_tensor
+from veritrain.verify.trace.recorder import initial_trace
+from veritrain.verify.trace.structure import next_structure, structure_of
+from veritrain.verify.trace.tiles import Tile, group_chunks, tile
+
+T = TypeVar("T")
+_WHOLE_BYTES = 1 << 18  # of operands that are opened whole; of more, parts are, where they decide
+_MOST_BYTES = 1 << 27  # of operands of one operator
+Check = Callable[[], "Ruling | Ask | None"]
+
+
+class OperatorJudge:
+    """A `Judge` who has the job, and needs neither data set nor a big machine."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._commitment = encode(commitment(job))
+
+    def next(self, case: Case, answered: Sequence[Answered]) -> Ruling | Ask:
+        """See `Judge.next`."""
+        if encode(case.header.job) != self._commitment:
+            raise InconclusiveError("the run is of another job than the referee's")
+        try:
+            return _Decision(self._job, case, answered).make()
+        except _CaughtError as error:
+            return error.ruling
+
+
+class _CaughtError(Exception):
+    """A party opened something false."""
+
+    def __init__(self, role: Role, error: FalseOpening) -> None:
+        super().__init__()
+        self.ruling = Ruling(
+            loser=Loser.of(role), reason=f"what the {role.value} opened is false: {error}"
+        )
+
+
+class _Decision:
+    def __init__(self, job: Job, case: Case, answered: Sequence[Answered]) -> None:
+        self._job = job
+        self._case = case
+        self._answered = answered
+        self._bodies = [entry.body for entry in case.entries]
+
+    def make(self) -> Ruling | Ask:
+        """The first check with an answer decides."""
+        checks: list[Check] = [self._form, self._leaves, self._initial, self._inputs]
+        checks += [self._structure, self._reads, self._results]
+        for check in checks:
+            decided = check()
+            if decided is not None:
+                return decided
+        raise InconclusiveError("nothing in which the entries differ was found false")
+
+    def _form(self) -> Ruling | None:
+        problems: dict[Role, str] = {}
+        for role, entry in zip(PARTIES, self._case.entries, strict=True):
+            try:
+                check_entry(entry)
+            except UsageError as error:
+                problems[role] = str(error)
+        return _ruling(problems, "is malformed")
+
+    def _leaves(self) -> Ruling | None:
+        """The traces are equal: whose leaf is not their outcome?"""
+        if self._case.index is not None:
+            return None
+        outcome = self._bodies[0]
+        if outcome.get("refused"):
+            return Ruling(
+                loser=Loser.TRAINER, reason="its rounding log does not lead through the step"
+            )
+        leaves = (self._case.trainer, self._case.challenger)
+        problems: dict[Role, str] = {}
+        for role, leaf in zip(PARTIES, leaves, strict=True):
+            claimed = {name: getattr(leaf, name) for name in ("state", "loss", "batch", "rounding")}
+            found = {name: outcome[name] for name in claimed}
+            if encode(claimed) != encode(found):
+                problems[role] = "; ".join(differences(found, claimed))
+        return _ruling(problems, f"leaf of step {self._case.step} is not what its trace comes to")
+
+    def _initial(self) -> Ruling | None:
+        """Step 0 is built from the job and its seed: the referee does so itself."""
+        if self._case.step > 0:
+            return None
+        index = self._case.entries[0].index
+        built = initial_trace(Program.build(self._job), self._case.header.digest)
+        expected = digest(TraceEntry.type_name, built[index]) if index < len(built) else None
+        problems = {
+            role: "the job's initial state has another one"
+            for role, entry in zip(PARTIES, self._case.entries, strict=True)
+            if entry.digest != expected
+        }
+        return _ruling(problems, f"entry {index} of step 0")
+
+    def _inputs(self) -> Ruling | Ask | None:
+        if self._case.index != 0:
+            return None
+        expected = {"state": self._before.state, "rounding": self._case.trainer.rounding}
+        problems = {
+            role: "; ".join(differences(expected, {name: body[name] for name in expected}))
+            for role, body in zip(PARTIES, self._bodies, strict=True)
+            if any(body[name] != value for name, value in expected.items())
+        }
+        return _ruling(problems, "inputs of the step") or self._batch()
+
+    def _batch(self) -> Ruling | Ask:
+        case = self._case
+        found = self._opened(
+            {"open": "records"},
+            lambda detail: opened_records(self._job, case.header, case.step, detail),
+            PARTIES,
+        )
+        if isinstance(found, Ask):
+            return found
+        wrong = [r for r, body in zip(PARTIES, self._bodies, strict=True) if body["batch"] != found]
+        if len(wrong) == len(PARTIES):
+            raise InconclusiveError(
+                "the batch is neither party's as the data set's records make it: it draws random numbers, "
+                "perhaps, which only its own code can tell"
+            )
+        return _ruling(dict.fromkeys(wrong, f"expected {found.hex()}"), "batch")  # type: ignore[return-value]
+
+    def _structure(self) -> Ruling | Ask | None:
+        ours = [structure_of(body) for body in self._bodies]
+        if encode(ours[0]) == encode(ours[1]):
+            return None
+        expected = self._next_structure()
+        if isinstance(expected, Ask):
+            return expected
+        problems = {
+            role: "; ".join(differences(expected[0], own)) or "a call of another form"
+            for role, own in zip(PARTIES, ours, strict=True)
+            if encode(own) != encode(expected[0])
+        }
+        return _ruling(problems, f"entry {self._case.index} is not what the job does next")
+
+    def _next_structure(self) -> tuple[dict[str, Value], dict[int, Digest]] | Ask:
+        """What the job does next, by its own code; and digests of the constants that it meets."""
+        prefix = self._prefix()
+        if isinstance(prefix, Ask):
+            return prefix
+        program = Program.build(self._job)
+        prefix.state.restore(program)
+        return next_structure(program, self._case.step, prefix.batch, prefix.entries)
+
+    def _reads(self) -> Ruling | Ask | None:
+        if self._bodies[0]["kind"] == "outcome":
+            return self._position()
+        for ours, theirs in zip(*(rows(body, "reads") for body in self._bodies), strict=True):
+            if ours != theirs:
+                return self._read(ours[0], (ours[2:], theirs[2:]))
+        return self._position()
+
+    def _position(self) -> Ruling | None:
+        expected = position_after(self._previous)
+        problems = {
+            role: f"expected {expected}, got {shown(body['log'])}"
+            for role, body in zip(PARTIES, self._bodies, strict=True)
+            if encode(body["log"]) != encode(expected)
+        }
+        return _ruling(problems, "place in the rounding log")
+
+    def _read(self, cell: int, claims: Sequence[Sequence[Any]]) -> Ruling | Ask:
+        """Which entry wrote a cell last, and what it holds."""
+        index = cast(int, self._case.index)
+        met = {row[0]: (row[1], row[2]) for row in rows(self._bodies[0], "met")}
+        if cell in met:
+            truth = self._met(*met[cell], cell)
+            if isinstance(truth, Ask):
+                return truth
+            return self._judge_read(cell, claims, [index, truth])
+        first = min(last for last, _ in claims)
+        problems = {
+            r: "no such entry"
+            for r, (last, _) in zip(PARTIES, claims, strict=True)
+            if not 0 < last < index
+        }
+        if problems:
+            return cast(Ruling, _ruling(problems, f"cell {cell}"))
+        entries = self._opened(
+            {"open": "entries", "from": first},
+            lambda detail: opened_entries(detail, first, self._previous),
+        )
+        if isinstance(entries, Ask):
+            return entries
+        return self._judge_read(cell, claims, _last_write(entries, cell))
+
+    def _judge_read(
+        self, cell: int, claims: Sequence[Sequence[Any]], truth: list[Any] | None
+    ) -> Ruling:
+        problems = {
+            role: "another entry wrote it last, or something else"
+            for role, claim in zip(PARTIES, claims, strict=True)
+            if list(claim) != truth
+        }
+        ruling = _ruling(problems, f"cell {cell}")
+        if ruling is None:
+            raise InconclusiveError(f"cell {cell}: no claim was found false")
+        return ruling
+
+    def _met(self, size: int, origin: list[Any], cell: int) -> Digest | Ask:
+        """The content of a cell that no operator made."""
+        if origin[:1] == ["batch"]:
+            prefix = self._prefix()
+            if isinstance(prefix, Ask):
+                return prefix
+            return cell_digest(tight(list(calls.tensors_in(prefix.batch))[origin[1]]))
+        if origin == ["constant"]:
+            found = self._next_structure()
+            return found if isinstance(found, Ask) else found[1][cell]
+        return self._state_cell(origin[1], size)
+
+    def _state_cell(self, name: str, size: int) -> Digest | Ask:
+        """The digest of a cell that holds a tensor of the state before, laid out as the model has it."""
+
+        def read(detail: Value) -> StateBefore:
+            state = StateBefore.opened(detail, self._before.state)
+            if name not in state.contents:
+                raise FalseOpening(f"the content of {shown(name)} is missing")
+            return state
+
+        state = self._opened({"open": "state", "name": name}, read)
+        if isinstance(state, Ask):
+            return state
+        program = Program.build(self._job)
+        state.restore(program)
+        tensor = capture(program)[name]
+        if tensor.untyped_storage().nbytes() != size:
+            raise InconclusiveError(f"tensor {shown(name)} shares its memory with others")
+        return cell_digest(tensor)
+
+    def _prefix(self) -> Prefix | Ask:
+        return self._opened(
+            {"open": "prefix"},
+            lambda detail: Prefix.opened(detail, self._before.state, self._previous),
+            PARTIES,
+        )
+
+    def _results(self) -> Ruling | Ask | None:
+        row = self._divisible()
+        if row is not None:
+            return self._part(row)
+        kind = self._bodies[0]["kind"]
+        expected = {"state": self._state, "outcome": self._outcome, "operator": self._operator}[
+            str(kind)
+        ]()
+        if isinstance(expected, Ask):
+            return expected
+        problems = {
+            role: "; ".join(differences(expected, {name: body.get(name) for name in expected}))
+            for role, body in zip(PARTIES, self._bodies, strict=True)
+            if encode({name: body.get(name) for name in expected}) != encode(expected)
+        }
+        name = self._bodies[0].get("operator", kind)
+        return _ruling(
+            problems, f"result of {name}, entry {self._case.index} of step {self._case.step}"
+        )
+
+    def _divisible(self) -> tuple[list[Any], list[Any]] | None:
+        """The first written cell that differs, as both have it, if a part of it decides."""
+        ours, theirs = self._bodies
+        if ours["kind"] != "operator" or ours["log"] is not None or "refused" in {*ours, *theirs}:
+            return None
+        if any(encode(ours[name]) != encode(theirs[name]) for name in ("results", "drawn")):
+            return None
+        if sum(row[1] for row in rows(ours, "reads")) <= _WHOLE_BYTES:
+            return None
+        if [row[:2] for row in rows(ours, "writes")] != [row[:2] for row in rows(theirs, "writes")]:
+            return None
+        for pair in zip(rows(ours, "writes"), rows(theirs, "writes"), strict=True):
+            if pair[0][2] != pair[1][2]:
+                is_divisible = pair[0][1] and tile(ours, pair[0][0], 0, 1) is not None
+                return pair if is_divisible else None
+        return None
+
+    def _part(self, pair: tuple[list[Any], list[Any]]) -> Ruling | Ask:
+        """Who is wrong in the first group of chunks that differs."""
+        body, (cell, size, _, _) = self._bodies[0], pair[0]
+        chunks = group_chunks(size)
+        groups = self._both(
+            {"open": "groups", "cell": cell, "chunks": chunks},
+            [lambda detail, row=row: opened_groups(detail, row, chunks) for row in pair],
+        )
+        if isinstance(groups, Ask):
+            return groups
+        first = next(i for i, (a, b) in enumerate(zip(*groups, strict=True)) if a != b)
+        start = first * chunks * CHUNK_BYTES
+        stop = min(size, start + chunks * CHUNK_BYTES)
+        part = cast(Tile, tile(body, cell, start, stop))  # there is one: see `_divisible`
+        what: dict[str, Value] = {"open": "tile", "cell": cell, "start": start, "stop": stop}
+        parts = self._both(
+            what, [lambda detail, row=row: opened_part(detail, row, part) for row in pair]
+        )
+        operands = self._opened(
+            what, lambda detail: opened_operands(detail, rows(body, "reads"), part), PARTIES
+        )
+        if isinstance(parts, Ask) or isinstance(operands, Ask):
+            return Ask(of=PARTIES, what=what)
+        expected = recompute_tile(self._job, self._case.step, body, part, operands)
+        problems = {
+            role: f"another in bytes {start} to {stop}"
+            for role, found in zip(PARTIES, parts, strict=True)
+            if found != expected
+        }
+        ruling = _ruling(
+            problems, f"result of {body['operator']}, entry {self._case.index}, cell {cell}"
+        )
+        if ruling is None:
+            raise InconclusiveError("two parts that differ are both right")
+        return ruling
+
+    def _both(self, what: dict[str, Value], read: Sequence[Callable[[Value], T]]) -> list[T] | Ask:
+        """What each party opened, as its own `read` checks it."""
+        for answered in self._answered:
+            if encode(answered.ask.what) == encode(what):
+                found: list[T] = []
+                for role, check in zip(PARTIES, read, strict=True):
+                    try:
+                        found.append(check(answered.details[role]))
+                    except FalseOpening as error:
+                        raise _CaughtError(role, error) from None
+                return found
+        return Ask(of=PARTIES, what=what)
+
+    def _operator(self) -> dict[str, Value] | Ask:
+        body = self._bodies[0]
+        size = sum(row[1] for row in rows(body, "reads"))
+        if size > _MOST_BYTES:
+            raise InconclusiveError(
+                f"{body['operator']}: {size} bytes of operands are too many to open"
+            )
+        rounding = self._case.trainer.rounding if body["log"] is not None else None
+        opened = self._opened(
+            {"open": "operands", "log": rounding is not None},
+            lambda detail: (
+                opened_cells(detail, rows(body, "reads")),
+                opened_log(detail, rounding),
+            ),
+        )
+        if isinstance(opened, Ask):
+            return opened
+        found = recompute(self._job, self._case.step, body, *opened)
+        names = ("refused",) if "refused" in found else ("results", "writes", "drawn", "logged")
+        absent = {"results", "writes", "drawn", "logged", "refused"} - set(names)
+        return {**{name: found[name] for name in names}, **dict.fromkeys(absent)}
+
+    def _state(self) -> dict[str, Value] | Ask:
+        """The tensor that the cell holds, and the tree with it."""
+        body = self._bodies[0]
+        tensor = cast("dict[str, Value]", body["tensor"])
+        if body["view"] is not None:
+            found = self._viewed(body)
+            if isinstance(found, Ask):
+                return found
+            tensor = found.to_value()
+        place, peaks = peaks_of(self._case.previous)
+        frontier = merkle.Frontier.resumed(place, peaks)
+        frontier.append(TensorEntry.from_value(tensor).to_bytes())
+        return {"tensor": tensor, "peaks": list(frontier.peaks)}
+
+    def _viewed(self, body: Mapping[str, Value]) -> TensorEntry | Ask:
+        view = View.from_value(body["view"])
+        (row,) = rows(body, "reads")
+        tensor = cast("dict[str, Any]", body["tensor"])
+        if view.is_whole and view.offset == 0:
+            return TensorEntry.from_value({**tensor, "digest": row[3]})
+        contents = self._opened(
+            {"open": "operands", "log": False}, lambda detail: opened_cells(detail, [row])
+        )
+        return contents if isinstance(contents, Ask) else state_tensor(body, contents)
+
+    def _outcome(self) -> dict[str, Value] | Ask:
+        place, peaks = peaks_of(self._case.previous)
+        refused: Value = False
+        rounding = cast("Digest | None", self._bodies[0]["rounding"])
+        if rounding is not None:
+            log = self._opened({"open": "log"}, lambda detail: opened_log(detail, rounding))
+            if isinstance(log, Ask):
+                return log
+            refused = len(log or b"") != self._bodies[0]["log"]
+        return {"state": merkle.Frontier.resumed(place, peaks).root(), "refused": refused}
+
+    @property
+    def _before(self) -> Leaf:
+        """The agreed leaf; step 0, which has none, was decided."""
+        return cast(Leaf, self._case.before)
+
+    @property
+    def _previous(self) -> TraceEntry:
+        """The agreed entry; entry 0, which has none, was decided."""
+        return cast(TraceEntry, self._case.previous)
+
+    def _opened(
+        self,
+        what: dict[str, Value],
+        read: Callable[[Value], T],
+        of: tuple[Role, ...] = (Role.TRAINER,),
+    ) -> T | Ask:
+        """What was opened, as `read` checks it, or the question for it.
+
+        What not every job can give away as bytes is asked of both parties: either may have none.
+        """
+        for answered in self._answered:
+            if encode(answered.ask.what) != encode(what):
+                continue
+            for role in of:
+                detail = answered.details[role]
+                if detail is None and len(of) > 1:
+                    continue
+                try:
+                    return read(detail)
+                except FalseOpening as error:
+                    raise _CaughtError(role, error) from None
+            raise InconclusiveError(f"neither party can give away the {what['open']} as bytes")
+        return Ask(of=of, what=what)
+
+
+def _ruling(problems: Mapping[Role, str], what: str) -> Ruling | None:
+    """Who loses where these claims are false; None where none is."""
+    if not problems:
+        return None
+    text = "; ".join(f"the {role.value}'s: {problem}" for role, problem in problems.items())
+    return Ruling(loser=Loser.of(*problems), reason=f"{what}: {text}")
+
+
+def _last_write(entries: Sequence[TraceEntry], cell: int) -> list[Any] | None:
+    """The last of these entries that wrote or met a cell, and the content's digest."""
+    for entry in reversed(entries):
+        body = entry.body
+        met = {row[0] for row in rows(body, "met")} if "met" in body else set()
+        found = [(row[0], row[3]) for row in rows(body, "reads") if row[0] in met] if met else []
+        found += [(row[0], row[2]) for row in rows(body, "writes")] if "writes" in body else []
+        for number, content in reversed(found):
+            if number == cell:
+                return [entry.index, content]
+    return None

@@ -1,0 +1,358 @@
+"""What a party opens for the judge, read as hostile: every part is checked against what both parties signed.
+
+Each form has a function that makes it, for whoever has it all, and one that checks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from veritrain.data import Batch, Batches, batch_digest, canonical
+from veritrain.encoding import Digest, Value, digest, digest_value
+from veritrain.errors import (
+    JobError,
+    TranscriptError,
+    UsageError,
+    VerificationError,
+    VeritrainError,
+)
+from veritrain.job import Job
+from veritrain.state import HYPER, SCHEDULER, require_fit, restore
+from veritrain.step import Program
+from veritrain.transcript import TensorEntry, merkle, state_root
+from veritrain.transcript.fields import shown
+from veritrain.transcript.records import Header
+from veritrain.transcript.slices import Opened, Slices, Tree, verify, verify_groups
+from veritrain.transcript.tensors import DTYPES, content
+from veritrain.verify.trace.cells import is_short
+from veritrain.verify.trace.entry import TraceEntry
+from veritrain.verify.trace.packing import pack, unpack
+from veritrain.verify.trace.tiles import Tile
+
+
+class FalseOpening(VeritrainError):  # noqa: N818
+    """What was opened is not what it should be: its signer loses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateBefore:
+    """The state that a step starts from: what all its tensors are called, and some of their contents."""
+
+    tensors: tuple[TensorEntry, ...]
+    contents: Mapping[str, bytes]
+
+    @classmethod
+    def opened(cls, detail: Value, root: Digest) -> StateBefore:
+        """Check what `state_opening` made.
+
+        Raises:
+            FalseOpening: it is not the state of that root.
+        """
+        tensors_, contents = _fields(detail, "state", "contents")
+        try:
+            tensors = tuple(TensorEntry.from_value(item) for item in _list(tensors_))
+            found = state_root(tensors)
+        except UsageError as error:
+            raise FalseOpening(f"state: {error}") from None
+        if found != root:
+            raise FalseOpening("state: not the one of the agreed leaf")
+        known = {tensor.name: tensor.digest for tensor in tensors}
+        for name, data in _map(contents).items():
+            if type(data) is not bytes or digest("tensor", data) != known.get(name):
+                raise FalseOpening(f"state: the content of {shown(name)} is another")
+        return cls(tensors=tensors, contents=cast("Mapping[str, bytes]", contents))
+
+    def restore(self, program: Program) -> None:
+        """Put the state into a program; tensors whose contents are not known are zeros.
+
+        Raises:
+            FalseOpening: it does not fit the job.
+        """
+        try:
+            require_fit(program, self.tensors)
+            restore(program, {tensor.name: self._tensor(tensor) for tensor in self.tensors})
+        except TranscriptError as error:
+            raise FalseOpening(f"state: {error}") from None
+
+    def _tensor(self, tensor: TensorEntry) -> Tensor:
+        dtype = DTYPES[tensor.dtype]
+        data = self.contents.get(tensor.name)
+        if not data:
+            return torch.zeros(tensor.shape, dtype=dtype)
+        return torch.frombuffer(bytearray(data), dtype=dtype).reshape(tensor.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """A step up to an entry: its entries, the state before it and its batch."""
+
+    entries: tuple[TraceEntry, ...]
+    state: StateBefore
+    batch: Batch
+
+    @classmethod
+    def opened(cls, detail: Value, root: Digest, last: TraceEntry) -> Prefix:
+        """Check what `prefix_opening` made.
+
+        Raises:
+            FalseOpening: it does not lead from the state of that root to the last agreed entry.
+        """
+        entries_, state, packed = _fields(detail, "entries", "state", "batch")
+        entries = opened_entries({"entries": entries_}, 0, last)
+        try:
+            batch = tuple(_batch(packed))
+            found = batch_digest(batch)
+        except (UsageError, JobError) as error:
+            raise FalseOpening(f"batch: {error}") from None
+        if found != entries[0].body.get("batch"):
+            raise FalseOpening("batch: not the agreed one")
+        return cls(entries=entries, state=StateBefore.opened(state, root), batch=batch)
+
+
+def state_opening(
+    tensors: Sequence[TensorEntry], state: Mapping[str, Tensor], also: Sequence[str] = ()
+) -> Value:
+    """What all tensors are called, and those contents that the job's Python may look at."""
+    contents: dict[str, Value] = {
+        name: bytes(content(tensor))
+        for name, tensor in state.items()
+        if name in (HYPER, SCHEDULER, *also) or is_short(tensor)
+    }
+    return {"state": [tensor.to_value() for tensor in tensors], "contents": contents}
+
+
+def prefix_opening(entries: Sequence[bytes], state: Value, batch: Batch) -> Value:
+    """See `Prefix`."""
+    return {"entries": list(entries), "state": state, "batch": [pack(micro) for micro in batch]}
+
+
+def opened_entries(detail: Value, first: int, last: TraceEntry) -> tuple[TraceEntry, ...]:
+    """Entries from `first` to the agreed `last`, that are its chain.
+
+    Raises:
+        FalseOpening: they are not.
+    """
+    (rows,) = _fields(detail, "entries")
+    entries: list[TraceEntry] = []
+    try:
+        for data in _list(rows):
+            entries.append(TraceEntry.from_bytes(_bytes(data), where="opened entry"))
+    except TranscriptError as error:
+        raise FalseOpening(str(error)) from None
+    if not entries or [entry.index for entry in entries] != list(range(first, last.index + 1)):
+        raise FalseOpening(f"expected the entries {first} to {last.index}")
+    wanted = last.digest
+    for entry in reversed(entries):
+        if entry.digest != wanted:
+            raise FalseOpening(f"entry {entry.index} is not the one of the chain")
+        wanted = entry.previous
+    return tuple(entries)
+
+
+def cells_opening(contents: Mapping[int, bytes], log: bytes | None) -> Value:
+    """The contents of an operator's operands, and the step's rounding log where it has one."""
+    cells: list[Value] = [[cell, data] for cell, data in sorted(contents.items())]
+    return {"cells": cells, "log": log}
+
+
+def opened_cells(detail: Value, reads: Sequence[Sequence[Any]]) -> dict[int, bytes]:
+    """The contents of the cells that an entry reads.
+
+    Raises:
+        FalseOpening: a cell is missing, or its content has another digest.
+    """
+    cells, _ = _fields(detail, "cells", "log")
+    given = [_pair(row) for row in _list(cells)]
+    if [cell for cell, _ in given] != [row[0] for row in reads]:
+        raise FalseOpening("other cells than the operator reads")
+    contents: dict[int, bytes] = {}
+    for (cell, *_, expected), (_, data) in zip(reads, given, strict=True):
+        contents[cell] = _bytes(data)
+        if digest("tensor", contents[cell]) != expected:
+            raise FalseOpening(f"the content of cell {cell} is another")
+    return contents
+
+
+def groups_opening(content: bytes, chunks: int) -> Value:
+    """Digests of the groups of chunks of a written cell."""
+    return {"groups": list(Tree("tensor", content).groups(chunks))}
+
+
+def opened_groups(detail: Value, row: Sequence[Any], chunks: int) -> list[Digest]:
+    """The groups of a cell that an entry wrote.
+
+    Raises:
+        FalseOpening: they do not lead to the digest of the entry.
+    """
+    (given,) = _fields(detail, "groups")
+    groups = [_bytes(group) for group in _list(given)]
+    _, size, expected, _ = row
+    try:
+        verify_groups("tensor", expected, size, chunks, groups)
+    except VerificationError as error:
+        raise FalseOpening(str(error)) from None
+    return groups
+
+
+def tile_opening(tile: Tile, result: bytes, operands: Mapping[int, bytes]) -> Value:
+    """A part of a written cell, and the parts of the operands that decide it."""
+    cells: list[Value] = []
+    for cell, ranges in sorted(tile.ranges().items()):
+        inside = [(start, min(stop, len(operands[cell]))) for start, stop in ranges]
+        cells.append([cell, Tree("tensor", operands[cell]).open(inside).to_value()])
+    part = Tree("tensor", result).open([(tile.start, tile.stop)])
+    return {"result": part.to_value(), "cells": cells}
+
+
+def opened_part(detail: Value, row: Sequence[Any], tile: Tile) -> bytes:
+    """The part of a written cell, as its party has it.
+
+    Raises:
+        FalseOpening: it is not of the entry's digest.
+    """
+    result, _ = _fields(detail, "result", "cells")
+    _, size, expected, _ = row
+    return bytes(
+        _verified(result, size, expected, [(tile.start, tile.stop)]).read(tile.start, tile.stop)
+    )
+
+
+def opened_operands(detail: Value, reads: Sequence[Sequence[Any]], tile: Tile) -> dict[int, Opened]:
+    """The parts of operands that decide a tile.
+
+    Raises:
+        FalseOpening: a part is missing, or is not of the entry's digest.
+    """
+    _, cells = _fields(detail, "result", "cells")
+    given = [_pair(row) for row in _list(cells)]
+    needed = sorted(tile.ranges().items())
+    if [cell for cell, _ in given] != [cell for cell, _ in needed]:
+        raise FalseOpening("other cells than the tile needs")
+    known = {row[0]: (row[1], row[3]) for row in reads}
+    return {
+        cell: _verified(slices, *known[cell], ranges)
+        for (cell, ranges), (_, slices) in zip(needed, given, strict=True)
+    }
+
+
+def _verified(
+    value: Value, size: int, expected: Digest, ranges: Sequence[tuple[int, int]]
+) -> Opened:
+    """Slices that lead to a digest and have these ranges."""
+    try:
+        opened = verify("tensor", expected, size, Slices.from_value(value))
+        for start, stop in ranges:
+            opened.read(start, min(stop, size))
+    except (UsageError, VerificationError) as error:
+        raise FalseOpening(str(error)) from None
+    return opened
+
+
+def opened_log(detail: Value, expected: Digest | None) -> bytes | None:
+    """The step's rounding log; None where the numerics have none.
+
+    Raises:
+        FalseOpening: it is another one.
+    """
+    if expected is None:
+        return None
+    log = _bytes(_map(detail).get("log"))
+    if digest("rounding log", log) != expected:
+        raise FalseOpening("another rounding log than the leaf's")
+    return log
+
+
+def records_opening(batches: Batches, step: int) -> Value:
+    """The records of a step's batch, each with its proof in the data set's tree.
+
+    Raises:
+        JobError: the records cannot be given away as bytes.
+    """
+    digests = list(batches.record_digests(range(batches.count)))
+    tree = merkle.Tree(digests)
+    rows: list[Value] = []
+    for index in batches.indices(step):
+        rows.append([pack(batches.record(index)), list(tree.proof(index))])
+    return {"records": rows}
+
+
+def opened_records(job: Job, header: Header, step: int, detail: Value) -> Digest:
+    """Digest of the batch that the opened records make.
+
+    Raises:
+        FalseOpening: they are not the committed ones that the seed chooses.
+        JobError: the job's own code fails.
+    """
+    (rows,) = _fields(detail, "records")
+    opened = _OpenedRecords(header.dataset_count)
+    batches = Batches(replace(job, dataset=opened))
+    indices = batches.indices(step)
+    items = _list(rows)
+    if len(items) != len(indices):
+        raise FalseOpening(f"expected {len(indices)} records, got {len(items)}")
+    for index, row in zip(indices, items, strict=True):
+        packed, proof = _pair(row)
+        try:
+            record = unpack(packed)
+            found = digest_value("record", canonical(record, "record"))
+            nodes = [_bytes(node) for node in _list(proof)]
+            merkle.verify_inclusion(found, index, header.dataset_count, nodes, header.dataset_root)
+        except (UsageError, JobError, VerificationError, ValueError) as error:
+            raise FalseOpening(f"record {index}: {error}") from None
+        opened.records[index] = record
+    return batch_digest(batches[step])
+
+
+class _OpenedRecords:
+    """A data set of which only the opened records are here."""
+
+    def __init__(self, count: int) -> None:
+        self.records: dict[int, Any] = {}
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Any:
+        return self.records[index]
+
+
+def _batch(packed: Value) -> list[Any]:
+    return [unpack(micro) for micro in _list(packed)]
+
+
+def _fields(value: Value, *names: str) -> list[Value]:
+    found = _map(value)
+    if sorted(found) != sorted(names):
+        raise FalseOpening(f"expected the fields {', '.join(names)}")
+    return [found[name] for name in names]
+
+
+def _map(value: Value) -> dict[str, Value]:
+    if not isinstance(value, dict):
+        raise FalseOpening("expected a map")
+    return value
+
+
+def _list(value: Value) -> list[Value]:
+    if not isinstance(value, list):
+        raise FalseOpening("expected an array")
+    return value
+
+
+def _pair(value: Value) -> tuple[Value, Value]:
+    items = _list(value)
+    if len(items) != 2:
+        raise FalseOpening("expected a pair")
+    return items[0], items[1]
+
+
+def _bytes(value: Value) -> bytes:
+    if not isinstance(value, bytes):
+        raise FalseOpening("expected bytes")
+    return value

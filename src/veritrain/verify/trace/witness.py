@@ -1,0 +1,201 @@
+"""What a party of a dispute knows: its leaves, and what replays of the disputed step show.
+
+Trainer and challenger use the same code; they differ in their leaves alone. A dispute takes two replays at most:
+one for the trace, from the checkpoint before, and one of the step itself for what the judge wants opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from typing import cast
+
+from torch import Tensor
+
+from veritrain.data import Batches
+from veritrain.encoding import Value
+from veritrain.errors import InconclusiveError, JobError, UsageError
+from veritrain.job import Job
+from veritrain.numerics.logged.rounding import Following
+from veritrain.state import capture, require_fit, restore
+from veritrain.step import Program, run_step
+from veritrain.transcript import TensorEntry, Transcript, state_entries, state_root
+from veritrain.verify.dispute.claims import Entries
+from veritrain.verify.dispute.messages import Opening, TraceClaim
+from veritrain.verify.trace.entry import TraceEntry
+from veritrain.verify.trace.openings import (
+    cells_opening,
+    groups_opening,
+    prefix_opening,
+    records_opening,
+    state_opening,
+    tile_opening,
+)
+from veritrain.verify.trace.recorder import Before, Recorder, initial_trace, trace
+from veritrain.verify.trace.tiles import tile
+
+
+class Witness:
+    """Answers for one side of a dispute; `Claims` of a `Party`.
+
+    Args:
+        job: the party's own.
+        transcript: the run in dispute.
+        leaves: encoded; those under the challenged head for its trainer, up to the challenge's for a challenger.
+    """
+
+    def __init__(self, job: Job, transcript: Transcript, leaves: Sequence[bytes]) -> None:
+        self._job = job
+        self._transcript = transcript
+        self._leaves = Entries(leaves)
+        self._replays: dict[int, _StepReplay] = {}  # of one step at most
+
+    def leaf(self, index: int) -> Opening:
+        """See `Claims.leaf`."""
+        return self._leaves.opening(index)
+
+    def trace(self, step: int) -> TraceClaim:
+        """See `Claims.trace`."""
+        return self._replay(step).entries.claim()
+
+    def operator(self, step: int, index: int) -> Opening:
+        """See `Claims.operator`."""
+        return self._replay(step).entries.opening(index)
+
+    def detail(self, step: int, index: int, what: Value) -> Value:
+        """See `Claims.detail`.
+
+        Raises:
+            UsageError: nothing that can be opened.
+        """
+        if not isinstance(what, dict) or not isinstance(what.get("open"), str):
+            raise UsageError("the judge asks for nothing that can be opened")
+        return self._replay(step).open(index, what)
+
+    def _replay(self, step: int) -> _StepReplay:
+        if step not in self._replays:
+            self._replays.clear()
+            self._replays[step] = _StepReplay(self._job, self._transcript, step)
+        return self._replays[step]
+
+
+class _StepReplay:
+    """One step of a run, replayed when it is asked for."""
+
+    def __init__(self, job: Job, transcript: Transcript, step: int) -> None:
+        self._job = job
+        self._transcript = transcript
+        self._step = step
+        self._kept: dict[int, Recorder] = {}  # of one entry at most
+
+    @cached_property
+    def entries(self) -> Entries:
+        """The trace."""
+        return Entries(self._encoded)
+
+    @cached_property
+    def _encoded(self) -> Sequence[bytes]:
+        if self._step == 0:
+            return initial_trace(Program.build(self._job), self._transcript.header.digest)
+        return tuple(self._trace(None).entries)
+
+    def open(self, index: int, what: dict[str, Value]) -> Value:
+        """What the judge asks for, of an entry."""
+        kind = what["open"]
+        if kind == "records":
+            return _or_none(partial(records_opening, self._batches, self._step))
+        if kind == "prefix":
+            state = state_opening(self._tensors, self._state)
+            batch = self._batches[self._step]
+            return _or_none(partial(prefix_opening, self._encoded[:index], state, batch))
+        if kind == "state":
+            return state_opening(self._tensors, self._state, (str(what.get("name")),))
+        if kind == "entries":
+            return {"entries": list(self._encoded[_number(what, "from") : index])}
+        if kind == "log":
+            return {"log": self._log}
+        if kind == "operands":
+            return cells_opening(self._keep(index).operands, self._log if what.get("log") else None)
+        if kind == "groups":
+            content = self._keep(index).results[_number(what, "cell")]
+            return groups_opening(content, _number(what, "chunks"))
+        if kind == "tile":
+            return self._tile(
+                index, _number(what, "cell"), _number(what, "start"), _number(what, "stop")
+            )
+        raise UsageError("the judge asks for nothing that can be opened")
+
+    def _tile(self, index: int, cell: int, start: int, stop: int) -> Value:
+        kept = self._keep(index)
+        body = TraceEntry.from_bytes(self._encoded[index], where="own entry").body
+        part = tile(body, cell, start, stop)
+        if part is None:
+            raise UsageError("the judge asks for a part where there are none")
+        return tile_opening(part, kept.results[cell], kept.operands)
+
+    def _keep(self, index: int) -> Recorder:
+        if index not in self._kept:
+            self._kept.clear()
+            self._kept[index] = self._trace(index)
+        return self._kept[index]
+
+    def _trace(self, kept: int | None) -> Recorder:
+        program = Program.build(self._job)
+        restore(program, self._state)
+        leaf = self._transcript.leaves[self._step]
+        before = Before(
+            step=self._step,
+            previous=leaf.previous,
+            state=state_root(self._tensors),
+            rounding=leaf.rounding,
+        )
+        following = cast("Following | None", program.following(self._log))
+        return trace(program, before, self._batches[self._step], following, kept)
+
+    @cached_property
+    def _batches(self) -> Batches:
+        return Batches(self._job)
+
+    @cached_property
+    def _log(self) -> bytes | None:
+        return self._transcript.rounding_log(self._step)
+
+    @cached_property
+    def _tensors(self) -> tuple[TensorEntry, ...]:
+        return state_entries(self._state)
+
+    @cached_property
+    def _state(self) -> dict[str, Tensor]:
+        """The state before the step, from the last checkpoint before it.
+
+        Raises:
+            InconclusiveError: it is not the one that the run says.
+        """
+        program, before = Program.build(self._job), self._step - 1
+        start = max((s for s in self._transcript.checkpoint_steps if s <= before), default=0)
+        if start > 0:
+            restore(
+                program, self._transcript.load_state(start, check=partial(require_fit, program))
+            )
+        for step in range(start + 1, before + 1):
+            rounding = program.following(self._transcript.rounding_log(step))
+            run_step(program, step, self._batches[step], rounding)
+        state = {name: tensor.clone() for name, tensor in capture(program).items()}
+        if state_root(state_entries(state)) != self._transcript.leaves[before].state:
+            raise InconclusiveError(f"step {before} does not come to the state of its leaf here")
+        return state
+
+
+def _number(what: dict[str, Value], name: str) -> int:
+    value = what.get(name)
+    if type(value) is not int or value < 0:
+        raise UsageError(f"the judge asks for {name} {value!r}")
+    return value
+
+
+def _or_none(make: Callable[[], Value]) -> Value:
+    """An opening, or null where the job's values cannot be given away as bytes."""
+    try:
+        return make()
+    except JobError:
+        return None

@@ -1,0 +1,272 @@
+"""Disputes over real steps: whoever tells the truth never loses, and the liar does, wherever the lie is."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+
+from tests import jobs, zoo
+from tests.verify.trace.court import Liar, Scene, changed, read, settle
+from veritrain.adversaries import rounders, trainers
+from veritrain.errors import TranscriptError
+from veritrain.numerics.logged.grid import follow, round_to
+from veritrain.numerics.logged.rounding import Following
+from veritrain.verify.dispute.judge import Loser
+from veritrain.verify.trace import judge
+from veritrain.verify.trace.recorder import Recorder
+
+STEP = 3
+
+
+class Plain(jobs.Points):
+    """Records that are not augmented: their bytes can be shown to a referee without the data set."""
+
+    def __getitem__(self, index):
+        x = torch.arange(6, dtype=torch.float32) * (index + 1) / 64
+        return {"x": x, "weight": 1.0 + index / 64}, index % 3
+
+
+def build(**changes):
+    return jobs.make(steps=5, checkpoint_every=2, dataset=Plain(), **changes)
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    return Scene.of(build(), tmp_path_factory.mktemp("scene") / "run")
+
+
+def another_seed(job):
+    return replace(job, seed=job.seed + 1)
+
+
+def forgetful(job):
+    """The optimiser's moments are zero again."""
+
+    def optimizer(model):
+        made = job.optimizer(model)
+
+        def forget(*_):
+            for state in made.state.values():
+                state["exp_avg"].zero_()
+
+        made.register_step_pre_hook(forget)
+        return made
+
+    return replace(job, optimizer=optimizer)
+
+
+def no_dropout(job):
+    def model():
+        made = job.model()
+        made.drop = nn.Dropout(0.5)
+        return made
+
+    return replace(job, model=model)
+
+
+# a party replays from the checkpoint before: the disputed step is the first that its program does
+CHEATS = {
+    "weights": lambda job: trainers.alter_weight(job, 1),
+    "rate": lambda job: trainers.wrong_rate(job, 1, 2.0),
+    "no update": lambda job: trainers.skip_update(job, 1),
+    "loss": lambda job: trainers.flatter_loss(job, 0.5),
+    "data": lambda job: replace(job, dataset=Other()),
+    "seed": another_seed,
+    "optimiser's state": forgetful,
+    "model": no_dropout,
+    "clipping": lambda job: replace(job, clip_norm=0.01),
+}
+
+
+class Other(Plain):
+    def __getitem__(self, index):
+        fields, label = super().__getitem__(index)
+        return fields, (label + 1) % 3
+
+
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_a_cheating_trainer_loses(scene, cheat):
+    verdict = settle(scene, STEP, trainer=Liar(scene, STEP, CHEATS[cheat](scene.job)))
+    assert verdict.loser is Loser.TRAINER, verdict.reason
+
+
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_a_cheating_challenger_loses(scene, cheat):
+    verdict = settle(scene, STEP, challenger=Liar(scene, STEP, CHEATS[cheat](scene.job)))
+    assert verdict.loser is Loser.CHALLENGER, verdict.reason
+
+
+def change_somewhere(seed, path):
+    """Replace one value anywhere in one entry."""
+    rng = random.Random(seed)
+
+    def change(bodies):
+        index = rng.randrange(len(bodies))
+        field = rng.choice(list(bodies[index]))
+        bodies[index][field], *what = changed(bodies[index][field], rng)
+        path.append((index, field, *what))
+        return bodies
+
+    return change
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_a_change_anywhere_in_a_trace_is_found(scene, seed):
+    path = []
+    liar = Liar(scene, STEP, change=change_somewhere(seed, path))
+    verdict = settle(scene, STEP, trainer=liar)
+    assert verdict.loser is Loser.TRAINER, (path, verdict.reason)
+    verdict = settle(scene, STEP, challenger=liar)
+    assert verdict.loser is Loser.CHALLENGER, (path, verdict.reason)
+
+
+@pytest.mark.parametrize(
+    "cheat", [rounders.Dropping, rounders.Huge, rounders.Flipping, rounders.Inventing]
+)
+@pytest.mark.parametrize("obeys", [False, True])
+def test_a_forged_rounding_log_loses(tmp_path, monkeypatch, cheat, obeys):
+    """Whether the trainer admits that nobody can follow its log, or shows a trace that obeys it blindly."""
+    with rounders.rounding_by(cheat):
+        scene = Scene.of(zoo.jobs(2, "logged")["convnet-sgd"], tmp_path / "run")
+    trainer = None
+    if obeys:
+        with monkeypatch.context() as patch:
+            patch.setattr(Following, "settle", blindly)
+            patch.setattr(Following, "finish", lambda self: self._data)
+            trainer = Liar(scene, 1, leaf=scene.leaves[1])
+    challenger = Liar(scene, 1)
+    verdict = settle(scene, 1, trainer=trainer, challenger=challenger)
+    assert verdict.loser is Loser.TRAINER, verdict.reason
+
+
+def blindly(self, tensors):
+    """Follow a log without a look at it."""
+    try:
+        claimed = self._log.next(tensors.values.size)
+    except TranscriptError:
+        claimed = None
+    grid = self.logged_grid(tensors)
+    round_to(grid, tensors.values, tensors.out)
+    if claimed is not None:
+        follow(
+            grid,
+            tensors.values,
+            tensors.out,
+            claimed.places,
+            claimed.up,
+            self.possible_grid(tensors),
+        )
+
+
+def test_honest_logged_steps_win(tmp_path):
+    scene = Scene.of(build(numerics="logged"), tmp_path / "run")
+    for seed in range(20):
+        liar = Liar(scene, STEP, change=change_somewhere(seed, []))
+        assert settle(scene, STEP, trainer=liar).loser is Loser.TRAINER
+        assert settle(scene, STEP, challenger=liar).loser is Loser.CHALLENGER
+
+
+def test_an_augmented_batch_is_left_open_and_a_shown_one_is_decided(tmp_path):
+    job = replace(build(), dataset=jobs.Points())
+    scene = Scene.of(job, tmp_path / "run")
+    liar = Liar(scene, STEP, replace(job, dataset=Other()))
+    verdict = settle(scene, STEP, challenger=liar)
+    assert verdict.loser is Loser.NONE
+    assert "random numbers" in verdict.reason
+
+
+@pytest.mark.parametrize("side", ["trainer", "challenger"])
+def test_a_wrong_start_loses(scene, side):
+    liar = Liar(scene, 0, trainers.wrong_start(scene.job))
+    verdict = settle(scene, 0, **{side: liar})
+    assert verdict.loser.value == side
+
+
+def test_a_leaf_that_its_own_trace_contradicts_loses(scene):
+    """The state is right and the leaf says otherwise."""
+    liar = Liar(scene, STEP, leaf=replace(scene.leaves[STEP], loss=0.5))
+    verdict = settle(scene, STEP, trainer=liar)
+    assert verdict.loser is Loser.TRAINER
+    assert "loss: expected" in verdict.reason
+
+
+def test_two_liars_never_end_in_a_verdict_for_one(scene):
+    for seed in range(30):
+        first = Liar(scene, STEP, change=change_somewhere(seed, []))
+        second = Liar(scene, STEP, change=change_somewhere(seed + 1000, []))
+        assert settle(scene, STEP, first, second).loser is not Loser.NONE
+
+
+class Faulty(Liar):
+    """Computes as it should, but for one bit of one result, and goes on from there."""
+
+    def __init__(self, scene, step, index, place=0):
+        self._index, self._place = index, place
+        with self._fault():
+            super().__init__(scene, step)
+
+    def detail(self, step, index, what):
+        with self._fault():
+            return super().detail(step, index, what)
+
+    def _fault(self):
+        own, index, place = Recorder._own, self._index, self._place
+
+        def flip(recorder, result):
+            result = own(recorder, result)
+            if recorder._index == index and result.numel() and result.dtype == torch.float32:
+                result.reshape(-1).view(torch.int32)[place % result.numel()] ^= 1
+            return result
+
+        return mock.patch.object(Recorder, "_own", flip)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_one_wrong_bit_of_a_result_is_found_whole_or_in_parts(scene, monkeypatch, whole):
+    monkeypatch.setattr(judge, "_WHOLE_BYTES", 1 << 30 if whole else 0)
+    entries = read(scene.witness()._replay(STEP)._encoded)
+    operators = [e for e in entries if e.body["kind"] == "operator" and e.body["results"]]
+    parts = 0
+    for entry in operators[::3]:
+        liar = Faulty(scene, STEP, entry.index, place=entry.index)
+        if liar.entries[entry.index] == entries[entry.index].to_bytes():
+            continue  # no float32 result of its own
+        verdict = settle(scene, STEP, trainer=liar)
+        assert verdict.loser is Loser.TRAINER, (entry.body["operator"], verdict.reason)
+        assert f"entry {entry.index}" in verdict.reason
+        assert settle(scene, STEP, challenger=liar).loser is Loser.CHALLENGER
+        parts += "in bytes" in verdict.reason
+    assert (parts == 0) if whole else (parts > 5)
+
+
+class Meddling:
+    """Claims of a liar that opens for the judge what has one value changed somewhere."""
+
+    def __init__(self, liar, rng):
+        self._liar, self._rng = liar, rng
+        self.leaves = liar.leaves
+        self.leaf, self.trace, self.operator = liar.leaf, liar.trace, liar.operator
+
+    def up_to(self, step):
+        return Meddling(self._liar.up_to(step), self._rng)
+
+    def detail(self, step, index, what):
+        return changed(self._liar.detail(step, index, what), self._rng)[0]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_is_opened_falsely_helps_nobody(scene, monkeypatch, seed):
+    rng = random.Random(seed)
+    monkeypatch.setattr(judge, "_WHOLE_BYTES", rng.choice([0, 1 << 18]))
+    cheat = rng.choice([*CHEATS, "bit", "bit", "bit"])
+    if cheat == "bit":
+        liar = Faulty(scene, STEP, rng.randrange(1, 40), rng.randrange(100))
+    else:
+        liar = Liar(scene, STEP, CHEATS[cheat](scene.job))
+    assert settle(scene, STEP, trainer=Meddling(liar, rng)).loser is Loser.TRAINER
+    assert settle(scene, STEP, challenger=Meddling(liar, rng)).loser is Loser.CHALLENGER
