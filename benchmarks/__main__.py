@@ -182,23 +182,26 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
 }
 
 
+_MOST_COLUMNS = 10  # that a terminal of 160 characters shows
+
+
 def show(name: str, rows: list[Row]) -> None:
-    """Print one benchmark's rows."""
-    table = Table(title=name)
-    for column in rows[0]:
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(
-            *(
-                f"{v:,.3g}"
-                if isinstance(v, float) and v < 1000
-                else f"{v:,.0f}"
-                if isinstance(v, float)
-                else f"{v}"
-                for v in row.values()
-            )
-        )
-    Console(width=160).print(table)
+    """Print one benchmark's rows, in several tables where they are wide."""
+    first, *others = rows[0]
+    for start in range(0, max(1, len(others)), _MOST_COLUMNS):
+        table = Table(title=name)
+        columns = [first, *others[start : start + _MOST_COLUMNS]]
+        for column in columns:
+            table.add_column(column, justify="right")
+        for row in rows:
+            table.add_row(*(_shown(row[column]) for column in columns))
+        Console(width=160).print(table)
+
+
+def _shown(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def main() -> None:

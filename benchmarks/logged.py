@@ -23,6 +23,7 @@ from benchmarks.models import Workload
 from veritrain.adversaries import rounders
 from veritrain.data import Batches
 from veritrain.numerics.logged.rounding import Rounding
+from veritrain.numerics.logged.samples import Comparing, Gap, Sampling
 from veritrain.numerics.logged.tally import Tally
 from veritrain.numerics.logged.thresholds import CLASSES
 from veritrain.step import Program, run_step
@@ -42,16 +43,15 @@ def _row(model: str, numerics: str) -> Row:
     plain = _step(model, "native", _NUMERICS[numerics])
     program, batch = Program.build(workload.job(numerics, 1000)), _batch(workload)
     auditor = Program.build(workload.job(numerics, 1000))
-    log = b""
+    logs: list[bytes] = []
 
     def train() -> None:
-        nonlocal log
         rounding = _required(program.recording())
         run_step(program, 1, batch, rounding)
-        log = rounding.finish()
+        logs.append(rounding.finish())
 
     def audit() -> None:
-        run_step(auditor, 1, batch, auditor.following(log))
+        run_step(auditor, 1, batch, auditor.following(logs[-1]))
 
     times = interleaved({"plain": plain, "train": train, "audit": audit}, warmup=1, runs=3)
     rounding = _required(program.recording())
@@ -65,7 +65,7 @@ def _row(model: str, numerics: str) -> Row:
         "audit / step": ratio(times, "audit", "train")["median"],
         "memory / unrounded": peaks[numerics] / peaks["native"],
         "rounded values": values,
-        "log kB": len(log) / 1e3,
+        "log kB": max(map(len, logs)) / 1e3,
         "published log kB": values * _PUBLISHED_BITS / 8e3,
         **_corrections(workload, numerics),
         "steered / honest step": _steered(workload, numerics),
@@ -73,13 +73,18 @@ def _row(model: str, numerics: str) -> Row:
 
 
 def _corrections(workload: Workload, numerics: str) -> Row:
-    """Decisions that another machine takes over, for each million values, by class; widest over threshold."""
+    """Decisions that another machine takes over, for each million values, by class; largest gap over threshold.
+
+    The gaps are those of samples of all values, whether a decision hung on them or not.
+    """
     trainer, auditor = (Program.build(workload.job(numerics, 1000)) for _ in range(2))
     batch = _batch(workload)
-    decided = _required(trainer.recording())
+    plain = _required(trainer.recording())
+    decided = Sampling(plain.target, plain.thresholds)
     run_step(trainer, 1, batch, decided)
-    following = _required(auditor.following(decided.finish()))
-    following.reordered = True
+    following = Comparing(
+        plain.target, plain.thresholds, decided.finish(), decided.samples(), reordered=True
+    )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -90,7 +95,7 @@ def _corrections(workload: Workload, numerics: str) -> Row:
     for name in CLASSES:
         tally = following.tally.get(name, Tally(values=1))
         found[f"{name} corrected / million"] = tally.corrected / tally.values * 1e6
-        found[f"{name} widest / threshold"] = tally.widest
+        found[f"{name} gap / threshold"] = following.gaps.get(name, Gap()).share
     return found
 
 

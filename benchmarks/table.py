@@ -50,6 +50,24 @@ def large_table() -> str:
     return "\n".join(lines)
 
 
+def logged_table() -> str:
+    """Markdown: logged numerics, one line for each model and target."""
+    lines = [
+        "| model | rounded to | step / unrounded | audit / step | memory / unrounded | log of a step "
+        "| published log |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for run, row in rows("logged").items():
+        model, numerics = run.rsplit(" ", 1)
+        target = "bfloat16" if numerics.endswith("bf16") else "float32"
+        lines.append(
+            f"| {model} | {target} | {row['step / unrounded']:.2f} | {row['audit / step']:.2f} "
+            f"| {row['memory / unrounded']:.2f} | {row['log kB']:,.0f} kB "
+            f"| {row['published log kB'] / 1000:,.0f} MB |"
+        )
+    return "\n".join(lines)
+
+
 def machine(name: str = "step") -> str:
     """Where the figures of a result were measured."""
     found = json.loads((RESULTS / f"{name}.json").read_text())["machine"]
@@ -61,3 +79,5 @@ if __name__ == "__main__":
     print(machine())
     print(large_table())
     print(machine("large"))
+    print(logged_table())
+    print(machine("logged"))

@@ -20,3 +20,8 @@ def test_the_readme_says_where_they_were_measured():
 def test_the_readme_holds_the_figures_of_full_size_models():
     assert table.large_table() in README, "run python -m benchmarks.table and copy what it prints"
     assert f"Full-size figures are of {table.machine('large')}." in README
+
+
+def test_the_readme_holds_the_figures_of_logged_numerics():
+    assert table.logged_table() in README, "run python -m benchmarks.table and copy what it prints"
+    assert f"Figures of logged numerics are of {table.machine('logged')}." in README

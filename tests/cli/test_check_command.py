@@ -120,7 +120,7 @@ def test_the_shape_of_the_json(call_json, job):
         "disk", "operators", "places",
     }  # fmt: skip
     assert set(data["estimates"]["disk"]) == {
-        "header", "leaf", "first_checkpoint", "checkpoint", "checkpoints", "total",
+        "header", "leaf", "log", "first_checkpoint", "checkpoint", "checkpoints", "total",
     }  # fmt: skip
     assert set(data["estimates"]["places"][0]) == {"name", "calls", "seconds"}
 

@@ -453,8 +453,9 @@ def sgd(momentum: float) -> Any:
         {"optimizer": sgd(0.0), "scheduler": None},
         {"optimizer": sgd(0.9)},
         {"numerics": "native"},
+        {"numerics": "logged"},
     ],
-    ids=["adamw", "one step", "many", "frozen", "sgd", "momentum", "native"],
+    ids=["adamw", "one step", "many", "frozen", "sgd", "momentum", "native", "logged"],
 )
 def test_estimated_bytes_are_those_of_a_run(changes: dict[str, Any], tmp_path: Path) -> None:
     job = jobs.make(**{"model": Wide, **changes})
@@ -474,7 +475,7 @@ def test_estimated_bytes_are_those_of_a_run(changes: dict[str, Any], tmp_path: P
         sum(
             size
             for name, size in files.items()
-            if f"/{step:012d}" in name and not name.startswith("leaves/")
+            if f"/{step:012d}" in name and not name.startswith(("leaves/", "rounding/"))
         )
         for step in (0, job.steps)
     )
@@ -484,6 +485,8 @@ def test_estimated_bytes_are_those_of_a_run(changes: dict[str, Any], tmp_path: P
     assert report.estimates.state_bytes == pytest.approx(state, rel=0.002)
     assert disk.checkpoint == pytest.approx(last, rel=0.002)
     assert disk.total == pytest.approx(sum(files.values()), rel=0.002)
+    logs = [size for name, size in files.items() if name.startswith("rounding/")]
+    assert disk.log * job.steps == pytest.approx(sum(logs), rel=0.1)
 
 
 def test_costs_and_times() -> None:

@@ -35,7 +35,15 @@ def rounding_by(make: MakeRecording) -> Generator[None]:
         yield
 
 
-class Steering(Recording):
+class _Cheating(Recording):
+    """Decides otherwise, looking at the values again when they were rounded already."""
+
+    def settle(self, tensors: Tensors) -> None:
+        """See `Rounding.settle`."""
+        super().settle(replace(tensors, values=tensors.values.copy()))
+
+
+class Steering(_Cheating):
     """Decides every ambiguous entry one way."""
 
     up = False
@@ -61,7 +69,7 @@ class Greedy(Steering):
         return _redecided(self, tensors, wider, np.full(wider.places.size, self.up))
 
 
-class Diluting(Recording):
+class Diluting(_Cheating):
     """Steers every ambiguous entry, and logs all others that are possible as they are, to hide it."""
 
     def decide(self, tensors: Tensors) -> Rounded:
@@ -112,7 +120,7 @@ class Repeating(_AtLast):
         return type(self).first or log
 
 
-class _AtOne(Recording):
+class _AtOne(_Cheating):
     """Changes the record of the first result that has a suitable entry; the results stay honest."""
 
     def __init__(self, target: Target, thresholds: Thresholds) -> None:

@@ -143,7 +143,8 @@ def _estimate_facts(report: CheckReport, estimates: Estimates) -> dict[str, str]
         f"the data set; the state has {_size(estimates.state_bytes)}",
         "disk": f"{_size(disk.total)}: {disk.checkpoints} checkpoints, the first of "
         f"{_size(disk.first_checkpoint)}, the others of {_size(disk.checkpoint)}, "
-        f"and {disk.leaf} bytes for each step",
+        f"and {disk.leaf} bytes for each step"
+        + (f", with a rounding log of {_size(disk.log)}" if disk.log else ""),
     }
 
 

@@ -98,7 +98,14 @@ def _estimates(job: Job, seen: Observation, times: list[float]) -> Estimates | N
         peak_bytes=seen.peak_bytes,
         state_bytes=sum(entry.num_bytes for entry in seen.states[-1]),
         disk=disk_use(
-            seen.header, seen.states, seen.outcomes[-1].loss, job.steps, job.checkpoint_every
+            seen.header,
+            seen.states,
+            seen.outcomes[-1].loss,
+            job.steps,
+            job.checkpoint_every,
+            log=max(
+                (outcome.log_bytes for outcome in seen.outcomes if outcome.log_bytes), default=None
+            ),
         ),
         operators=seen.operators,
         places=seen.places,

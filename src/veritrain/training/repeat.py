@@ -30,12 +30,13 @@ State = tuple[TensorEntry, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class StepOutcome:
-    """What a leaf says of a step (its batch, its loss, the state after it), and how long it took."""
+    """What a leaf says of a step (its batch, its loss, the state after it), its log, and how long it took."""
 
     step: int
     batch: Digest
     loss: float
     state: State
+    log_bytes: int | None  # of its rounding log, where the numerics have one
     seconds: float
 
 
@@ -60,12 +61,17 @@ def do_step(program: Program, batches: Batches, step: int) -> StepOutcome:
     start = perf_counter()
     batch = batches[step]
     digest = batch_digest(batch)  # before the step, which may write into its batch
-    loss = run_step(program, step, batch)
+    rounding = program.recording()
+    loss = run_step(program, step, batch, rounding)
+    log = None if rounding is None else rounding.finish()
     state = capture(program)
     refuse_nan(state, step)
     entries = state_entries(state)
     seconds = perf_counter() - start
-    return StepOutcome(step=step, batch=digest, loss=loss, state=entries, seconds=seconds)
+    return StepOutcome(
+        step=step, batch=digest, loss=loss, state=entries,
+        log_bytes=None if log is None else len(log), seconds=seconds,
+    )  # fmt: skip
 
 
 def repeat(

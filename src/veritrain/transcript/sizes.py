@@ -37,6 +37,7 @@ class DiskUse:
 
     header: int
     leaf: int  # of each step
+    log: int  # of roundings, of each step; 0 where the numerics have none
     first_checkpoint: int  # the initial state, with its leaf
     checkpoint: int  # each later one
     checkpoints: int  # how many, the first included
@@ -44,7 +45,13 @@ class DiskUse:
 
 
 def disk_use(
-    header: Header, states: Sequence[State], loss: float, steps: int, checkpoint_every: int
+    header: Header,
+    states: Sequence[State],
+    loss: float,
+    steps: int,
+    checkpoint_every: int,
+    *,
+    log: int | None = None,
 ) -> DiskUse:
     """The bytes that a run of `steps` steps will take.
 
@@ -54,13 +61,15 @@ def disk_use(
         loss: of one of the steps.
         steps: of the whole run.
         checkpoint_every: steps from one checkpoint to the next.
+        log: bytes of a step's rounding log, where the numerics have one.
 
     Raises:
         UsageError: the run would go over a limit of the format; says which.
     """
     checkpoints = 1 + -(-steps // checkpoint_every)
-    _require_limits(steps, checkpoints)
-    leaf, count = _leaf(steps, loss), min(steps, checkpoint_every)
+    _require_limits(steps, checkpoints, logs=0 if log is None else steps)
+    rounding = None if log is None else _DIGEST
+    leaf, count = _leaf(steps, loss, rounding), min(steps, checkpoint_every)
     segment = encode_segment([leaf] * count)
     initial = len(encode_segment([_leaf(0, None)])) + _commit(0, states[0], ())
     second = _commit(steps, states[-1], states[0])
@@ -70,15 +79,16 @@ def disk_use(
     return DiskUse(
         header=head,
         leaf=len(leaf.to_bytes()),
+        log=log or 0,
         first_checkpoint=initial,
         checkpoint=later,
         checkpoints=checkpoints,
-        total=head + initial + leaves + second + later * (checkpoints - 2),
+        total=head + initial + leaves + second + later * (checkpoints - 2) + (log or 0) * steps,
     )
 
 
-def _require_limits(steps: int, checkpoints: int) -> None:
-    files = 1 + checkpoints * _FILES_PER_COMMIT
+def _require_limits(steps: int, checkpoints: int, logs: int) -> None:
+    files = 1 + checkpoints * _FILES_PER_COMMIT + logs
     if steps + 1 > LIMITS.leaves:
         raise UsageError(f"steps: a run has at most {LIMITS.leaves - 1}, got {steps}")
     if files > LIMITS.files:
@@ -88,9 +98,11 @@ def _require_limits(steps: int, checkpoints: int) -> None:
         )
 
 
-def _leaf(step: int, loss: float | None) -> Leaf:
+def _leaf(step: int, loss: float | None, rounding: bytes | None = None) -> Leaf:
     batch = _DIGEST if step else None
-    return Leaf(step=step, state=_DIGEST, batch=batch, loss=loss, rounding=None, previous=_DIGEST)
+    return Leaf(
+        step=step, state=_DIGEST, batch=batch, loss=loss, rounding=rounding, previous=_DIGEST
+    )
 
 
 def _commit(step: int, state: State, before: State) -> int:

@@ -119,7 +119,7 @@ def test_without_a_scale_the_threshold_is_of_each_value():
 def test_a_target_says_the_finest_step_under_the_scale():
     for scale, finest in ((1.0, -13), (0.99, -14), (2.0**20, 7), (1e-45, -149), (2.0**-130, -143)):
         grid = HALF.grid(scale, 10.0)
-        assert (grid.bits, grid.finest, grid.relative) == (8, finest, 0.0)
+        assert (grid.bits, grid.finest, grid.relative) == (8, finest, 10.0 * 2.0**-16)
         assert grid.delta == 10.0 * 2.0**-24 * scale
     assert HALF.grid(None, 10.0).relative == 10.0 * 2.0**-16
     for scale in (0.0, math.inf, math.nan):
@@ -130,7 +130,7 @@ def test_a_target_says_the_finest_step_under_the_scale():
 # Lies, in a tensor of 40 values of which number 7 is 5 units above a boundary; no other is near one
 
 STEP = 2.0**-13  # of `HALF` at the scale 1
-UNIT = 2.0**-24
+UNIT = HALF.unit * (1.0 + 2.0**HALF.bits * STEP)  # there: of the scale, and of the step itself
 NEAR = 7
 MIDDLE = float(boundary(107, -13))
 
@@ -668,7 +668,7 @@ WIDE = replace(HALF, depth=24)  # steps of two units, less than the threshold
 @pytest.mark.parametrize("shares", [(0.2, 0.8), (0.8, 0.2), (0.1, 0.9)])
 def test_honest_machines_are_not_rejected_where_the_threshold_is_wider_than_the_grid(shares):
     """What was not logged, although within the threshold, is free."""
-    mine, theirs = (np.array([(50 + share) * 2 * UNIT]) for share in shares)
+    mine, theirs = (np.array([(50 + share) * 2 * HALF.unit]) for share in shares)
     assert abs(mine - theirs)[0] < WIDE.grid(1.0, LOGGED).delta
     log, _ = recorded(WIDE, [mine])
     with pytest.raises(InconclusiveError, match=NAMED + r"0, 0\.0\d+ times") as e:
@@ -680,7 +680,7 @@ def test_honest_machines_are_not_rejected_where_the_threshold_is_wider_than_the_
 @pytest.mark.parametrize("shares", [(0.3, 0.96), (0.7, 0.96)])
 def test_honest_decisions_are_not_forged_where_the_threshold_is_wider_than_the_grid(shares):
     """Nearer than the threshold to each other, but the auditor's value is not within the reach."""
-    mine, theirs = (np.array([(50 + share) * 2 * UNIT]) for share in shares)
+    mine, theirs = (np.array([(50 + share) * 2 * HALF.unit]) for share in shares)
     assert abs(mine - theirs)[0] < WIDE.grid(1.0, LOGGED).delta
     log, _ = recorded(WIDE, [mine])
     with contextlib.suppress(InconclusiveError):
@@ -691,7 +691,7 @@ def test_honest_decisions_are_not_forged_where_the_threshold_is_wider_than_the_g
 @pytest.mark.parametrize("scale", [1.0, 2.0**-30, 2.0**40])
 def test_out_of_reach_is_no_forgery_where_the_threshold_is_wider_than_the_grid(theirs, scale):
     """But one on a grid whose steps are wider."""
-    step, which = 2 * UNIT * scale, "entry 0 logged as rounded up"
+    step, which = 2 * HALF.unit * scale, "entry 0 logged as rounded up"
     mine = 50.7 if theirs > 0 else -50.3
     log, _ = recorded(WIDE, [np.array([mine * step])], scale=scale)
     for target, wide, error, match in (
@@ -704,7 +704,7 @@ def test_out_of_reach_is_no_forgery_where_the_threshold_is_wider_than_the_grid(t
 
 @pytest.mark.parametrize("v", [math.inf, -math.inf, math.nan])
 def test_a_decision_about_what_is_not_finite_is_forged_however_wide_the_threshold(v):
-    log, _ = recorded(WIDE, [np.array([50.3 * 2 * UNIT])])
+    log, _ = recorded(WIDE, [np.array([50.3 * 2 * HALF.unit])])
     with pytest.raises(VerificationError, match="forged decision"):
         replayed(WIDE, log, [np.array([v])])
 
@@ -716,15 +716,15 @@ def test_what_is_possible_says_whether_out_of_reach_is_forged(depth, error):
     """Not what is logged: 10 units, less than a quarter of a step of 2048, 512 or 256."""
     target, step = replace(HALF, depth=depth), 2.0 ** (1 - depth)
     assert step / 4 > LOGGED * UNIT
-    assert (step / 4 < POSSIBLE * UNIT) == (error is InconclusiveError)
-    log, _ = recorded(target, [np.array([50.5 * step + 5 * UNIT])])
+    assert (step / 4 < POSSIBLE * HALF.unit) == (error is InconclusiveError)
+    log, _ = recorded(target, [np.array([50.5 * step + 5 * HALF.unit])])
     with pytest.raises(error, match="entry 0 logged as rounded"):
         replayed(target, log, [np.array([51.0 * step])])
 
 
 @pytest.mark.parametrize("theirs", [0.0, -0.0])
 def test_a_zero_out_of_reach_is_no_forgery_where_the_threshold_is_wider_than_the_grid(theirs):
-    log, _ = recorded(WIDE, [np.array([0.3 * 2 * UNIT])])
+    log, _ = recorded(WIDE, [np.array([0.3 * 2 * HALF.unit])])
     with pytest.raises(InconclusiveError, match="wider than the grid"):
         replayed(WIDE, log, [np.array([theirs])])
 
@@ -734,16 +734,17 @@ def test_honest_decisions_are_not_forged_where_the_auditor_is_in_the_next_binade
     """Nearer than the threshold to each other; what is possible is 0.4 of the trainer's step."""
     thresholds = Thresholds({"product": 0.4 * STEP / UNIT - REACH * GROWTH})
     mine, theirs = (np.array([sign * (255.5 + d) * STEP]) for d in (0.245, 0.60))
-    assert abs(mine - theirs)[0] < HALF.grid(1.0, thresholds.logged("product", GROWTH)).delta
+    grid = HALF.grid(1.0, thresholds.logged("product", GROWTH))
+    assert abs(mine - theirs)[0] < grid.delta + grid.relative * STEP
     log, _ = recorded(HALF, [mine], thresholds=thresholds)
     with contextlib.suppress(InconclusiveError):
         replayed(HALF, log, [theirs], thresholds=thresholds)
 
 
 def test_an_entry_beyond_the_reach_is_named_with_its_distance():
-    log, _ = recorded(WIDE, [np.array([50.2 * 2 * UNIT])])
+    log, _ = recorded(WIDE, [np.array([50.2 * 2 * HALF.unit])])
     with pytest.raises(InconclusiveError, match=NAMED + "0, ") as e:
-        replayed(WIDE, log, [np.array([50.97 * 2 * UNIT])])
+        replayed(WIDE, log, [np.array([50.97 * 2 * HALF.unit])])
     assert "-1 times" not in str(e.value)
 
 
@@ -810,10 +811,12 @@ def test_grids_of_a_result_are_as_wide_as_its_thresholds():
     for kind, growth, logged in (("product", 200.0, 6.25), ("product", 1.0, 4), ("sum", 200.0, 3)):
         of = replace(tensors(np.empty(0), 2.0, kind), growth=growth)
         near, far = rounding.logged_grid(of), rounding.possible_grid(of)
-        assert near.delta == logged * UNIT * 2.0
-        assert far.delta == (logged + REACH * growth) * UNIT * 2.0
+        assert near.delta == logged * HALF.unit * 2.0
+        assert far.delta == (logged + REACH * growth) * HALF.unit * 2.0
         assert near.most < 0.25
-        assert replace(far, delta=near.delta, most=near.most) == near
+        assert near.relative == logged * HALF.unit * 2**HALF.bits
+        assert far.relative == (logged + REACH * growth) * HALF.unit * 2**HALF.bits
+        assert (near.bits, near.finest) == (far.bits, far.finest)
         assert far.most == 0.498
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
+from fractions import Fraction
 from functools import reduce
+from math import comb
 
 import pytest
 from hypothesis import given
@@ -59,12 +63,29 @@ def test_a_decision_beyond_the_threshold_is_steered(widest, is_steered):
     assert Tally(values=10**6, logged=10**4, corrected=1, widest=widest).is_steered == is_steered
 
 
-@pytest.mark.parametrize("logged", [0, 1, 32, 100, 10**4, 10**9])
-def test_more_foreign_decisions_than_a_share_and_a_few_are_steered(logged):
-    most = int(module._CHANCE + module._STEERED * logged)
-    for corrected, is_steered in ((0, False), (most, False), (most + 1, True), (2 * most, True)):
-        tally = Tally(values=10**10, logged=logged, corrected=corrected, widest=0.5)
-        assert tally.is_steered == is_steered
+@pytest.mark.parametrize("logged", [33, 100, 300, 10**4, 10**9])
+def test_from_some_number_of_foreign_decisions_on_it_is_steering(logged):
+    def is_steered(corrected: int) -> bool:
+        return Tally(values=10**10, logged=logged, corrected=corrected, widest=0.5).is_steered
+
+    most = bisect_right(range(logged + 1), False, key=is_steered) - 1  # the last that is honest
+    spread = math.sqrt(logged * 7 / 64)  # of a binomial distribution of an eighth
+    assert max(module._CHANCE, logged / 8 + 6 * spread) - 1 < most
+    assert most < max(module._CHANCE, logged / 8 + 12 * spread) + 1
+    assert not is_steered(0) and is_steered(logged)
+
+
+@pytest.mark.parametrize("corrected", range(module._CHANCE + 1))
+def test_few_foreign_decisions_show_nothing(corrected):
+    assert not Tally(values=10**6, logged=corrected, corrected=corrected, widest=0.5).is_steered
+
+
+@given(st.integers(1, 120), st.data())
+def test_a_surprise_bounds_the_probability_of_so_many(of, data):
+    count = data.draw(st.integers(0, of))
+    p = Fraction(1, 8)
+    tail = sum(comb(of, k) * p**k * (1 - p) ** (of - k) for k in range(count, of + 1))
+    assert float(tail) <= 2.0 ** -module._surprise(count, of) * (1 + 1e-9)
 
 
 def test_honest_machines_are_not_steered_and_one_who_decides_all_one_way_is():

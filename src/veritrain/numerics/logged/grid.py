@@ -33,7 +33,6 @@ OFFSET = 0.0006180339887498949  # of a step; no multiple of a small power of two
 _SLACK = 2.0**-27  # of a step: what rounding x + 1/2 itself may be wrong by, with room
 BLOCK = 1 << 16  # entries with a sketch of their own
 _CHUNK = 64  # entries that are looked through together
-_SHARE = 16  # one entry of so many is ambiguous at most, or the pass is done again
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _NOT_FINITE = np.int32(0x7F800000)
 _NAN = np.int32(0x7FC00000)  # the one NaN that a result can be
@@ -98,22 +97,39 @@ def _rank(n, exponent, finest, bits, pattern):
 
 @bare_jit
 def _round_kernel(
-    values, out, bits, finest, delta, relative, most, places, up, share, sketch, counts, start, stop
+    values,
+    out,
+    bits,
+    finest,
+    delta,
+    relative,
+    most,
+    places,
+    up,
+    held,
+    near,
+    sketch,
+    counts,
+    start,
+    stop,
 ):
     """Round the blocks [start, stop); `places` and `up` take the ambiguous entries of a block from its
-    first entry // share on.
+    first entry on, `counts` how many there are.
 
-    `counts` takes how many there are, also where they do not fit. Returns the checksum.
+    `held` and `near` have room for a chunk of each block: its values, since `out` may be their memory, and
+    which of them are ambiguous. Returns the checksum.
     """
     checksum = np.uint64(0)
     for block in range(start, stop):
         begin = block * BLOCK
         end = min(begin + BLOCK, values.shape[0])
-        room, first, count = (end - begin) // share, begin // share, 0
-        total = np.int64(0)
+        count, total = 0, np.int64(0)
         for low in range(begin, end, _CHUNK):
             high = min(low + _CHUNK, end)
-            source, target = values[low:high], out[low:high]
+            source, target = held[block, : high - low], out[low:high]
+            given = values[low:high]
+            for i in range(source.shape[0]):
+                source[i] = given[i]
             unsure = 0
             for i in range(source.shape[0]):
                 v = np.float64(source[i])
@@ -121,7 +137,9 @@ def _round_kernel(
                 inverse = _power(-exponent)
                 x = v * inverse
                 n = np.floor(x + (0.5 - OFFSET))
-                unsure += 0.5 - abs((x - n) - OFFSET) <= min(delta * inverse + relative, most)
+                is_near = 0.5 - abs((x - n) - OFFSET) <= min(delta * inverse + relative, most)
+                near[block, i] = is_near
+                unsure += is_near
                 pattern = _pattern(n * _power(exponent) + 0.0)
                 target[i] = pattern
                 mixed = _mixed(low + i)
@@ -130,14 +148,11 @@ def _round_kernel(
                 total += rank if mixed & np.uint64(0x80000000) else -rank
             if unsure:
                 for i in range(source.shape[0]):
-                    v = np.float64(source[i])
-                    inverse = _power(-_step_exponent(v, bits, finest))
-                    x = v * inverse
-                    side = (x - np.floor(x + (0.5 - OFFSET))) - OFFSET
-                    if 0.5 - abs(side) <= min(delta * inverse + relative, most):
-                        if count < room:
-                            places[first + count] = low + i
-                            up[first + count] = side < 0.0
+                    if near[block, i]:
+                        v = np.float64(source[i])
+                        x = v * _power(-_step_exponent(v, bits, finest))
+                        places[begin + count] = low + i
+                        up[begin + count] = (x - np.floor(x + (0.5 - OFFSET))) - OFFSET < 0.0
                         count += 1
         sketch[block] = np.uint16(total & 0xFFFF)
         counts[block] = count
@@ -149,21 +164,18 @@ def round_to(grid: Grid, values: np.ndarray, out: np.ndarray) -> Rounded:
 
     Args:
         values: float64 or float32, flat.
-        out: float32 of the same size, other memory.
+        out: float32 of the same size, other memory or the same.
     """
     blocks = -(-values.size // BLOCK)
     sketch, counts = np.empty(blocks, np.uint16), np.empty(blocks, np.int64)
-    for share in (_SHARE, 1):
-        places = np.empty(values.size // share, np.int64)
-        up = np.empty(places.size, np.bool_)
-        checksums = run(
-            _round_kernel, blocks, values, out.view(np.int32), grid.bits, grid.finest, grid.delta,
-            grid.relative + _SLACK, grid.most, places, up, share, sketch, counts, grain=1,
-        )  # fmt: skip
-        first = np.arange(blocks) * BLOCK // share
-        if all(np.diff(first, append=places.size) >= counts):
-            break
-    filled = [slice(f, f + c) for f, c in zip(first.tolist(), counts.tolist(), strict=True) if c]
+    held, near = np.empty((blocks, _CHUNK), values.dtype), np.empty((blocks, _CHUNK), np.bool_)
+    # room for all; memory that nothing is written to is never taken
+    places, up = np.empty(values.size, np.int64), np.empty(values.size, np.bool_)
+    checksums = run(
+        _round_kernel, blocks, values, out.view(np.int32), grid.bits, grid.finest, grid.delta,
+        grid.relative + _SLACK, grid.most, places, up, held, near, sketch, counts, grain=1,
+    )  # fmt: skip
+    filled = [slice(b * BLOCK, b * BLOCK + c) for b, c in enumerate(counts.tolist()) if c]
     return Rounded(
         places=_joined(places, filled), up=_joined(up, filled),
         checksum=sum(map(int, checksums)) % 2**64, sketch=sketch,
@@ -264,9 +276,9 @@ def follow(
 
 def settle(x: Tensor, bits: int) -> None:
     """Round a float32 tensor to `bits` significant bits, in place."""
-    values = x.detach().contiguous()
-    out = torch.empty_like(values)
-    nothing = Grid(bits=bits, finest=-149, delta=-math.inf)
-    round_to(nothing, values.numpy().reshape(-1), out.numpy().reshape(-1))
-    with torch.no_grad():
-        x.copy_(out)
+    values = x.detach().contiguous()  # `x` itself where it can be
+    flat = values.numpy().reshape(-1)
+    round_to(Grid(bits=bits, finest=-149, delta=-math.inf), flat, flat)
+    if values.data_ptr() != x.data_ptr():
+        with torch.no_grad():
+            x.copy_(values)

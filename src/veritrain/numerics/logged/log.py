@@ -45,10 +45,14 @@ def _encode_kernel(places, up, low, out):
             out[at >> 3] |= np.uint8(128 >> (at & 7))
             at += 1
         at += 1
-        for bit in range(low - 1, -1, -1):
-            if (gap >> bit) & 1:
-                out[at >> 3] |= np.uint8(128 >> (at & 7))
-            at += 1
+        left = low  # bits of the gap that are to be written, as many as fit into a byte at a time
+        while left > 0:
+            room = 8 - (at & 7)
+            taken = min(room, left)
+            left -= taken
+            part = (gap >> left) & ((1 << taken) - 1)
+            out[at >> 3] |= np.uint8(part << (room - taken))
+            at += taken
     return at
 
 
@@ -68,9 +72,14 @@ def _decode_kernel(data, start, low, size, places, up):
         at += 1
         if at + low > end or gap > size >> low:
             return -1
-        for _ in range(low):
-            gap = 2 * gap + ((data[at >> 3] >> (7 - (at & 7))) & 1)
-            at += 1
+        left = low
+        while left > 0:
+            room = 8 - (at & 7)
+            taken = min(room, left)
+            left -= taken
+            part = (np.int64(data[at >> 3]) >> (room - taken)) & ((1 << taken) - 1)
+            gap = (gap << taken) | part
+            at += taken
         if gap >= size - before - 1:
             return -1
         before += gap + 1

@@ -79,9 +79,13 @@ class LoggedMode(ExactMode):
 def _round(
     rounding: Rounding, values: Tensor, of: tuple[str, str, str], scale: float | None, growth: float
 ) -> Tensor:
-    """Values of the computing precision as float32 on the grid; `of`: operator, result and class."""
+    """Values of the computing precision as float32 on the grid; `of`: operator, result and class.
+
+    In their own memory where they are float32 already: fresh memory costs more than rounding.
+    """
     values = values.detach().contiguous()
-    out = torch.empty(values.shape, dtype=torch.float32)
+    is_wide = values.dtype != torch.float32
+    out = torch.empty(values.shape, dtype=torch.float32) if is_wide else values
     operator, result, kind = of
     rounding.settle(
         Tensors(

@@ -33,15 +33,19 @@ class Target:
     depth: int  # finest step of a tensor under its scale: 2**-depth
 
     def grid(self, scale: float | None, width: float) -> Grid:
-        """The grid of a result of `scale`, with entries ambiguous up to `width` units."""
-        if scale is None:  # relative to each value
-            return Grid(
-                bits=self.bits, finest=-149, delta=0.0, relative=width * self.unit * 2**self.bits
-            )
+        """The grid of a result of `scale`, with entries ambiguous up to `width` units.
+
+        A unit is u times the scale, and as much relative to each value: no scale bounds the last few
+        operations on a large one.
+        """
+        relative = width * self.unit * 2**self.bits
+        if scale is None:
+            return Grid(bits=self.bits, finest=-149, delta=0.0, relative=relative)
         if not 0.0 < scale < math.inf:  # all zero, or not finite: then so is the result
             return Grid(bits=self.bits, finest=-149, delta=0.0)
         finest = max(math.frexp(scale)[1] - self.depth, -149)
-        return Grid(bits=self.bits, finest=finest, delta=width * self.unit * scale)
+        delta = width * self.unit * scale
+        return Grid(bits=self.bits, finest=finest, delta=delta, relative=relative)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +58,7 @@ class Tensors:
     scale: float | None
     growth: float
     values: np.ndarray  # flat, of the arithmetic's dtype
-    out: np.ndarray  # flat, float32
+    out: np.ndarray  # flat, float32; may be the memory of `values`, which rounding overwrites then
 
 
 class Rounding(ABC):
@@ -132,6 +136,7 @@ class Following(Rounding):
         super().__init__(target, thresholds)
         self._data = log
         self._log = LogReader(log)
+        self._kept = np.empty(0, np.float32)
 
     @property
     def position(self) -> int:
@@ -144,6 +149,7 @@ class Following(Rounding):
 
     def settle(self, tensors: Tensors) -> None:
         """See `Rounding.settle`."""
+        tensors = self._keeping(tensors)
         claimed = self._log.next(tensors.values.size)
         grid = self.logged_grid(tensors)
         own = round_to(grid, tensors.values, tensors.out)
@@ -169,6 +175,16 @@ class Following(Rounding):
         """See `Rounding.finish`."""
         self._log.finish()
         return self._data
+
+    def _keeping(self, tensors: Tensors) -> Tensors:
+        """The same with values that rounding does not overwrite, in memory that is used again."""
+        size = tensors.values.size
+        if not np.may_share_memory(tensors.values, tensors.out):
+            return tensors
+        if self._kept.size < size:
+            self._kept = np.empty(size, tensors.values.dtype)
+        self._kept[:size] = tensors.values
+        return replace(tensors, values=self._kept[:size])
 
 
 def _out_of_reach(

@@ -10,20 +10,20 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from veritrain.numerics.integers import Slices, channels_of, jit, rows_of
 from veritrain.numerics.parallel import grain_of, run
+from veritrain.numerics.sums import bare_jit
 
+_MAGNITUDE = np.int32(0x7FFFFFFF)
 _LANES = 8  # partial sums of a row: value i goes to lane i % 8
 
 
 @jit
-def _rows_kernel(x_pacb, top, start, stop):
-    """Largest sum of squares of the slices [start, stop), whose values lie together."""
+def _rows_kernel(x_pacb, squares, start, stop):
+    """Sums of squares of the slices [start, stop), whose values lie together."""
     num_c = x_pacb.shape[2]
-    largest = 0.0
     lanes = np.empty(_LANES, np.float64)
     for s in range(start, stop):
         p = s // num_c
@@ -41,59 +41,65 @@ def _rows_kernel(x_pacb, top, start, stop):
         total = 0.0
         for lane in range(_LANES):
             total += lanes[lane]
-        if total > largest or total != total:  # a NaN stays: nothing is greater
-            largest = total
-    top[start] = largest
+        squares[s] = total
 
 
 @jit
-def _columns_kernel(x_pac, width, top, start, stop):
+def _columns_kernel(x_pac, width, squares, start, stop):
     """The same of columns, in blocks of `width`: memory is read in order."""
     num_c = x_pac.shape[2]
     blocks = (num_c + width - 1) // width
-    largest = 0.0
-    totals = np.empty(width, np.float64)
     for block in range(start, stop):
         p = block // blocks
         low = (block - p * blocks) * width
         high = min(low + width, num_c)
+        totals = squares[p * num_c + low : p * num_c + high]
         totals[:] = 0.0
         for a in range(x_pac.shape[1]):
             row = x_pac[p, a, low:high]
             for i in range(row.shape[0]):
                 totals[i] += np.float64(row[i]) * np.float64(row[i])
-        for i in range(high - low):
-            if totals[i] > largest or totals[i] != totals[i]:
-                largest = totals[i]
-    top[start] = largest
 
 
 _COLUMNS = 512  # whose totals stay in the first-level cache
 
 
-def largest_norm(x: Tensor, shape: Slices) -> float:
-    """The largest 2-norm of the slices of a tensor that is seen as `shape` = (P, A, C, B).
+def norms(x: Tensor, shape: Slices) -> np.ndarray:
+    """The 2-norms of the slices of a tensor that is seen as `shape` = (P, A, C, B), float64, p first.
 
-    One slice is x[p, :, c, :], as in `integers`. NaN where a slice holds one.
+    One slice is x[p, :, c, :], as in `integers`.
     """
     num_p, num_a, num_c, num_b = shape
-    if not x.numel():
-        return 0.0
     values = x.detach().contiguous().numpy().reshape(shape)
+    squares = np.empty(num_p * num_c)
     if num_b == 1 and num_a > 1:
-        count = num_p * -(-num_c // _COLUMNS)
-        top = np.zeros(count)
-        run(_columns_kernel, count, values[..., 0], _COLUMNS, top, grain=grain_of(num_a * _COLUMNS))
+        count, grain = num_p * -(-num_c // _COLUMNS), grain_of(num_a * _COLUMNS)
+        run(_columns_kernel, count, values[..., 0], _COLUMNS, squares, grain=grain)
     else:
-        count = num_p * num_c
-        top = np.zeros(count)
-        run(_rows_kernel, count, values, top, grain=grain_of(num_a * num_b))
-    return math.sqrt(float(top.max()))
+        run(_rows_kernel, squares.size, values, squares, grain=grain_of(num_a * num_b))
+    return np.sqrt(squares)
+
+
+def largest_norm(x: Tensor, shape: Slices) -> float:
+    """The largest of `norms`; NaN where a slice holds one, 0 of an empty tensor."""
+    return float(norms(x, shape).max()) if x.numel() else 0.0
+
+
+@bare_jit
+def _largest_kernel(patterns, start, stop):
+    """The largest magnitude bits: integer order is magnitude order, and NaN is above all."""
+    top = np.int32(0)
+    part = patterns[start:stop]
+    for i in range(part.shape[0]):
+        top = max(top, np.int32(part[i] & _MAGNITUDE))
+    return top
 
 
 def largest(x: Tensor) -> float:
-    """The largest magnitude of a tensor; 0 of an empty one."""
-    return float(torch.linalg.vector_norm(x, math.inf)) if x.numel() else 0.0
+    """The largest magnitude of a float32 tensor; 0 of an empty one, NaN where one is."""
+    patterns = x.detach().contiguous().numpy().reshape(-1).view(np.int32)
+    tops = run(_largest_kernel, patterns.size, patterns)
+    return float(np.int32(max(tops)).view(np.float32))
 
 
 def norm_along(x: Tensor, axis: int) -> float:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_STEERED = 0.25  # of the logged decisions that are not one's own, and so many more by chance
-_CHANCE = 32
+_FOREIGN = 1 / 8  # of the logged decisions, on a machine that is a quarter of the threshold off
+_DOUBT = 40.0  # bits; honest machines are held to steer in one run of 2**40 at most
+_CHANCE = 32  # decisions that show nothing: equal values, in many entries at once, decide alike
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +37,24 @@ class Tally:
         A value within the threshold of its boundary, drawn evenly, falls on the other side on a machine
         that is a quarter of the threshold off in one case of eight; never beyond the threshold.
         """
-        return self.widest > 1.0 or self.corrected > _CHANCE + _STEERED * (
-            self.logged - self.padding
-        )
+        if self.widest > 1.0:
+            return True
+        doubt = _surprise(self.corrected, self.logged - self.padding)
+        return self.corrected > _CHANCE and doubt > _DOUBT
+
+
+def _surprise(count: int, of: int) -> float:
+    """Bits: 2 to minus that bounds the probability that so many of `of` decisions are foreign.
+
+    Source: Chernoff's bound for binomial tails (Hoeffding 1963, theorem 1).
+    """
+    if count >= of:
+        return of * -math.log2(_FOREIGN) if count == of else math.inf
+    share = count / of
+    if share <= _FOREIGN:
+        return 0.0
+    rest = (1.0 - share) * math.log2((1.0 - share) / (1.0 - _FOREIGN))
+    return of * (share * math.log2(share / _FOREIGN) + rest)
 
 
 def combined(tallies: Mapping[str, Tally], others: Mapping[str, Tally]) -> dict[str, Tally]:

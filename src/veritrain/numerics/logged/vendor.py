@@ -16,15 +16,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from veritrain.numerics.integers import Slices, channels_of
 from veritrain.numerics.logged.scales import (
     largest,
+    largest_norm,
     norm_along,
     norm_of_channels,
     norm_of_positions,
+    norms,
 )
 
 aten: Any = torch.ops.aten
@@ -210,54 +214,106 @@ def _vector_norm(call: Call) -> Results:
 
 @_vendor("embedding", aten.embedding_dense_backward.default)
 def _embedding_backward(call: Call) -> Results:
-    count = max(1, call.size("indices"))
-    yield Result(0, call.top("grad_output") * math.sqrt(count), math.sqrt(count))
+    repeats = int(torch.bincount(call["indices"].reshape(-1)).max())  # rows added to one
+    yield Result(0, call.top("grad_output") * repeats, math.sqrt(repeats))
 
 
 # Norms: a mean, the inverse of a spread, then what is made of both
 
 
-def _norm_forward(call: Call, length: int) -> Results:
-    top, growth = call.top("input"), math.sqrt(length)
+class _Norm(NamedTuple):
+    """How a norm cuts its input: into slices with a mean and a spread each, and into parts with an
+    entry of the weight each."""
+
+    slices: Slices
+    parts: Slices
+
+    @property
+    def length(self) -> int:
+        """Values of a slice."""
+        return self.slices[1] * self.slices[3]
+
+    @property
+    def terms(self) -> int:
+        """Values of a part."""
+        return self.parts[1] * self.parts[3]
+
+
+def _magnitudes(x: Tensor) -> np.ndarray:
+    return x.detach().reshape(-1).double().abs().numpy()
+
+
+def _weights(call: Call, norm: _Norm) -> np.ndarray | float:
+    """Magnitudes of the weight, for each slice where it has its own, else at most."""
+    if norm.slices == norm.parts and call["weight"] is not None:
+        return _magnitudes(call["weight"])
+    return call.top("weight", 1.0)
+
+
+def _norm_forward(call: Call, norm: _Norm) -> Results:
+    top, growth = call.top("input"), math.sqrt(norm.length)
     yield Result(1, top, growth)
     yield Result(2, None, growth)
-    spread = largest(call.results[2])
-    yield Result(0, top * spread * call.top("weight", 1.0) + call.top("bias"), growth)
+    mean, inverse = _magnitudes(call.results[1]), _magnitudes(call.results[2])
+    with np.errstate(all="ignore"):
+        largest = ((top + mean) * inverse * _weights(call, norm)).max()
+    yield Result(0, float(largest) + call.top("bias"), growth)
 
 
-def _norm_backward(call: Call, spread: str, length: int, rows: int) -> Results:
-    """Gradients of the image, the weight and the bias; `rows` values add up to the latter two."""
-    grad, inverse = call.top("grad_out"), call.top(spread)
-    normal = max(1.0, min(call.top("input") * inverse, math.sqrt(length)))  # of normalised values
-    yield Result(0, grad * call.top("weight", 1.0) * inverse * normal, math.sqrt(length))
-    yield Result(1, grad * normal * math.sqrt(rows), math.sqrt(rows))
-    yield Result(2, grad * math.sqrt(rows), math.sqrt(rows))
+def _norm_backward(call: Call, norm: _Norm, mean_name: str, inverse_name: str) -> Results:
+    """Gradients of the image, the weight and the bias.
+
+    The first is weight * inverse * (g - mean of g - x * mean of g x), x being normalised: its square has a
+    mean of 1, so that the mean of g x is below the root of the mean square of g.
+    """
+    grad, growth = call["grad_out"], math.sqrt(norm.length)
+    mean, inverse = _magnitudes(call[mean_name]), _magnitudes(call[inverse_name])
+    lengths = norms(grad, norm.slices)
+    most = lengths.max() if norm.slices == norm.parts else largest_norm(grad, norm.parts)
+    with np.errstate(all="ignore"):
+        normal = np.clip((call.top("input") + mean) * inverse, 1.0, growth)
+        spread = lengths / growth * inverse * _weights(call, norm)
+        image = float((spread * (1.0 + normal)).max())
+    total = float(most) * math.sqrt(norm.terms)  # of magnitudes, by Cauchy and Schwarz
+    yield Result(0, image, growth)
+    yield Result(1, total * float(normal.max()), math.sqrt(norm.terms))
+    yield Result(2, total, math.sqrt(norm.terms))
+
+
+def _layer(call: Call) -> _Norm:
+    length = math.prod(call["normalized_shape"])
+    rows = call.size("input") // length
+    return _Norm((1, 1, rows, length), (1, rows, length, 1))
 
 
 @_vendor("norm", aten.native_layer_norm.default)
 def _layer_norm(call: Call) -> Results:
-    return _norm_forward(call, math.prod(call["normalized_shape"]))
+    return _norm_forward(call, _layer(call))
 
 
 @_vendor("norm", aten.native_layer_norm_backward.default)
 def _layer_norm_backward(call: Call) -> Results:
-    length = math.prod(call["normalized_shape"])
-    return _norm_backward(call, "rstd", length, call.size("input") // length)
+    return _norm_backward(call, _layer(call), "mean", "rstd")
+
+
+def _group(call: Call) -> _Norm:
+    samples, channels, groups = call["N"], call["C"], call["group"]
+    slices = samples * groups, channels // groups * call["HxW"]
+    return _Norm((1, 1, *slices), (1, samples, channels, call["HxW"]))
 
 
 @_vendor("norm", aten.native_group_norm.default)
 def _group_norm(call: Call) -> Results:
-    return _norm_forward(call, call["C"] // call["group"] * call["HxW"])
+    return _norm_forward(call, _group(call))
 
 
 @_vendor("norm", aten.native_group_norm_backward.default)
 def _group_norm_backward(call: Call) -> Results:
-    length = call["C"] // call["group"] * call["HxW"]
-    return _norm_backward(call, "rstd", length, call["N"] * call["HxW"])
+    return _norm_backward(call, _group(call), "mean", "rstd")
 
 
-def _per_channel(call: Call) -> int:
-    return call.size("input") // call["input"].shape[1]
+def _batch(call: Call) -> _Norm:
+    return _Norm(channels_of(call["input"]), channels_of(call["input"]))
 
 
 def _mean_scale(call: Call) -> float:
@@ -273,12 +329,12 @@ def _variance_scale(call: Call) -> float:
     when="training", writes={"running_mean": _mean_scale, "running_var": _variance_scale},
 )  # fmt: skip
 def _batch_norm(call: Call) -> Results:
-    return _norm_forward(call, _per_channel(call))
+    return _norm_forward(call, _batch(call))
 
 
 @_vendor("norm", aten.native_batch_norm_backward.default, when="train")
 def _batch_norm_backward(call: Call) -> Results:
-    return _norm_backward(call, "save_invstd", _per_channel(call), _per_channel(call))
+    return _norm_backward(call, _batch(call), "save_mean", "save_invstd")
 
 
 # Attention as one operator. Its weights are at most 1 and add up to 1 for each query.
@@ -289,19 +345,27 @@ def _logit_factor(call: Call) -> float:
     return float(call["scale"]) if call["scale"] is not None else 1.0 / math.sqrt(width)
 
 
+def _logits(call: Call) -> float:
+    """Their largest magnitude at most."""
+    return norm_along(call["query"], -1) * norm_along(call["key"], -1) * _logit_factor(call)
+
+
 @_vendor("attention", aten._scaled_dot_product_flash_attention_for_cpu.default)
 def _attention(call: Call) -> Results:
-    width, keys = call["query"].shape[-1], call["key"].shape[-2]
-    logits = norm_along(call["query"], -1) * norm_along(call["key"], -1) * _logit_factor(call)
-    yield Result(0, call.top("value"), math.sqrt(keys))
-    yield Result(1, logits + math.log(keys) + 1.0, math.sqrt(width))
+    growth = math.sqrt(max(call["query"].shape[-1], call["key"].shape[-2]))
+    logits = _logits(call)
+    yield Result(0, call.top("value") * (1.0 + logits), growth)
+    yield Result(1, logits + math.log(call["key"].shape[-2]) + 1.0, growth)
 
 
 @_vendor("attention", aten._scaled_dot_product_flash_attention_for_cpu_backward.default)
 def _attention_backward(call: Call) -> Results:
-    keys, queries = call["key"].shape[-2], call["query"].shape[-2]
-    grad = norm_along(call["grad_out"], -1)
-    slopes = grad * norm_along(call["value"], -1) * _logit_factor(call)  # of the logits
-    yield Result(0, slopes * call.top("key"), math.sqrt(keys))
-    yield Result(1, slopes * call.top("query") * math.sqrt(queries), math.sqrt(queries))
-    yield Result(2, call.top("grad_out") * math.sqrt(queries), math.sqrt(queries))
+    grad, query, keys = call["grad_out"], call["query"], call["key"].shape[-2]
+    queries, width = query.shape[-2], query.shape[-1]
+    relative = 1.0 + _logits(call)  # error of a weight, over u
+    slopes = norm_along(grad, -1) * norm_along(call["value"], -1) * _logit_factor(call) * relative
+    columns = math.sqrt(queries)  # times a column's norm: the sum of its magnitudes at most
+    growth = math.sqrt(max(queries, width))
+    yield Result(0, slopes * call.top("key"), math.sqrt(max(keys, width)))
+    yield Result(1, slopes * norm_along(query, -2) * columns, growth)
+    yield Result(2, relative * norm_along(grad, -2) * columns, growth)
