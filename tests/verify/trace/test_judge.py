@@ -132,7 +132,7 @@ def test_a_change_anywhere_in_a_trace_is_found(scene, seed):
 def test_a_forged_rounding_log_loses(tmp_path, monkeypatch, cheat, obeys):
     """Whether the trainer admits that nobody can follow its log, or shows a trace that obeys it blindly."""
     with rounders.rounding_by(cheat):
-        scene = Scene.of(zoo.jobs(2, "logged")["convnet-sgd"], tmp_path / "run")
+        scene = Scene.of(zoo.jobs(2, "logged-bf16")["convnet-sgd"], tmp_path / "run")
     trainer = None
     if obeys:
         with monkeypatch.context() as patch:
