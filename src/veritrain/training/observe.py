@@ -26,9 +26,9 @@ from veritrain.sources import commitment, environment
 from veritrain.state import capture, require_same_model
 from veritrain.step import Program
 from veritrain.training.check_report import Cost, Problem, RefusedOperator
+from veritrain.training.notes import Notes, merged
 from veritrain.training.places import Places
 from veritrain.training.repeat import State, StepOutcome, attributes, do_step
-from veritrain.training.trace import Trace, merged
 from veritrain.transcript import Header, state_entries
 from veritrain.transcript.records import PUBLIC_KEY_BYTES
 
@@ -81,8 +81,8 @@ class _Observing:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._places = Places()
-        self._traces = [Trace(self._places)]
-        self._profile = observed(job.numerics, self._traces[0])
+        self._notes = [Notes(self._places)]
+        self._profile = observed(job.numerics, self._notes[0])
         self._seen = Observation()
 
     def run(self, records: int) -> Observation:
@@ -101,7 +101,7 @@ class _Observing:
             self._seen.header = self._attempt(
                 "job", lambda: _header(sources, replace(program, job=job), batches)
             )
-        self._seen.refused = merged(self._traces)
+        self._seen.refused = merged(self._notes)
         return self._seen
 
     def _attempt(self, part: str, act: Callable[[], T]) -> T | None:
@@ -135,8 +135,8 @@ class _Observing:
                 peak = peak_memory()
                 self._seen.before = {name: x.clone() for name, x in capture(program).items()}
             if step > 1:
-                self._traces.append(Trace(self._places))
-                self._profile.observer = self._traces[-1]
+                self._notes.append(Notes(self._places))
+                self._profile.observer = self._notes[-1]
             self._places.enter("data set")
             outcome = do_step(program, batches, step)
             require_same_model(built, capture(program))
@@ -145,8 +145,8 @@ class _Observing:
         copied = sum(x.numel() * x.element_size() for x in self._seen.before.values())
         self._seen.peak_bytes = max(peak, peak_memory() - copied)
         self._seen.remembered = attributes(program)
-        self._seen.operators = self._traces[-1].operators.largest()
-        self._seen.places = self._traces[-1].places.largest()
+        self._seen.operators = self._notes[-1].operators.largest()
+        self._seen.places = self._notes[-1].places.largest()
         self._seen.is_complete = True
 
 

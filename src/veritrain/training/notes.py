@@ -38,7 +38,7 @@ class _Costs:
         return tuple(sorted(costs, key=lambda cost: -cost.seconds)[:_SHOWN_COSTS])
 
 
-class Trace:
+class Notes:
     """An observer that keeps, by operator and place, what was refused and what took time."""
 
     def __init__(self, places: Places) -> None:
@@ -68,11 +68,11 @@ class Trace:
         )
 
 
-def merged(traces: list[Trace]) -> tuple[RefusedOperator, ...]:
+def merged(steps: list[Notes]) -> tuple[RefusedOperator, ...]:
     """What was refused in any step, each with its count in the first step that it was met in."""
     found: dict[tuple[str, str, str], RefusedOperator] = {}
-    for trace in traces:
-        for key, refusal in trace.refusals.items():
+    for notes in steps:
+        for key, refusal in notes.refusals.items():
             found.setdefault(key, refusal)
     return tuple(found.values())
 
