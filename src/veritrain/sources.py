@@ -21,8 +21,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from veritrain.encoding import Digest, Value, digest
-from veritrain.errors import JobError
+from veritrain.encoding import Digest, Value, digest, encode
+from veritrain.errors import JobError, UsageError
 
 if TYPE_CHECKING:
     from veritrain.job import Job
@@ -51,6 +51,20 @@ def commitment(job: Job) -> dict[str, Value]:
         Path(os.path.relpath(file, base)).as_posix(): _file_digest(file) for file in files
     }
     return {"config": job.settings, "sources": sources}
+
+
+def require_job(job: Job, claimed: Value, run: str) -> None:
+    """Check that a run, whose header claims this of its job, is of `job`.
+
+    Raises:
+        UsageError: it is of another one.
+        JobError: a source file is missing, or nothing says which files define the job.
+    """
+    if encode(commitment(job)) != encode(claimed):
+        raise UsageError(
+            f"{run} is a run of another job than {job.origin or 'yours'}; "
+            "`veritrain audit` names what differs"
+        )
 
 
 def source_files(job: Job) -> list[Path]:

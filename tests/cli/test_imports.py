@@ -11,6 +11,7 @@ HEAVY = {"torch", "numpy", "numba", "rich", "fsspec", "cryptography"}
 TRAINERS = {"veritrain.training", "veritrain.adversaries", "veritrain.cli"}
 # numba brings scipy along by itself, where it is installed.
 OTHERS = {"rich", "click", "sklearn", "matplotlib", "fastapi", "uvicorn", "pandas", "transformers"}
+SERVICE_EXTRA = {"fastapi", "uvicorn", "starlette", "pydantic"}
 SERVICE = {"fastapi", "uvicorn", "starlette", "pydantic", "veritrain.service"}
 
 
@@ -32,6 +33,10 @@ def loaded_by(code: str) -> set[str]:
         ("from veritrain.cli import main; main(['train', '--help'])", HEAVY),
         ("from veritrain.cli import main; main(['audit', '--help'])", HEAVY | {"urllib3"}),
         ("from veritrain.cli import main; main(['serve', '--help'])", HEAVY | SERVICE),
+        ("from veritrain.cli import main; main(['referee', '--help'])", HEAVY | SERVICE),
+        ("from veritrain.cli import main; main(['dispute', '--help'])", HEAVY | SERVICE),
+        ("from veritrain.cli import main; main(['verify-verdict', '--help'])", HEAVY | SERVICE),
+        ("import veritrain.service.challenger", {"torch", "numba"} | SERVICE_EXTRA | TRAINERS),
         ("from veritrain.transcript import Transcript", {"torch", "numba"} | TRAINERS | OTHERS),
         ("import veritrain.transcript.slices", {"torch", "numba"} | TRAINERS | OTHERS),
         ("import veritrain.verify.replay", TRAINERS | OTHERS | SERVICE),

@@ -54,6 +54,9 @@ class FakeCourt:
     def __init__(self) -> None:
         self.disputes: dict[bytes, list[bytes]] = {}
 
+    def about(self) -> tuple[bytes, bytes]:
+        return bytes(32), bytes(range(32))
+
     def open(self, challenge: bytes) -> bytes:
         if challenge.startswith(b"refuse"):
             raise TranscriptError("challenge", "secret reason")

@@ -175,8 +175,14 @@ def test_this_machine_needs_none(host):
     [
         (["--host", "::"], "can be reached from other machines"),
         (["--certificate", "chain.pem"], "belong together"),
-        (["--certificate", "chain.pem", "--key", "nothing.pem"], "expected readable PEM files"),
-        (["--certificate", "key.pem", "--key", "chain.pem"], "expected readable PEM files"),
+        (
+            ["--certificate", "chain.pem", "--certificate-key", "nothing.pem"],
+            "expected readable PEM files",
+        ),
+        (
+            ["--certificate", "key.pem", "--certificate-key", "chain.pem"],
+            "expected readable PEM files",
+        ),
         (["--token-file", "nothing"], "cannot be read"),
         (["--host", "192.0.2.1", "--public"], "cannot listen at 192.0.2.1"),
         (["--host", "no-such-host.invalid", "--public"], "cannot listen at"),

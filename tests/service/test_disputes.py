@@ -84,6 +84,11 @@ def test_what_is_not_there(parties, path):
     assert (status, kind_of(body)) == (404, "missing")
 
 
+def test_a_referee_says_who_it_is(parties):
+    status, _, body = parties.get("/referee")
+    assert (status, json.loads(body)) == (200, {"key": "00" * 32, "run": bytes(range(32)).hex()})
+
+
 def test_a_dispute_from_challenge_to_verdict(parties):
     dispute = open_dispute(parties, b"challenge")
     at = f"/disputes/{dispute}"

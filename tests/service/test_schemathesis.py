@@ -58,4 +58,4 @@ def test_the_run(service):
 
 
 def test_the_parties(parties):
-    assert check_all(parties.url) == (7, 6)
+    assert check_all(parties.url) == (8, 6)

@@ -1,8 +1,9 @@
-"""The command line: `veritrain keygen`, `check`, `calibrate`, `train`, `audit`, `show`, `serve`.
+"""The command line: `veritrain keygen`, `check`, `calibrate`, `train`, `audit`, `show`, `serve`, `dispute`,
+`referee`, `verify-verdict`.
 
 Results go to stdout and everything else to stderr. Exit codes: 0 done or accepted, 1 rejected or (by
 `check`) refused, 2 bad usage or unreadable input, 3 inconclusive, 130 interrupted, 141 the reader of stdout went
-away. With `--json` stdout holds exactly one JSON object, for errors too.
+away. With `--json` stdout holds exactly one JSON object, for errors too; that of a referee one for each verdict.
 
 Modules of commands import click only; what is heavy (PyTorch, rich) loads inside the command that
 needs it, so that `--help` answers at once.
@@ -17,7 +18,19 @@ from collections.abc import Sequence
 import click
 
 from veritrain import __version__
-from veritrain.cli import audit, calibrate, check, keygen, output, serve, show, train
+from veritrain.cli import (
+    audit,
+    calibrate,
+    check,
+    dispute,
+    keygen,
+    output,
+    referee,
+    serve,
+    show,
+    train,
+    verify_verdict,
+)
 from veritrain.cli.blame import describe
 from veritrain.errors import UsageError, VeritrainError
 
@@ -25,6 +38,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 READER_GONE = 141  # 128 + SIGPIPE; neither "accepted" nor "rejected"
 
 _HASH_SEED = "PYTHONHASHSEED"
+_RUN_JOBS = frozenset("calibrate check train audit serve dispute referee verify-verdict".split())
 
 
 @click.group(
@@ -44,7 +58,8 @@ def commands() -> None:
     """Train PyTorch models so that others can check every step, bit for bit."""
 
 
-for _module in (check, calibrate, train, audit, show, serve, keygen):
+_MODULES = [check, calibrate, train, audit, show, serve, dispute, referee, verify_verdict, keygen]
+for _module in _MODULES:
     commands.add_command(_module.command)
 
 
@@ -67,10 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fix_hashes(arguments: list[str]) -> None:
     """Start anew with PYTHONHASHSEED=0 where a job will run: the order of a set of text must be the
     same for the trainer, for every auditor and after --resume. It is fixed when Python starts."""
-    runs_job = arguments[:1] in (["calibrate"], ["check"], ["train"], ["audit"]) and not {
-        "-h",
-        "--help",
-    } & set(arguments)
+    runs_job = bool(_RUN_JOBS.intersection(arguments[:1])) and not {"-h", "--help"} & set(arguments)
     is_fixed = os.environ.get(_HASH_SEED) == "0" or sys.flags.ignore_environment
     if runs_job and not is_fixed and os.name == "posix" and sys.executable:
         words = [sys.executable, *sys.orig_argv[1:]]

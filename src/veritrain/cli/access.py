@@ -16,8 +16,18 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 def options(command: _Command) -> _Command:
     """Add `--token-file` and `--ca`. Their values go into the environment while the command runs, so
     that processes which it starts have them too."""
+    return _options("--token-file")(command)
+
+
+def run_options(command: _Command) -> _Command:
+    """The same for a command whose `--token-file` is another one: `--run-token-file` and `--ca`."""
+    return _options("--run-token-file")(command)
+
+
+def _options(name: str) -> Callable[[_Command], _Command]:
     token = click.option(
-        "--token-file",
+        name,
+        "run_token_file",
         type=_FILE,
         expose_value=False,
         callback=_take_token,
@@ -31,7 +41,7 @@ def options(command: _Command) -> _Command:
         help="PEM file of the authority to trust for an HTTPS address; default $VERITRAIN_CA, "
         "or those of the system.",
     )
-    return token(ca(command))
+    return lambda command: token(ca(command))
 
 
 def _take_token(context: click.Context, _: click.Parameter, path: Path | None) -> None:

@@ -20,7 +20,7 @@ _ENCRYPTED = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"  # RFC 7468 section 11
 
 
 def load(path: Path | None) -> Signer:
-    """The trainer's key; without a path the one at the default place, made on first use.
+    """A key to sign with; without a path the one at the default place, made on first use.
 
     Raises:
         UsageError: not a key, or its password is missing or wrong.
@@ -41,8 +41,9 @@ def new_password() -> bytes:
     return given.encode()
 
 
-def trusted(text: str) -> bytes | str:
-    """The key that an auditor trusts: a public key of 64 hexadecimal digits, or a fingerprint of 32.
+def trusted(text: str, option: str = "--key") -> bytes | str:
+    """A key that somebody trusts: a public key of 64 hexadecimal digits, or a fingerprint of 32. `option`
+    names it in errors.
 
     Raises:
         UsageError: neither of the two.
@@ -52,7 +53,7 @@ def trusted(text: str) -> bytes | str:
         return bytes.fromhex(digits)
     if not re.fullmatch("[0-9a-f]{32}", digits, re.ASCII):
         raise UsageError(
-            "--key: expected a public key (64 hexadecimal digits) or a fingerprint (32), "
+            f"{option}: expected a public key (64 hexadecimal digits) or a fingerprint (32), "
             f"got {len(text)} characters; `veritrain keygen` and `veritrain show` print both"
         )
     return digits

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import Any, TypeAlias, cast
+from typing import Any, TextIO, TypeAlias, cast
 
 import click
 
@@ -28,12 +28,26 @@ def tolerate_any_text() -> None:
             cast("Any", stream).reconfigure(errors="replace")
 
 
-def emit(data: Mapping[str, object], lines: Sequence[Line], *, as_json: bool) -> None:
-    """Print a command's result: `data` for programs, or `lines` for people."""
+def emit(
+    data: Mapping[str, object],
+    lines: Sequence[Line],
+    *,
+    as_json: bool,
+    stream: TextIO | None = None,
+) -> None:
+    """Print a command's result: `data` for programs, or `lines` for people. `stream`: where, inside of
+    `only_results_on_stdout`."""
+    to = stream if stream is not None else sys.stdout
     if as_json:
-        print(json.dumps(_jsonable(data), indent=2, allow_nan=False))
-        return
-    _print(lines, sys.stdout)
+        print(json.dumps(_jsonable(data), indent=2, allow_nan=False), file=to)
+    else:
+        _print(lines, to)
+    to.flush()
+
+
+def warn(message: str) -> None:
+    """Print one line on stderr: something that does not end the command."""
+    print(f"veritrain: {one_line(message)}", file=sys.stderr, flush=True)
 
 
 def fail(message: str, kind: str, code: int, *, as_json: bool) -> int:
@@ -71,15 +85,15 @@ def escape(text: str) -> str:
 
 
 @contextmanager
-def only_results_on_stdout() -> Generator[None]:
+def only_results_on_stdout() -> Generator[TextIO]:
     """Within it, whatever writes to stdout (the job's own prints, worker processes too) writes to
-    stderr: stdout is for the result."""
+    stderr: stdout is for the result. Gives the real stdout, for a result that comes in the middle."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
     try:
-        with redirect_stdout(sys.stderr):
-            yield
+        with redirect_stdout(sys.stderr), open(os.dup(kept), "w", errors="replace") as stdout:
+            yield stdout
     finally:
         os.dup2(kept, 1)
         os.close(kept)

@@ -56,8 +56,12 @@ class Answers(Protocol):
 
 
 class Court(Protocol):
-    """A referee. Called from several threads; may block. Each method but `open` raises `LookupError`
-    where there is no such dispute."""
+    """A referee. Called from several threads; may block. Each method with a dispute raises `LookupError`
+    where there is no such one."""
+
+    def about(self) -> tuple[bytes, bytes]:
+        """The referee's public key, and the digest of the header of the run that it hears disputes about."""
+        ...
 
     def open(self, challenge: bytes) -> bytes:
         """Take a signed challenge; again, if it was taken before.
@@ -139,6 +143,14 @@ class Submitted(BaseModel):
     answer: str  # path
 
 
+class About(BaseModel):
+    """Who the referee is, and which run it hears disputes about: 64 hexadecimal digits each."""
+
+    model_config = ConfigDict(extra="forbid")
+    key: str
+    run: str
+
+
 class Opened(BaseModel):
     """The dispute that a challenge opened."""
 
@@ -164,7 +176,8 @@ def answers_router(answers: Answers, limits: ServiceLimits, budget: BodyBudget) 
         responses=_responses(_bytes(200, "the signed answer"), 413, 422),
     )
     async def submit(request: Request) -> Response:
-        """Bring a signed question. The answer comes at once, or later at the path that is named."""
+        """Bring a signed question, or first the challenge. The answer (to a challenge an empty one) comes
+        at once, or later at the path that is named."""
         question = await budget.read(request, limits.question_bytes)
         with _refusals():
             digest = await ask(answers.submit, question)
@@ -194,6 +207,12 @@ def court_router(court: Court, limits: ServiceLimits, budget: BodyBudget) -> API
     """The paths of a referee's service."""
     router = APIRouter(tags=["referee"])
     ask = _Threads(limits)
+
+    @router.get("/referee", response_model=About)
+    async def about() -> About:
+        """Learn who the referee is. Trust the key only if you know it from elsewhere."""
+        key, run = await ask(court.about)
+        return About(key=key.hex(), run=run.hex())
 
     @router.post(
         "/disputes",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from veritrain.verify.dispute.limits import LIMITS
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceLimits:
@@ -20,9 +22,9 @@ class ServiceLimits:
     idle_seconds: int = 5  # between two requests on a connection
     body_seconds: float = 60  # from the end of the header to the end of the body
     write_seconds: float = 30  # for a client to take what is being written, 256 KiB at most
-    question_bytes: int = 1 << 20  # body of `POST /dispute/questions`
-    challenge_bytes: int = 1 << 21  # body of `POST /disputes`: a header and a head of a run
-    message_bytes: int = 1 << 26  # body of `POST /disputes/{id}/messages`
+    question_bytes: int = LIMITS.challenge_bytes  # body of `POST /dispute/questions`
+    challenge_bytes: int = LIMITS.challenge_bytes  # body of `POST /disputes`
+    message_bytes: int = LIMITS.detail_bytes  # body of `POST /disputes/{id}/messages`
     bodies_bytes: int = 1 << 28  # of all bodies that are being received
     party_threads: int = 16  # that call a trainer's or referee's methods
     poll_seconds: int = 30  # that a question of the referee is waited for

@@ -69,6 +69,7 @@ def serve(
     certificate: Certificate | None = None,
     limits: ServiceLimits = SERVICE_LIMITS,
     on_start: Callable[[], None] | None = None,
+    is_over: Callable[[], bool] | None = None,
 ) -> None:
     """Answer requests until SIGINT or SIGTERM; then finish what is being answered.
 
@@ -78,6 +79,7 @@ def serve(
         certificate: for TLS; None for none.
         limits: bounds on connections.
         on_start: is called when requests are answered.
+        is_over: is asked ten times a second; ends it too.
 
     Raises:
         UsageError: the certificate or its key cannot be used.
@@ -100,17 +102,26 @@ def serve(
     )
     config.load()
     config.ssl = tls
-    server = _Server(config, on_start)
+    server = _Server(config, on_start, is_over)
     with asyncio.Runner(loop_factory=lambda: _loop(limits)) as runner, suppress(KeyboardInterrupt):
         runner.run(server.serve(sockets=[listener]))
 
 
 class _Server(uvicorn.Server):
-    """Says when it is ready."""
+    """Says when it is ready, and asks whether it is needed."""
 
-    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None] | None) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        on_start: Callable[[], None] | None,
+        is_over: Callable[[], bool] | None,
+    ) -> None:
         super().__init__(config)
         self._on_start = on_start
+        self._is_over = is_over
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or (self._is_over is not None and self._is_over())
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

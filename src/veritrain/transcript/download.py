@@ -103,7 +103,7 @@ class _Broken(Exception):  # noqa: N818 - passed inside of this file only
 
 
 @contextmanager
-def _at_most(seconds: float, give_up: Callable[[], object]) -> Generator[None]:
+def within(seconds: float, give_up: Callable[[], object]) -> Generator[None]:
     """Call `give_up` on another thread, if this context is still there after `seconds`."""
     timer = threading.Timer(seconds, give_up)
     timer.daemon = True
@@ -127,11 +127,11 @@ class _GivingUp:
                 socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
 
     def connect(self) -> None:
-        with _at_most(2 * self.limits.connect_seconds, self._give_up):
+        with within(2 * self.limits.connect_seconds, self._give_up):
             super().connect()  # pyright: ignore
 
     def getresponse(self) -> urllib3.HTTPResponse:
-        with _at_most(self.limits.header_seconds, self._give_up):
+        with within(self.limits.header_seconds, self._give_up):
             return super().getresponse()  # pyright: ignore
 
 
@@ -156,14 +156,14 @@ class Downloader:
             UsageError: an address that cannot be used, a token that would go out unencrypted, or
                 a file of authorities that cannot be read.
         """
-        self.url = _checked_url(url)
+        self.url = checked_url(url)
         self._limits = limits
         self._headers = {
             "Accept-Encoding": "identity",
             "User-Agent": f"veritrain/{__version__}",
-            **_authorization(self.url),
+            **authorization(self.url, os.environ.get(TOKEN_VARIABLE), TOKEN_VARIABLE),
         }
-        self._pool = _pool(self.url, limits)
+        self._pool = connection_pool(self.url, limits)
         self._reached = False  # a server that never answered is not asked for long
 
     def fetch(self, path: str, into: BinaryIO, at_most: int, *, size: int | None = None) -> None:
@@ -209,7 +209,7 @@ class Downloader:
         """
         with self._response(download) as response:
             download.begin(response)
-            with _at_most(download.seconds_left(), response.shutdown):
+            with within(download.seconds_left(), response.shutdown):
                 while part := _read(response):
                     download.add(part)
             download.end()
@@ -240,7 +240,7 @@ class Downloader:
 
     def _translated(self, error: Exception) -> Exception:
         """What an error of the transport means: `_Broken` if another try may help."""
-        reason = _reason(error)
+        reason = reason_of(error)
         if isinstance(error, TlsError | ssl.SSLError) and "CERTIFICATE" in str(error).upper():
             return UsageError(
                 f"{self.url}: {reason}; name the authority that signed it with --ca or "
@@ -362,7 +362,7 @@ class _Download:
         return too_large(self.path, self._at_most)
 
 
-def _checked_url(url: str) -> str:
+def checked_url(url: str) -> str:
     """The address without the slash at its end.
 
     Raises:
@@ -380,21 +380,30 @@ def _checked_url(url: str) -> str:
     return url.rstrip("/")
 
 
-def _authorization(url: str) -> dict[str, str]:
-    token = os.environ.get(TOKEN_VARIABLE)
+def authorization(url: str, token: str | None, source: str) -> dict[str, str]:
+    """The field of a request that shows a bearer token; none without one. `source` names it in errors.
+
+    Raises:
+        UsageError: not a token, or one that would go over the network unencrypted.
+    """
     if not token:
         return {}
-    _checked_token(token, TOKEN_VARIABLE)
+    _checked_token(token, source)
     parts = urlsplit(url)
     if parts.scheme.lower() != "https" and parts.hostname not in _LOOPBACK:
         raise UsageError(
-            f"{url}: {TOKEN_VARIABLE} is set and would go over the network unencrypted; "
+            f"{url}: {source} is set and would go over the network unencrypted; "
             "use https, or unset it"
         )
     return {"Authorization": f"Bearer {token}"}
 
 
-def _pool(url: str, limits: DownloadLimits) -> HTTPConnectionPool:
+def connection_pool(url: str, limits: DownloadLimits) -> HTTPConnectionPool:
+    """Connections to the host of an address, which give up on a server that is too slow.
+
+    Raises:
+        UsageError: $VERITRAIN_CA is not a file with certificates.
+    """
     parts = urlsplit(url)
     host = parts.hostname or ""
     timeout = urllib3.Timeout(connect=limits.connect_seconds, read=limits.silence_seconds)
@@ -487,7 +496,7 @@ def _put_back(response: urllib3.BaseHTTPResponse) -> None:
         response.close()
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """An error of the transport in words that are the same on every machine."""
     if isinstance(error, NameResolutionError):
         return "the name of the host is not known"

@@ -8,6 +8,7 @@ one exception is DSSE (github.com/secure-systems-lab/dsse), whose own prefix kee
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -106,6 +107,11 @@ class Signer:
 def fingerprint(public_key: bytes) -> str:
     """Short name of a public key for people: 32 hexadecimal digits of its digest."""
     return digest("public key", public_key)[:_FINGERPRINT_BYTES].hex()
+
+
+def is_trusted(public_key: bytes, trusted: Collection[bytes | str]) -> bool:
+    """Whether a key is among these public keys and fingerprints."""
+    return public_key in trusted or fingerprint(public_key) in trusted
 
 
 def default_key_path() -> Path:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor
 
-from veritrain.data import Batches
-from veritrain.encoding import Value
+from veritrain.data import Batches, batch_digest
+from veritrain.encoding import Digest, Value, digest
 from veritrain.errors import InconclusiveError, JobError, UsageError
 from veritrain.job import Job
 from veritrain.numerics.logged.rounding import Following
 from veritrain.state import capture, require_fit, restore
 from veritrain.step import Program, run_step
-from veritrain.transcript import TensorEntry, Transcript, state_entries, state_root
+from veritrain.transcript import Leaf, TensorEntry, Transcript, state_entries, state_root
 from veritrain.verify.dispute.claims import Entries
 from veritrain.verify.dispute.messages import Opening, TraceClaim
 from veritrain.verify.trace.entry import TraceEntry
@@ -49,6 +49,27 @@ class Witness:
         self._transcript = transcript
         self._leaves = Entries(leaves)
         self._replays: dict[int, _StepReplay] = {}  # of one step at most
+
+    def own_leaf(self, step: int) -> Leaf:
+        """The leaf that this party's own computation of a step comes to, after the run's leaf before it.
+        Where the step's rounding log cannot be followed, the party decides its roundings itself.
+
+        Raises:
+            InconclusiveError: the state before is not the run's here.
+            NumericsError, UsageError: the step comes to nothing that a leaf can hold.
+        """
+        return self._replay(step).own_leaf()
+
+    def with_leaves(self, leaves: Sequence[bytes]) -> Witness:
+        """The same party with other leaves; what it replayed is not replayed again."""
+        made = Witness(self._job, self._transcript, leaves)
+        made._replays = self._replays
+        return made
+
+    @property
+    def leaves(self) -> Entries:
+        """What the party is bound to."""
+        return self._leaves
 
     def leaf(self, index: int) -> Opening:
         """See `Claims.leaf`."""
@@ -98,6 +119,40 @@ class _StepReplay:
         if self._step == 0:
             return initial_trace(Program.build(self._job), self._transcript.header.digest)
         return tuple(self._trace(None).entries)
+
+    def own_leaf(self) -> Leaf:
+        """See `Witness.own_leaf`."""
+        end = TraceEntry.from_bytes(self._encoded[-1], where="own entry").body
+        if end["kind"] != "outcome" or end["refused"]:
+            return self._recorded()
+        names = ("state", "batch", "loss", "rounding")
+        found = {name: cast("Any", end[name]) for name in names}
+        return Leaf(step=self._step, previous=self._previous, **found)
+
+    def _recorded(self) -> Leaf:
+        """The step as a trainer records it."""
+        program = Program.build(self._job)
+        restore(program, self._state)
+        batch = self._batches[self._step]
+        found = batch_digest(batch)
+        rounding = program.recording()
+        loss = run_step(program, self._step, batch, rounding)
+        log = None if rounding is None else rounding.finish()
+        state = state_root(state_entries(capture(program)))
+        return Leaf(
+            step=self._step,
+            previous=self._previous,
+            state=state,
+            batch=found,
+            loss=loss,
+            rounding=None if log is None else digest("rounding log", log),
+        )
+
+    @property
+    def _previous(self) -> Digest:
+        """What the step's leaf follows."""
+        transcript = self._transcript
+        return transcript.leaves[self._step - 1].digest if self._step else transcript.header.digest
 
     def open(self, index: int, what: dict[str, Value]) -> Value:
         """What the judge asks for, of an entry."""

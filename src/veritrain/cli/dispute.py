@@ -1,0 +1,233 @@
+"""`veritrain dispute`: challenge a run before a referee, and see the dispute through."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from veritrain.cli import access, keys, output, params, verdicts
+from veritrain.errors import InconclusiveError, TranscriptError, UsageError, VerificationError
+
+if TYPE_CHECKING:
+    from veritrain.encoding import Digest
+    from veritrain.job import Job
+    from veritrain.service.challenger import CourtAt
+    from veritrain.transcript import Signer, Transcript
+    from veritrain.verify.dispute.verdict import Verdict
+    from veritrain.verify.trace.witness import Witness
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_NONCE_BYTES = 16
+
+
+@click.command(
+    "dispute",
+    epilog="""\b
+Examples:
+  veritrain dispute https://trainer.example:8470 --referee https://referee.example:8471 \\
+      --job job.py --key my.key
+  veritrain dispute runs/a --referee http://127.0.0.1:8471 --job job.py --key my.key --step 41
+
+Exit status: 0 the challenge is refuted, or nothing differs; 1 the run is rejected,
+3 inconclusive, 2 bad usage or a run that cannot be read.""",
+)
+@click.argument("run", type=params.Run())
+@click.option("--referee", required=True, metavar="URL", help="Address of the referee's service.")
+@click.option("--job", required=True, type=_FILE, help="Your own copy of the job file.")
+@click.option("--key", required=True, type=_FILE, help="Your key, see `veritrain keygen`.")
+@click.option(
+    "--step",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Challenge this step. [default: the first that comes to something else here]",
+)
+@click.option(
+    "--referee-key",
+    metavar="HEX",
+    help="Public key or fingerprint that the referee must have.",
+)
+@click.option("--referee-token-file", type=_FILE, help="File with the referee's bearer token.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the verdict and its evidence.",
+)
+@access.options
+@output.json_option
+def command(
+    run: str,
+    referee: str,
+    job: Path,
+    key: Path,
+    step: int | None,
+    referee_key: str | None,
+    referee_token_file: Path | None,
+    out: Path | None,
+    as_json: bool,
+) -> int:
+    """Challenge RUN, a folder, HTTP address or fsspec URL, before a referee, and answer until the verdict.
+
+    Recomputes the run to find the first step that differs, unless --step names one; the job is executed.
+    Then the referee asks both sides. The verdict counts when this side comes to it too, from
+    the evidence. Keep it running: who falls silent loses.
+    """
+    from veritrain.job import load_job
+    from veritrain.service.challenger import CourtAt
+    from veritrain.service.peer import Peer, token_in
+
+    signer = keys.load(key)
+    expected = None if referee_key is None else keys.trusted(referee_key, "--referee-key")
+    court = CourtAt(Peer(referee, token_in(referee_token_file)))
+    with output.only_results_on_stdout() as stdout:
+        side = _Side(job=load_job(job), transcript=_opened(run), signer=signer)
+        side.require_job()
+        found = side.difference() if step is None else step
+        witness = None if found is None else side.witness(found)
+        if witness is None:
+            data = {"difference": None, "step": step, "verdict": None}
+            where = f"step {step} comes" if step is not None else "all steps come"
+            lines: list[output.Line] = [f"nothing to dispute: {where} to the same here"]
+            output.emit(data, lines, as_json=as_json, stream=stdout)
+            return 0
+        ended = side.dispute(court, witness, expected)
+        place = None if out is None else _save(out, ended)
+        verdict = side.checked(ended)
+    data = {
+        "difference": found,
+        "step": step,
+        "verdict": verdicts.data(verdict),
+        "bundle": None if place is None else str(place),
+    }
+    output.emit(data, verdicts.lines(verdict), as_json=as_json)
+    return verdicts.exit_code(verdict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Side:
+    """The challenger."""
+
+    job: Job
+    transcript: Transcript
+    signer: Signer
+
+    def require_job(self) -> None:
+        """Raises UsageError: the run is of another job."""
+        from veritrain.sources import require_job
+
+        require_job(self.job, self.transcript.header.job, self.transcript.location)
+
+    def difference(self) -> int | None:
+        """The first step that comes to something else here."""
+        from veritrain.verify.trace.dissent import first_difference
+
+        total = len(self.transcript.leaves) - 1
+        with output.progress("recomputing") as show:
+            return first_difference(
+                self.job, self.transcript, lambda step: show(step, total, f"step {step}")
+            )
+
+    def witness(self, step: int) -> Witness | None:
+        """What this side says about a step; None if it says the same."""
+        from veritrain.verify.trace.dissent import challenger_witness
+
+        witness = challenger_witness(self.job, self.transcript, step)
+        own = witness.leaf(step).entry
+        return None if own == self.transcript.leaves[step].to_bytes() else witness
+
+    def dispute(self, court: CourtAt, witness: Witness, expected: bytes | str | None) -> _Ended:
+        """Lead a dispute to its end."""
+        from veritrain.service.challenger import contend
+        from veritrain.verify.dispute.challenge import make_challenge, open_challenge
+        from veritrain.verify.dispute.messages import Role
+        from veritrain.verify.dispute.party import Party
+
+        referee = self._referee(court, expected)
+        challenge = make_challenge(
+            signer=self.signer,
+            header=self.transcript.header.to_bytes(),
+            head=self.transcript.heads[-1].to_bytes(),
+            referee=referee,
+            nonce=os.urandom(_NONCE_BYTES),
+            leaves=witness.leaves,
+        )
+        contest = open_challenge(challenge, referee=referee)
+        party = Party(
+            role=Role.CHALLENGER, signer=self.signer, contest=contest, claims=witness, replies={}
+        )
+        bundle = contend(court, challenge, party, contest.dispute, output.warn)
+        return _Ended(dispute=contest.dispute, referee=referee, bundle=bundle)
+
+    def checked(self, ended: _Ended) -> Verdict:
+        """The verdict, if this side comes to it too.
+
+        Raises:
+            InconclusiveError: it does not, or cannot say.
+        """
+        from veritrain.transcript.record import check_equal
+        from veritrain.verify.dispute.check import check
+        from veritrain.verify.trace.judge import OperatorJudge
+
+        run = self.transcript.header.digest
+        try:
+            verdict = check(
+                ended.bundle, judge=OperatorJudge(self.job), referees=[ended.referee], run=run
+            )
+            check_equal("dispute", ended.dispute, verdict.dispute)
+        except (TranscriptError, VerificationError) as error:
+            raise InconclusiveError(f"the referee's verdict does not follow: {error}") from error
+        return verdict
+
+    def _referee(self, court: CourtAt, expected: bytes | str | None) -> bytes:
+        """The referee's public key.
+
+        Raises:
+            UsageError: it is not the expected one, or hears disputes about another run.
+        """
+        from veritrain.transcript.signing import fingerprint, is_trusted
+
+        about = court.about()
+        if expected is not None and not is_trusted(about.key, [expected]):
+            raise UsageError(f"--referee-key: the referee has the key {fingerprint(about.key)}")
+        if about.run != self.transcript.header.digest:
+            raise UsageError(f"the referee hears disputes about another run: {about.run.hex()}")
+        output.warn(f"the referee's key is {fingerprint(about.key)}")
+        return about.key
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ended:
+    """What is there at the end of a dispute; nobody has checked the bundle yet."""
+
+    dispute: Digest
+    referee: bytes
+    bundle: bytes
+
+
+def _opened(run: str) -> Transcript:
+    """The run, whose records hang together.
+
+    Raises:
+        TranscriptError, UsageError: it cannot be read.
+        VerificationError: they do not: no dispute is needed to reject it.
+    """
+    from veritrain.transcript import Transcript
+
+    transcript = Transcript.open(run)
+    transcript.verify_signatures()
+    transcript.verify_chain()
+    return transcript
+
+
+def _save(folder: Path, ended: _Ended) -> Path:
+    """Write bundle and verdict, as the referee made them; where the bundle is."""
+    from veritrain.verify.dispute.evidence import Bundle
+
+    name = ended.dispute.hex()
+    place = verdicts.save(folder, f"{name}.bundle", ended.bundle)
+    verdict = Bundle.from_bytes(ended.bundle, where="dispute bundle").verdict
+    verdicts.save(folder, f"{name}.verdict.json", verdict)
+    return place

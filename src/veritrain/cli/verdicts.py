@@ -1,0 +1,77 @@
+"""How verdicts of disputes are printed, and what they mean as an exit status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from veritrain.cli import output
+from veritrain.errors import UsageError
+
+if TYPE_CHECKING:
+    from veritrain.verify.dispute.verdict import Verdict
+
+_CODES = {"rejected": 1, "challenge refuted": 0, "inconclusive": 3}
+_STYLES = {
+    "rejected": "bold red",
+    "challenge refuted": "bold green",
+    "inconclusive": "bold yellow",
+}
+
+
+def exit_code(verdict: Verdict) -> int:
+    """0 the challenge is refuted, 1 the run is rejected, 3 inconclusive."""
+    return _CODES[verdict.conclusion.value]
+
+
+def data(verdict: Verdict) -> dict[str, object]:
+    """The verdict for programs."""
+    return {
+        "conclusion": verdict.conclusion.value,
+        "loser": verdict.loser.value,
+        "reason": verdict.reason,
+        "timed_out": verdict.timed_out,
+        "run": verdict.run,
+        "dispute": verdict.dispute,
+        "root": verdict.root,
+        "step": verdict.step,
+        "index": verdict.index,
+        "rounds": verdict.rounds,
+        "messages": verdict.messages,
+        "bytes": verdict.bytes,
+        "evidence": verdict.evidence,
+    }
+
+
+def lines(verdict: Verdict) -> list[output.Line]:
+    """The verdict for people."""
+    step = "not reached" if verdict.step is None else f"{verdict.step}"
+    entry = "" if verdict.index is None else f", entry {verdict.index} of its trace"
+    late = "; that a deadline passed is the referee's word" if verdict.timed_out else ""
+    conclusion = verdict.conclusion.value
+    return [
+        f"dispute  {verdict.dispute.hex()}",
+        f"run      {verdict.run.hex()}",
+        f"step     {step}{entry}",
+        f"game     {verdict.rounds} questions, {verdict.messages} messages, {verdict.bytes} bytes",
+        (f"{conclusion.upper()}: {output.one_line(verdict.reason)}{late}", _STYLES[conclusion]),
+    ]
+
+
+def save(folder: Path, name: str, content: bytes) -> Path:
+    """Write a file of a dispute; one that is there already stays, if it is the same.
+
+    Raises:
+        UsageError: it cannot be written, or is another one.
+    """
+    place = folder / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with place.open("xb") as file:
+            file.write(content)
+    except FileExistsError:
+        if not place.is_file() or place.read_bytes() != content:
+            raise UsageError(f"{place}: exists already, with something else in it") from None
+    except OSError as error:
+        raise UsageError(f"{place}: cannot be written: {error.strerror}") from None
+    return place

@@ -1,0 +1,269 @@
+"""The trainer's side of disputes, behind a service: takes challenges and questions, computes signed answers.
+
+Anybody may bring a challenge that names a trusted referee; it is remembered for a while, and nothing is written or
+computed until that referee signed a question in it. One answer is computed at a time, on a thread of its own. What was
+signed is on the disk before it is shown, so a trainer that was killed says the same again (see `Party`).
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from veritrain.encoding import Digest, decode, digest
+from veritrain.errors import TranscriptError, UsageError, VerificationError
+from veritrain.job import Job
+from veritrain.service.kept import Docket, Shelf
+from veritrain.sources import require_job
+from veritrain.transcript import Transcript
+from veritrain.transcript.record import check_equal
+from veritrain.transcript.signing import Signer, fingerprint, is_trusted
+from veritrain.verify.dispute.challenge import Challenge, Contest, open_challenge
+from veritrain.verify.dispute.limits import LIMITS
+from veritrain.verify.dispute.messages import Kind, Message, Role, SignedMessage
+from veritrain.verify.dispute.party import Party
+from veritrain.verify.trace.witness import Witness
+
+_MESSAGE_ITEMS = 1 << 16  # CBOR values in what somebody sends, before it is known who
+_PENDING = 16  # challenges that no referee has asked about
+_ACTIVE = 4  # disputes whose replays are held in memory
+_WAITING = 16  # questions
+_SHOWN_BYTES = (
+    2 * LIMITS.detail_bytes
+)  # answers that can be fetched; older ones are asked for again
+_KEPT = 4096  # disputes on the disk
+_FRAME_BYTES = (
+    1 << 14
+)  # that each of them counts for beside its own, so that there are not too many
+_SOON_SECONDS = 0.2
+
+
+class _Dispute:
+    """One dispute of this trainer. `party` is for the working thread alone."""
+
+    def __init__(
+        self, job: Job, transcript: Transcript, contest: Contest, signer: Signer, docket: Docket
+    ) -> None:
+        self.contest = contest
+        self.docket = docket
+        self._job = job
+        self._transcript = transcript
+        self._signer = signer
+
+    @cached_property
+    def party(self) -> Party:
+        leaves = self._transcript.leaves[: self.contest.head.size]
+        return Party(
+            role=Role.TRAINER,
+            signer=self._signer,
+            contest=self.contest,
+            claims=Witness(self._job, self._transcript, [leaf.to_bytes() for leaf in leaves]),
+            replies=self.docket.replies(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """A question that waits for its answer."""
+
+    name: Digest
+    dispute: _Dispute
+    question: bytes
+
+
+class TrainerAnswers:
+    """`Answers` of the trainer of one run."""
+
+    def __init__(
+        self,
+        *,
+        job: Job,
+        run: Path,
+        signer: Signer,
+        referees: Collection[bytes | str],
+        state: Path,
+        report: Callable[[str], None],
+    ) -> None:
+        """Begins to work on its own thread.
+
+        Args:
+            job: of the run.
+            run: its folder.
+            signer: with the key that signed the run.
+            referees: public keys and fingerprints of those whose questions are answered.
+            state: the folder where everything that was signed is kept.
+            report: is told what went wrong with a question, for people.
+
+        Raises:
+            UsageError: key, job or folders that do not fit, or nobody to answer.
+            TranscriptError: not a well-formed run.
+        """
+        if not referees:
+            raise UsageError("a trainer needs a referee whose questions it answers")
+        self._job = job
+        self._run = run
+        self._signer = signer
+        self._referees = tuple(referees)
+        self._report = report
+        self._transcript = Transcript.open(run)
+        if signer.public_key != self._transcript.header.public_key:
+            raise UsageError(f"{run} was signed by another key than {signer.fingerprint}")
+        require_job(job, self._transcript.header.job, str(run))
+        self._shelf = Shelf(state)
+        self._lock = threading.Condition()  # of all that follows
+        self._pending: OrderedDict[Digest, tuple[bytes, Contest]] = OrderedDict()
+        self._active: OrderedDict[Digest, _Dispute] = OrderedDict()
+        self._waiting: set[Digest] = set()
+        self._shown = _Shown(_SHOWN_BYTES)
+        self._tasks: queue.Queue[_Task] = queue.Queue()
+        threading.Thread(target=self._work, name="answers", daemon=True).start()
+
+    def submit(self, question: bytes) -> bytes:
+        """See `Answers.submit`; a challenge is taken too, and its answer is empty.
+
+        Raises:
+            TranscriptError: malformed bytes.
+            VerificationError: not of a dispute of this run before a trusted referee, or not signed.
+            UsageError: there is too much to do.
+        """
+        signed = SignedMessage.read(question, limit=LIMITS.challenge_bytes, where="message")
+        decode(signed.message, where="message", max_items=_MESSAGE_ITEMS)
+        message = signed.opened(where="message")
+        name = digest("submitted message", question)
+        with self._lock:
+            if message.kind is Kind.CHALLENGE:
+                self._take_challenge(question, message)
+                self._shown.add(name, b"")
+            elif self._shown.get(name) is None and name not in self._waiting:
+                self._take_question(name, question, signed, message)
+        return name
+
+    def get(self, digest: bytes) -> bytes | None:
+        """See `Answers.get`; waits a little for an answer that comes soon."""
+        with self._lock:
+            self._lock.wait_for(lambda: digest not in self._waiting, _SOON_SECONDS)
+            found = self._shown.get(digest)
+            if found is None and digest not in self._waiting:
+                raise LookupError(digest)
+            return found
+
+    def _take_challenge(self, data: bytes, message: Message) -> None:
+        if message.dispute in self._pending or message.dispute in self._active:
+            return
+        self._pending[message.dispute] = (data, self._opened(data, message))
+        while len(self._pending) > _PENDING:
+            self._pending.popitem(last=False)
+
+    def _opened(self, data: bytes, message: Message) -> Contest:
+        """The dispute of a challenge.
+
+        Raises:
+            TranscriptError, VerificationError: see `open_challenge`; or the referee is not trusted, or
+                the head not one of this run.
+        """
+        try:
+            referee = Challenge.from_value(message.body).referee
+        except UsageError as error:
+            raise TranscriptError("challenge", str(error)) from None
+        if not is_trusted(referee, self._referees):
+            raise VerificationError(f"referee {fingerprint(referee)} is not trusted")
+        run = self._transcript.header.digest
+        contest = open_challenge(data, referee=referee, run=run)
+        if contest.head.size > len(self._transcript.leaves):  # the run went on
+            self._transcript = Transcript.open(self._run)
+        if all(signed.head.digest != contest.head.digest for signed in self._transcript.heads):
+            raise VerificationError("the head that is challenged is not in the run's folder")
+        return contest
+
+    def _take_question(
+        self, name: Digest, data: bytes, signed: SignedMessage, message: Message
+    ) -> None:
+        dispute = self._active.get(message.dispute)
+        challenge, contest = self._known(message.dispute) if dispute is None else (b"", None)
+        opened = dispute.contest if dispute is not None else contest
+        if opened is None:
+            raise VerificationError("a question in a dispute that is not known here")
+        signed.verify(opened.keys[Role.REFEREE])
+        if len(self._waiting) >= _WAITING:
+            raise UsageError("too many questions wait for their answers")
+        if dispute is None:
+            dispute = self._activated(challenge, opened)
+        self._active.move_to_end(message.dispute)
+        self._waiting.add(name)
+        self._tasks.put(_Task(name=name, dispute=dispute, question=data))
+
+    def _known(self, dispute: Digest) -> tuple[bytes, Contest | None]:
+        """The challenge that was brought lately, or was kept."""
+        if dispute in self._pending:
+            return self._pending[dispute]
+        docket = self._shelf.docket(dispute)
+        if docket.is_empty:
+            return b"", None
+        data = docket.challenge
+        message = SignedMessage.from_bytes(data, where="kept challenge").opened(where="challenge")
+        check_equal("kept dispute", dispute, message.dispute)
+        return data, self._opened(data, message)
+
+    def _activated(self, challenge: bytes, contest: Contest) -> _Dispute:
+        docket = self._shelf.docket(contest.dispute)
+        if docket.is_empty and len(self._shelf.disputes()) >= _KEPT:
+            raise UsageError(f"{self._shelf.folder} holds {_KEPT} disputes; use another folder")
+        docket.begin(challenge)
+        self._pending.pop(contest.dispute, None)
+        made = _Dispute(self._job, self._transcript, contest, self._signer, docket)
+        self._active[contest.dispute] = made
+        while len(self._active) > _ACTIVE:
+            self._active.popitem(last=False)
+        return made
+
+    def _work(self) -> None:
+        while True:
+            task = self._tasks.get()
+            answer = None
+            try:
+                answer = task.dispute.party.answer(task.question)
+            except (Exception, SystemExit) as error:  # a job's code too; it stays unanswered
+                self._report(f"a question is not answered: {type(error).__name__}: {error}")
+                self._keep_conflicts(task.dispute)
+            with self._lock:
+                self._waiting.discard(task.name)
+                if answer is not None:
+                    self._shown.add(task.name, answer)
+                self._lock.notify_all()
+
+    def _keep_conflicts(self, dispute: _Dispute) -> None:
+        party = dispute.__dict__.get("party")
+        if party is None or not party.conflicts:
+            return
+        try:
+            place = dispute.docket.keep_conflict(party.conflicts[-1])
+        except UsageError as error:
+            self._report(f"proof against the referee is lost: {error}")
+        else:
+            self._report(f"the referee signed two questions with one number: proof in {place}")
+
+
+class _Shown:
+    """Answers that can be fetched: the latest ones, of a bounded size together."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit  # bytes
+        self._answers: OrderedDict[Digest, bytes] = OrderedDict()
+
+    def get(self, name: Digest) -> bytes | None:
+        """The answer, if it is here."""
+        return self._answers.get(name)
+
+    def add(self, name: Digest, answer: bytes) -> None:
+        """Show one more; each takes some room beside its bytes."""
+        if name in self._answers:
+            return
+        self._answers[name] = answer
+        self._left -= len(answer) + _FRAME_BYTES
+        while self._left < 0 and len(self._answers) > 1:
+            self._left += len(self._answers.popitem(last=False)[1]) + _FRAME_BYTES

@@ -1,0 +1,167 @@
+"""Whole disputes over HTTP between three processes: a trainer, a referee and a challenger."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+
+import pytest
+
+import veritrain as vt
+from tests.service.conftest import JOB
+from tests.service.disputants import Command
+from veritrain.adversaries import trainers
+from veritrain.cli import main
+from veritrain.transcript import Signer
+
+STEP = 5  # the first after a checkpoint
+PARTIES = ("trainer", "referee", "challenger")
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """A job, keys, an honest run and one that cheats in a step, with the honest header."""
+    folder = tmp_path_factory.mktemp("dispute")
+    (folder / "job.py").write_text(
+        JOB.replace("steps=12", "steps=6").replace("checkpoint_every=2", "checkpoint_every=4")
+    )
+    keys = {name: Signer.generate() for name in PARTIES}
+    for name, key in keys.items():
+        key.save(folder / f"{name}.key")
+    job = vt.load_job(folder / "job.py")
+    record(job, folder / "honest", keys["trainer"])
+    record(trainers.wrong_rate(job, STEP, 2.0), folder / "cheating", keys["trainer"])
+    return folder
+
+
+def record(job, folder, signer):
+    with vt.Recorder(job, folder, signer=signer) as run:
+        for step in run:
+            step.train()
+
+
+class Court:
+    """The three processes of one dispute, in a folder of its own."""
+
+    def __init__(self, scene, folder):
+        self.scene, self.folder, self.running = scene, folder, []
+        self.job = ["--job", scene / "job.py"]
+
+    def key(self, name):
+        return ["--key", self.scene / f"{name}.key"]
+
+    def fingerprint(self, name):
+        return Signer.load(self.scene / f"{name}.key").fingerprint
+
+    def start(self, name, words, cheat="honest"):
+        made = Command(self.folder, f"{name}{len(self.running)}", [name, *words, "--json"], cheat)
+        self.running.append(made)
+        return made
+
+    def trainer(self, run, cheat="honest", port=0):
+        state = ["--state", self.folder / "state", "--referee", self.fingerprint("referee")]
+        words = [self.scene / run, "--port", port, *self.job, *self.key("trainer"), *state]
+        return self.start("serve", words, cheat)
+
+    def referee(self, url, *more):
+        words = [url, "--port", 0, "--once", "--out", self.folder / "out", *more]
+        return self.start("referee", [*words, *self.job, *self.key("referee")])
+
+    def challenger(self, run, referee, cheat="honest", *more):
+        words = [run, "--referee", referee.url(), "--out", self.folder / "mine", *more]
+        words += ["--referee-key", self.fingerprint("referee")]
+        return self.start("dispute", [*words, *self.job, *self.key("challenger")], cheat)
+
+    @property
+    def bundle(self):
+        return next((self.folder / "out").glob("*.bundle"))
+
+
+@pytest.fixture
+def court(scene, tmp_path):
+    made = Court(scene, tmp_path)
+    yield made
+    for one in made.running:
+        one.kill()
+        assert "Traceback" not in one.problems
+
+
+def verdict_of(referee):
+    return referee.objects()[-1]
+
+
+def test_a_cheating_trainer_is_rejected_and_anyone_can_check_it(court, capfd, tmp_path):
+    url = court.trainer("cheating", "rate").url()
+    referee = court.referee(url)
+    challenger = court.challenger(url, referee)
+    assert challenger.wait() == 1, challenger.problems
+    found = challenger.objects()[0]
+    assert found["difference"] == found["verdict"]["step"] == STEP
+    assert found["verdict"]["conclusion"] == "rejected"
+    assert referee.wait() == 1, referee.problems
+    assert verdict_of(referee)["dispute"] == found["verdict"]["dispute"]
+    assert court.bundle.read_bytes() == next((tmp_path / "mine").glob("*.bundle")).read_bytes()
+    check_offline(court, capfd)
+
+
+def check_offline(court, capfd):
+    """With the bundle, the job and the referee's key; with less, less is known."""
+    bundle = shutil.copy(court.bundle, court.folder / "mailed")
+    envelope = next((court.folder / "out").glob("*.verdict.json"))
+    job, trusts = [*map(str, court.job)], ["--referee", court.fingerprint("referee")]
+    public = Signer.load(court.scene / "referee.key").public_key.hex()
+    words = ["verify-verdict", str(bundle)]
+    assert main([*words, *job, *trusts]) == 0
+    assert main([*words, *job]) == 0
+    capfd.readouterr()
+    assert main([*words, *trusts, "--json"]) == 3
+    shown = json.loads(capfd.readouterr().out)
+    assert (shown["conclusion"], shown["is_verified"]) == ("rejected", False)
+    assert "not recomputed" in shown["problem"]
+    assert main([*words, *job, "--referee", "0" * 32]) == 1
+    assert main(["verify-verdict", str(envelope), "--referee", public]) == 3
+    assert main(["verify-verdict", str(envelope), "--referee", "ab" * 32]) == 1
+    data = bytearray(court.bundle.read_bytes())
+    data[len(data) // 2] ^= 1
+    bundle.write_bytes(data)
+    assert main([*words, *job, *trusts]) in (1, 2)
+
+
+def test_a_lying_challenger_is_refuted_and_a_trainer_that_is_killed_goes_on(court):
+    trainer = court.trainer("honest")
+    url = trainer.url()
+    referee = court.referee(url)
+    challenger = court.challenger(url, referee, "rate", "--step", STEP)
+    while len(list((court.folder / "state").glob("*/reply-*"))) < 2:
+        assert challenger.process.poll() is None, challenger.problems
+        time.sleep(0.01)
+    trainer.kill()
+    court.trainer("honest", port=url.rpartition(":")[2])
+    assert referee.wait() == 0, referee.problems
+    assert verdict_of(referee)["conclusion"] == "challenge refuted"
+    assert verdict_of(referee)["step"] == STEP
+    assert challenger.wait() == 3, (
+        challenger.problems
+    )  # its own judge is of the job that it lies by
+    assert main(["verify-verdict", str(court.bundle), *map(str, court.job)]) == 0
+
+
+def test_a_silent_trainer_loses_by_the_deadline(court):
+    (court.folder / "out").mkdir()
+    shutil.copy(court.scene / "cheating" / "header", court.folder / "out" / "header")
+    referee = court.referee("http://127.0.0.1:9", "--deadline-answer", 1.5)
+    challenger = court.challenger(court.scene / "cheating", referee)
+    assert challenger.wait() == 1, challenger.problems
+    verdict = verdict_of(referee)
+    assert (verdict["loser"], verdict["timed_out"]) == ("trainer", True)
+    assert main(["verify-verdict", str(court.bundle)]) == 0
+
+
+def test_nothing_differs(scene, capfd):
+    words = [scene / "honest", "--referee", "http://127.0.0.1:9", "--job", scene / "job.py"]
+    words += ["--key", scene / "challenger.key", "--json"]
+    for more in ([], ["--step", STEP]):
+        assert main(["dispute", *map(str, [*words, *more])]) == 0
+        found = json.loads(capfd.readouterr().out)
+        assert found == {"difference": None, "step": more[1] if more else None, "verdict": None}

@@ -1,0 +1,371 @@
+"""Trainer and referee behind their services, in one process: what they take, keep, and say again."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from tests import zoo
+from tests.service.conftest import JOB
+from tests.verify.trace.court import Liar, Scene, encoded, head
+from veritrain.adversaries import rounders, trainers
+from veritrain.cli import main
+from veritrain.errors import (
+    InconclusiveError,
+    TranscriptError,
+    UsageError,
+    VerificationError,
+    VeritrainError,
+)
+from veritrain.job import load_job
+from veritrain.service.court import RefereeCourt
+from veritrain.service.kept import KeptReplies, Shelf
+from veritrain.service.trainer import TrainerAnswers
+from veritrain.transcript import Signer
+from veritrain.verify.dispute.challenge import make_challenge, open_challenge
+from veritrain.verify.dispute.check import check_equivocation
+from veritrain.verify.dispute.claims import Entries
+from veritrain.verify.dispute.judge import Loser
+from veritrain.verify.dispute.messages import Kind, LeafAt, Message, Question, Role
+from veritrain.verify.dispute.party import Party, Reply
+from veritrain.verify.dispute.referee import Deadlines
+from veritrain.verify.dispute.unjudged import check_unjudged
+from veritrain.verify.dispute.verdict import unseal
+from veritrain.verify.trace.dissent import challenger_witness, first_difference
+from veritrain.verify.trace.judge import OperatorJudge
+from veritrain.verify.trace.witness import Witness
+
+STEP = 3
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parties")
+    (folder / "job.py").write_text(JOB.replace("steps=12", "steps=4"))
+    return Scene.of(load_job(folder / "job.py"), folder / "run")
+
+
+@pytest.fixture(scope="module")
+def liar(scene):
+    return Liar(scene, STEP, trainers.wrong_rate(scene.job, 1, 2.0)).up_to(STEP)
+
+
+def challenge(scene, liar, **changes):
+    words = {
+        "signer": scene.challenger,
+        "header": scene.transcript.header.to_bytes(),
+        "head": scene.transcript.heads[-1].to_bytes(),
+        "referee": scene.referee.public_key,
+        "nonce": bytes(16),
+        **changes,
+    }
+    return make_challenge(**{"leaves": leaves_of(liar), **words})
+
+
+def leaves_of(side):
+    return side.leaves if isinstance(side, Witness) else Entries(encoded(side.leaves))
+
+
+def ask(scene, data, number=1, topic=None, signer=None):
+    contest = open_challenge(data, referee=scene.referee.public_key)
+    question = Question(of=(Role.TRAINER,), topic=topic or LeafAt(index=STEP))
+    message = Message(
+        run=contest.run, dispute=contest.dispute, sender=Role.REFEREE, number=number,
+        kind=Kind.QUESTION, body=question.to_value(),
+    )  # fmt: skip
+    return message.signed(signer or scene.referee).to_bytes()
+
+
+class Trainer:
+    """Starts and ends as a process would; `told` is what it reported."""
+
+    def __init__(self, scene, state):
+        self.scene, self.state, self.told = scene, state, []
+        self.answers = self._start()
+
+    def _start(self, **changes):
+        words = {
+            "job": self.scene.job, "run": self.scene.transcript.location, "signer": self.scene.trainer,
+            "referees": [self.scene.referee.fingerprint], "state": self.state, "report": self.told.append,
+        }  # fmt: skip
+        return TrainerAnswers(**{**words, **changes})
+
+    def restart(self, **changes):
+        self.answers._shelf._store.unlock()
+        self.answers = self._start(**changes)
+
+    def reply(self, data):
+        name = self.answers.submit(data)
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            found = self.answers.get(name)
+            if found is not None:
+                return found
+        raise AssertionError(self.told)
+
+
+@pytest.fixture
+def trainer(scene, tmp_path):
+    return Trainer(scene, tmp_path / "state")
+
+
+def test_a_trainer_says_the_same_again_after_it_was_killed(scene, liar, trainer):
+    data = challenge(scene, liar)
+    question = ask(scene, data)
+    assert trainer.reply(data) == b""
+    first = trainer.reply(question)
+    trainer.restart()
+    with pytest.raises(LookupError):
+        trainer.answers.get(bytes(32))
+    assert trainer.reply(question) == first
+
+
+def test_a_question_with_a_used_number_is_refused_and_kept_as_proof(scene, liar, trainer):
+    data = challenge(scene, liar)
+    trainer.reply(data)
+    trainer.reply(ask(scene, data))
+    trainer.restart()
+    name = trainer.answers.submit(ask(scene, data, topic=LeafAt(index=1)))
+    with pytest.raises(LookupError):
+        trainer.answers.get(name)  # waits
+    assert "two different questions" in trainer.told[0]
+    while len(trainer.told) < 2:
+        time.sleep(0.01)
+    pair = [file.read_bytes() for file in sorted(trainer.state.glob("*/equivocation-*"))]
+    assert check_equivocation(*pair, key=scene.referee.public_key).number == 1
+
+
+def test_what_a_trainer_does_not_take(scene, liar, trainer, tmp_path):
+    data = challenge(scene, liar)
+    other = Signer.generate()
+    refused = {
+        "another referee": challenge(scene, liar, referee=other.public_key),
+        "unknown dispute": ask(scene, data),
+        "garbage": b"garbage",
+        "a head that was never published": challenge(
+            scene, liar, head=head(scene, liar.leaves), nonce=bytes(15) + b"x"
+        ),
+    }
+    for why, message in refused.items():
+        assert is_refused(trainer, message), why
+    trainer.reply(data)
+    with pytest.raises(VerificationError):
+        trainer.answers.submit(ask(scene, data, signer=other))
+    assert list(trainer.state.iterdir()) == []  # a challenge alone writes nothing
+
+
+def is_refused(trainer, message):
+    try:
+        trainer.answers.submit(message)
+    except VeritrainError:
+        return True
+    return False
+
+
+def test_challenges_that_no_referee_asks_about_are_forgotten(scene, liar, trainer):
+    every = [challenge(scene, liar, nonce=bytes(15) + bytes([n])) for n in range(20)]
+    for one in every:
+        trainer.reply(one)
+    with pytest.raises(VerificationError):
+        trainer.answers.submit(ask(scene, every[0]))
+    assert trainer.reply(ask(scene, every[-1]))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"signer": Signer.generate()}, "signed by another key"),
+        ({"referees": []}, "needs a referee"),
+        ({"job": "other"}, "another job"),
+    ],
+)
+def test_a_trainer_that_does_not_fit_does_not_start(scene, trainer, change, problem):
+    if "job" in change:
+        change = {"job": replace(scene.job, seed=9)}
+    with pytest.raises(UsageError, match=problem):
+        trainer.restart(**change)
+
+
+def test_a_state_folder_has_one_owner(scene, trainer):
+    with pytest.raises(UsageError, match="by another process"):
+        Trainer(scene, trainer.state)
+
+
+def test_kept_replies_are_read_strictly(tmp_path):
+    docket = Shelf(tmp_path).docket(bytes(32))
+    replies = docket.replies()
+    replies[1] = Reply(question=b"why", answer=b"because")
+    assert docket.replies() == {1: Reply(question=b"why", answer=b"because")}
+    with pytest.raises(UsageError, match="exists already"):
+        replies[1] = Reply(question=b"why", answer=b"no reason")
+    with pytest.raises(UsageError, match="for ever"):
+        del replies[1]
+    place = tmp_path / ("00" * 32)
+    (place / ".tmp-00").write_bytes(b"interrupted")
+    (place / "reply-0001").write_bytes((place / "reply-0001").read_bytes()[:-1])
+    again: KeptReplies = docket.replies()
+    assert not (place / ".tmp-00").exists()
+    assert list(again) == [1]
+    with pytest.raises(TranscriptError):
+        again[1]
+
+
+class Hall:
+    """A referee, with its clock in the test's hand and no courier."""
+
+    def __init__(self, scene, folder, **changes):
+        self.verdicts, self.now = [], 0.0
+        words = {
+            "signer": scene.referee, "judge": OperatorJudge(scene.job), "folder": folder,
+            "header": scene.transcript.header, "deadlines": Deadlines(memory=10, replay=100),
+            "attend": lambda sitting: None, "report": pytest.fail, "clock": lambda: self.now,
+            "on_verdict": lambda *over: self.verdicts.append(over),
+        }  # fmt: skip
+        self.court = RefereeCourt(**{**words, **changes})
+
+    def question(self, dispute, role, after=None):
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            found = self.court.question(dispute, role)
+            if found is not None and found != after:
+                return found
+            if self.verdicts:
+                return None
+            time.sleep(0.01)
+        raise AssertionError(role)
+
+    def verdict(self):
+        end = time.monotonic() + 20
+        while time.monotonic() < end and not self.verdicts:
+            time.sleep(0.01)
+        return self.verdicts[0][1]
+
+
+def parties(scene, liar, data):
+    contest = open_challenge(data, referee=scene.referee.public_key)
+    made = [
+        (Role.TRAINER, scene.trainer, scene.witness()),
+        (Role.CHALLENGER, scene.challenger, liar),
+    ]
+    return {
+        role.value: Party(role=role, signer=signer, contest=contest, claims=claims, replies={})
+        for role, signer, claims in made
+    }
+
+
+def hold(hall, dispute, sides, rounds=100):
+    """Carry messages until the verdict, or for some rounds."""
+    for _ in range(rounds):
+        asked = hall.question(dispute, "trainer")
+        if asked is None:
+            return
+        for role, party in sides.items():
+            question = hall.court.question(dispute, role)
+            if question == asked:
+                hall.court.receive(dispute, party.answer(question))
+        hall.question(dispute, "trainer", after=asked)
+
+
+def test_a_referee_goes_on_after_it_was_killed(scene, liar, tmp_path):
+    data = challenge(scene, liar)
+    hall = Hall(scene, tmp_path / "out")
+    sides = parties(scene, liar, data)
+    dispute = hall.court.open(data)
+    assert hall.court.open(data) == dispute
+    hold(hall, dispute, sides, rounds=4)
+    asked = hall.question(dispute, "trainer")
+    assert hall.court.verdict(dispute) is hall.court.evidence(dispute) is None
+    hall.court._shelf._store.unlock()
+    again = Hall(scene, tmp_path / "out")
+    assert again.question(dispute, "trainer") == asked
+    hold(again, dispute, sides)
+    assert again.verdict().loser is Loser.CHALLENGER
+    sealed = again.court.verdict(dispute)
+    assert unseal(sealed, scene.referee.public_key) == again.verdict()
+    assert again.court.evidence(dispute) == (tmp_path / f"out/{dispute.hex()}.bundle").read_bytes()
+    assert again.court.open(data) == dispute  # and it is not heard twice
+    assert again.court.question(dispute, "trainer") is None
+
+
+def test_silence_needs_no_judge(scene, liar, tmp_path):
+    hall = Hall(scene, tmp_path / "out", deadlines=Deadlines(memory=0.2), clock=time.monotonic)
+    dispute = hall.court.open(challenge(scene, liar))
+    verdict = hall.verdict()
+    assert (verdict.loser, verdict.timed_out) == (Loser.TRAINER, True)
+    bundle = hall.court.evidence(dispute)
+    assert check_unjudged(bundle, referees=[scene.referee.public_key]) == verdict
+
+
+def test_an_operator_needs_a_judge(scene, liar, tmp_path):
+    data = challenge(scene, liar)
+    hall = Hall(scene, tmp_path / "out")
+    dispute = hall.court.open(data)
+    hold(hall, dispute, parties(scene, liar, data))
+    hall.verdict()
+    with pytest.raises(InconclusiveError, match="not recomputed"):
+        check_unjudged(hall.court.evidence(dispute), referees=[scene.referee.public_key])
+
+
+def test_what_a_referee_does_not_take(scene, liar, tmp_path):
+    data = challenge(scene, liar)
+    hall = Hall(scene, tmp_path / "out", challengers=[scene.challenger.fingerprint])
+    stranger = Signer.generate()
+    for message in (b"garbage", challenge(scene, liar, signer=stranger), ask(scene, data)):
+        with pytest.raises(VeritrainError):
+            hall.court.open(message)
+    dispute = hall.court.open(data)
+    for message in (b"garbage", ask(scene, data, signer=stranger)):
+        with pytest.raises(VeritrainError):
+            hall.court.receive(dispute, message)
+    with pytest.raises(LookupError):
+        hall.court.question(bytes(32), "trainer")
+    for n in range(7):
+        hall.court.open(challenge(scene, liar, nonce=bytes(15) + bytes([n + 1])))
+    with pytest.raises(UsageError, match="are open"):
+        hall.court.open(challenge(scene, liar, nonce=b"x" * 16))
+
+
+def test_a_folder_is_of_one_run(scene, tmp_path):
+    Hall(scene, tmp_path).court._shelf._store.unlock()
+    other = replace(scene.transcript.header, dataset_count=1)
+    with pytest.raises(UsageError, match="exists already"):
+        Hall(scene, tmp_path, header=other)
+
+
+def test_the_first_difference_and_the_own_leaf(scene):
+    assert first_difference(scene.job, scene.transcript) is None
+    cheat = trainers.wrong_rate(scene.job, 1, 2.0)  # counts from each checkpoint
+    assert first_difference(cheat, scene.transcript) == 1
+    own = challenger_witness(scene.job, scene.transcript, STEP)
+    assert own.leaf(STEP).entry == scene.leaves[STEP].to_bytes()
+    start = challenger_witness(scene.job, scene.transcript, 0)
+    assert start.leaf(0).entry == scene.leaves[0].to_bytes()
+    lying = challenger_witness(cheat, scene.transcript, STEP)
+    assert lying.leaf(STEP).entry != scene.leaves[STEP].to_bytes()
+    with pytest.raises(UsageError, match="steps 0 to 4"):
+        challenger_witness(scene.job, scene.transcript, 5)
+
+
+def test_a_log_that_cannot_be_followed(tmp_path):
+    """The challenger's own leaf is then the step as it records it itself."""
+    with rounders.rounding_by(rounders.Huge):
+        scene = Scene.of(zoo.jobs(2, "logged")["convnet-sgd"], tmp_path / "run")
+    assert first_difference(scene.job, scene.transcript) == 1
+    own = challenger_witness(scene.job, scene.transcript, 1)
+    data = challenge(scene, own)
+    hall = Hall(scene, tmp_path / "out")
+    hold(hall, hall.court.open(data), parties(scene, own, data))
+    assert hall.verdict().loser is Loser.TRAINER, hall.verdict().reason
+
+
+def test_two_messages_that_contradict_each_other(scene, liar, tmp_path, capfd):
+    data = challenge(scene, liar)
+    for name, index in (("first", 1), ("second", 2)):
+        (tmp_path / name).write_bytes(ask(scene, data, topic=LeafAt(index=index)))
+    words = ["verify-verdict", "--equivocation", str(tmp_path / "first")]
+    key = ["--key", scene.referee.public_key.hex()]
+    assert main([*words, str(tmp_path / "second"), *key]) == 0
+    assert "referee signed two different messages with number 1" in capfd.readouterr().out
+    assert main([*words, str(tmp_path / "first"), *key]) == 1

@@ -1,0 +1,152 @@
+"""Requests between parties: what a hostile other side can do to them, and what a courier makes of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from tests.service.conftest import TOKEN
+from tests.service.faulty import faulty, says, sends
+from tests.service.test_download import QUICK
+from veritrain.errors import TranscriptError, UsageError
+from veritrain.service.challenger import CourtAt
+from veritrain.service.courier import attend
+from veritrain.service.court import View
+from veritrain.service.peer import Answer, Peer, UnansweredError
+from veritrain.verify.dispute.messages import Kind, LeafAt, Message, Question, Role
+from veritrain.verify.dispute.messages import SignedMessage as Signed
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.fixture
+def server():
+    with faulty({"x": b"an answer"}) as one:
+        yield one
+
+
+def peer(server, token=None):
+    return Peer(server.url, token, QUICK)
+
+
+def test_an_answer_and_none(server):
+    assert peer(server).get("/x", 9) == Answer(status=200, body=b"an answer")
+    assert peer(server).post("/x", b"", 9).body == b"an answer"
+    assert peer(server).get("/y", 9).status == 404
+    with pytest.raises(TranscriptError):
+        peer(server).get("/x", 8)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (says(302, Location="http://127.0.0.1:1/"), UsageError),
+        (says(401), UsageError),
+        (says(503), UnansweredError),
+        (says(429), UnansweredError),
+        (sends(b""), UnansweredError),
+        (sends(b"garbage\r\n\r\n"), UnansweredError),
+        (sends(HEAD + b"Content-Length: 99\r\n\r\nshort"), UnansweredError),
+        (sends(HEAD + b"Content-Length: 99999999999\r\n\r\n", bytes(64), endless=True), TranscriptError),
+        (sends(HEAD + b"\r\n", bytes(64), endless=True), UnansweredError),
+        (sends(HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"), UnansweredError),
+        (sends(HEAD, b"x: y\r\n", endless=True, pause=0.05), UnansweredError),
+        (sends(HEAD + b"Content-Length: 99\r\n\r\n", b"x", endless=True, pause=0.2), UnansweredError),
+    ],
+)  # fmt: skip
+def test_whatever_comes_is_bounded(server, fault, error):
+    server.faults["x"] = [fault]
+    start = time.monotonic()
+    with pytest.raises(error):
+        peer(server).get("/x", 100)
+    assert time.monotonic() - start < 6
+
+
+def test_a_token_goes_where_it_belongs(server):
+    peer(server, TOKEN).get("/x", 9)
+    assert server.requests[-1].field("authorization") == f"Bearer {TOKEN}"
+    peer(server).get("/x", 9)
+    assert server.requests[-1].field("authorization") is None
+    with pytest.raises(UsageError, match="unencrypted"):
+        Peer("http://example.org", TOKEN)
+    for url in ("file:///etc/passwd", "runs/a", "http://user@host", "http://host/?x", ""):
+        with pytest.raises(UsageError):
+            Peer(url)
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"key": 1, "run": 2}', b'{"key": "00"}'])
+def test_a_referee_that_is_none(server, body):
+    server.contents["referee"] = body
+    with pytest.raises(TranscriptError):
+        CourtAt(peer(server)).about()
+
+
+class FakeSitting:
+    """An open question until an answer came."""
+
+    def __init__(self, question):
+        self.view = View(questions={Role.TRAINER: question})
+        self.challenge = b"challenge"
+        self.is_over = False
+        self.got = threading.Event()
+        self.answer = b""
+
+    def next_question(self, role, after, seconds):
+        return self.view.questions.get(role)
+
+    def receive(self, message):
+        self.answer, self.view, self.is_over = message, View(), True
+        self.got.set()
+
+
+class FakeTrainer:
+    """Gives prepared answers, then a good one for ever."""
+
+    def __init__(self, *answers):
+        self.answers, self.asked = list(answers), []
+
+    def post(self, path, body, at_most):
+        self.asked.append((path, body))
+        made = self.answers.pop(0) if self.answers else Answer(status=200, body=b"good")
+        if isinstance(made, Exception):
+            raise made
+        return made
+
+    def get(self, path, at_most):
+        return self.post(path, b"", at_most)
+
+
+PLACE = "/dispute/answers/" + "0" * 64
+
+
+def place(text):
+    return Answer(status=202, body=f'{{"answer": "{text}"}}'.encode())
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [],
+        [Answer(status=422, body=b""), Answer(status=200, body=b"")],
+        [place(PLACE), Answer(status=202, body=b""), Answer(status=200, body=b"good")],
+        [place(PLACE), Answer(status=404, body=b"")],
+        [place("http://169.254.169.254" + PLACE)],
+        [place(PLACE + "?x"), place("//host" + PLACE), place("../header")],
+        [UnansweredError("nobody"), TranscriptError("x", "too large"), AssertionError()],
+        [Answer(status=202, body=b"not json"), Answer(status=500, body=b"")],
+    ],
+)
+def test_a_courier_goes_on_until_there_is_an_answer(answers):
+    question = Message(
+        run=bytes(32), dispute=bytes(32), sender=Role.REFEREE, number=1, kind=Kind.QUESTION,
+        body=Question(of=(Role.TRAINER,), topic=LeafAt(index=1)).to_value(),
+    )  # fmt: skip
+    data = Signed(message=question.to_bytes(), signature=bytes(64)).to_bytes()
+    sitting, trainer = FakeSitting(data), FakeTrainer(*answers)
+    attend(sitting, trainer, lambda text: None)
+    assert sitting.got.wait(20)
+    assert sitting.answer == b"good"
+    assert {path for path, _ in trainer.asked} <= {"/dispute/questions", PLACE}
+    assert {body for _, body in trainer.asked} <= {data, b"challenge", b""}
