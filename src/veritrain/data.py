@@ -19,6 +19,7 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from veritrain.encoding import Digest, Value, digest, digest_value
@@ -76,10 +77,8 @@ class Batches:
         """
         records = self._records(step)
         size = self.job.batch_size // self.job.accumulate
-        return tuple(
-            self._collate(records[start : start + size], step)
-            for start in range(0, len(records), size)
-        )
+        parts = range(0, len(records), size)
+        return owned(tuple(self._collate(records[i : i + size], step) for i in parts))
 
     def iterate(self, first: int, last: int, workers: int) -> Generator[Batch]:
         """Batches of the steps first to last, inclusive, prepared by `workers` processes ahead of
@@ -180,6 +179,29 @@ class Batches:
                 f"step {step}: the records of a batch do not collate "
                 f"({type(error).__name__}: {error}); pass collate=..."
             ) from error
+
+
+def owned(batch: Batch) -> Batch:
+    """The batch with each tensor and array in C order in memory of its own: how it came about must not show,
+    and a step may write into it."""
+    seen: set[int] = set()
+
+    def own(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return np.array(value, order="C")
+        if not isinstance(value, Tensor) or value.layout is not torch.strided:
+            return value
+        storage = value.untyped_storage()
+        is_shared = storage.data_ptr() in seen
+        seen.add(storage.data_ptr())
+        is_tight = (
+            storage.nbytes() == value.numel() * value.element_size() and value.is_contiguous()
+        )
+        if is_tight and not is_shared:
+            return value
+        return value.detach().clone(memory_format=torch.contiguous_format)
+
+    return cast("Batch", tree_map(own, batch))
 
 
 def batch_digest(batch: Batch) -> Digest:

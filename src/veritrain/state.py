@@ -250,7 +250,8 @@ def _restore_optimizer(
         if full.startswith("optimizer/") and name in parameters:
             stored = _take(state, full, unused)
             parameter = parameters[name]
-            own = stored.clone().to(parameter.device)
+            # C order, as a state is stored: traces are of memory
+            own = stored.clone(memory_format=torch.contiguous_format).to(parameter.device)
             program.optimizer.state[parameter][key] = own
 
 

@@ -13,7 +13,7 @@ from tests.machines import MACHINES, run
 from tests.trace_digests import second_step
 from veritrain.encoding import encode
 from veritrain.errors import UsageError
-from veritrain.state import HYPER, SCHEDULER, capture, restore
+from veritrain.state import capture, restore
 from veritrain.step import Program, run_step
 from veritrain.transcript import state_entries, state_root
 from veritrain.transcript.slices import Tree, verify
@@ -21,9 +21,15 @@ from veritrain.verify.trace import calls
 from veritrain.verify.trace.bodies import check_entry, rows
 from veritrain.verify.trace.cells import cell_digest, is_short
 from veritrain.verify.trace.entry import TraceEntry
+from veritrain.verify.trace.openings import StateBefore, state_opening
 from veritrain.verify.trace.recompute import recompute, recompute_tile
 from veritrain.verify.trace.recorder import Recorder, trace
-from veritrain.verify.trace.structure import CannotFollowError, next_structure, structure_of
+from veritrain.verify.trace.structure import (
+    UNKNOWN,
+    CannotFollowError,
+    next_structure,
+    structure_of,
+)
 from veritrain.verify.trace.tiles import tile
 
 FAMILIES = list(zoo.jobs(1))
@@ -50,15 +56,19 @@ class Step:
             run_step(self.program(), 2, self.batches[2], rounding)
             self.log = rounding.finish()
 
-    def program(self, *, blank: bool = False) -> Program:
-        """In the state before; `blank`: of its shapes and texts alone."""
+    def program(self) -> Program:
+        """In the state before."""
         made = Program.build(self.job)
-        texts = (HYPER, SCHEDULER)
-        state = {
-            name: torch.zeros_like(x) if blank and name not in texts and x.numel() > 16 else x
-            for name, x in self.state.items()
-        }
-        restore(made, state)
+        restore(made, self.state)
+        return made
+
+    def blank(self) -> list[Program]:
+        """In states of which a referee knows names, shapes, texts and short tensors."""
+        tensors = state_entries(self.state)
+        opened = StateBefore.opened(state_opening(tensors, self.state), state_root(tensors))
+        made = [Program.build(self.job) for _ in UNKNOWN]
+        for program, unknown in zip(made, UNKNOWN, strict=True):
+            opened.restore(program, unknown)
         return made
 
     def trace(self, kept: int | None = None) -> Recorder:
@@ -101,7 +111,7 @@ def test_what_comes_next_is_found_without_values(name):
     entries = read(step.trace())
     rng = random.Random(name)
     for index in [len(entries) - 1, rng.randrange(1, len(entries))]:
-        found, _ = next_structure(step.program(blank=True), 2, step.batches[2], entries[:index])
+        found, _ = next_structure(step.blank(), 2, step.batches[2], entries[:index])
         assert encode(found) == encode(structure_of(entries[index].body))
 
 
@@ -109,7 +119,7 @@ def test_what_comes_next_is_found_without_values(name):
 def test_logged_steps_have_traces_too(numerics):
     step = Step("convnet-sgd", numerics)
     entries = read(step.trace())
-    found, _ = next_structure(step.program(blank=True), 2, step.batches[2], entries[:-1])
+    found, _ = next_structure(step.blank(), 2, step.batches[2], entries[:-1])
     assert encode(found) == encode(structure_of(entries[-1].body))
     for index in random.Random(1).sample(range(1, len(entries) - 20), 10):
         body = entries[index].body
@@ -177,20 +187,27 @@ def test_entries_that_the_job_does_not_do_cannot_be_followed():
     entries = read(step.trace())
     other = [*entries[:5], *entries[6:20]]
     with pytest.raises(CannotFollowError, match="entry 5"):
-        next_structure(step.program(blank=True), 2, step.batches[2], other)
+        next_structure(step.blank(), 2, step.batches[2], other)
 
 
 def test_a_job_that_reads_past_operators_cannot_be_followed():
     step = Step("perceptron-adam")
     entries = read(step.trace())
-    program = step.program(blank=True)
-    forward = program.model.forward
-    program.model.forward = lambda *a: (
-        next(program.model.parameters()).detach().numpy(),
-        forward(*a),
-    )[1]
+    programs = step.blank()
+    for program in programs:
+        program.model.forward = reading(program.model)
     with pytest.raises(CannotFollowError, match="numpy"):
-        next_structure(program, 2, step.batches[2], entries[:10])
+        next_structure(programs, 2, step.batches[2], entries[:10])
+
+
+def reading(model):
+    forward = model.forward
+
+    def read(*args):
+        next(model.parameters()).detach().numpy()
+        return forward(*args)
+
+    return read
 
 
 def test_native_steps_have_no_trace():

@@ -137,8 +137,12 @@ def cell_digest(tensor: Tensor) -> Digest:
 
 def is_short(tensor: Tensor) -> bool:
     """Whether an entry holds the cell's bytes themselves: Python and PyTorch may act upon such values."""
-    nbytes = tensor.untyped_storage().nbytes()
-    return nbytes <= _SHORT_BYTES or (nbytes <= _SHORT_INTEGERS and not tensor.is_floating_point())
+    return is_short_content(tensor.untyped_storage().nbytes(), tensor.dtype)
+
+
+def is_short_content(nbytes: int, dtype: torch.dtype) -> bool:
+    """`is_short`, by size and dtype."""
+    return nbytes <= _SHORT_BYTES or (nbytes <= _SHORT_INTEGERS and not dtype.is_floating_point)
 
 
 def fill(storage: torch.UntypedStorage, data: bytes) -> None:

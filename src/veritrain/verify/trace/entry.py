@@ -21,7 +21,7 @@ class TraceEntry(Record):
     """
 
     type_name: ClassVar[str] = "trace entry"
-    max_bytes: ClassVar[int] = 256 << 10
+    max_bytes: ClassVar[int] = 1 << 20
 
     index: int  # from 0
     previous: Digest  # of the entry before; of entry 0: of the leaf before the step, or the header

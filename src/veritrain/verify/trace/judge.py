@@ -1,6 +1,6 @@
 """The judge of a dispute: what an entry must be, given the one before it that both parties name.
 
-The first difference of two entries decides what is looked at (docs/disputes.md, section 6):
+The first difference of two entries decides what is looked at (docs/disputes.md, section 4):
 
     form        an entry that is not of the one form is false
     leaves      equal traces: their outcome against both leaves
@@ -9,14 +9,16 @@ The first difference of two entries decides what is looked at (docs/disputes.md,
     reads       which entry wrote a cell last, and what: the entries in between say it
     results     what came out: the operator is computed again from its operands
 
-Every opening comes from the trainer, who can give it if it told the truth, and is checked against what both
-parties are bound to. What cannot be decided is INCONCLUSIVE.
+An opening comes from the trainer, who can give it if it told the truth, or from both, and is checked against what
+both parties are bound to. What cannot be decided is INCONCLUSIVE.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
+
+from torch import Tensor
 
 from veritrain.encoding import CHUNK_BYTES, Digest, Value, digest, encode
 from veritrain.errors import InconclusiveError, UsageError
@@ -47,8 +49,8 @@ from veritrain.verify.trace.openings import (
 )
 from veritrain.verify.trace.recompute import recompute, recompute_tile, state_tensor
 from veritrain.verify.trace.recorder import initial_trace
-from veritrain.verify.trace.structure import next_structure, structure_of
-from veritrain.verify.trace.tiles import Tile, group_chunks, tile
+from veritrain.verify.trace.structure import UNKNOWN, next_structure, structure_of
+from veritrain.verify.trace.tiles import Tile, group_chunks, has_parts, tile
 
 T = TypeVar("T")
 _WHOLE_BYTES = 1 << 18  # of operands that are opened whole; of more, parts are, where they decide
@@ -185,12 +187,19 @@ class _Decision:
 
     def _next_structure(self) -> tuple[dict[str, Value], dict[int, Digest]] | Ask:
         """What the job does next, by its own code; and digests of the constants that it meets."""
-        prefix = self._prefix()
+
+        programs = [Program.build(self._job) for _ in UNKNOWN]
+
+        def read(detail: Value) -> Prefix:
+            prefix = Prefix.opened(detail, self._before.state, self._previous)
+            for program, unknown in zip(programs, UNKNOWN, strict=True):
+                prefix.state.restore(program, unknown)
+            return prefix
+
+        prefix = self._opened({"open": "prefix"}, read, PARTIES)
         if isinstance(prefix, Ask):
             return prefix
-        program = Program.build(self._job)
-        prefix.state.restore(program)
-        return next_structure(program, self._case.step, prefix.batch, prefix.entries)
+        return next_structure(programs, self._case.step, prefix.batch, prefix.entries)
 
     def _reads(self) -> Ruling | Ask | None:
         if self._bodies[0]["kind"] == "outcome":
@@ -262,17 +271,20 @@ class _Decision:
     def _state_cell(self, name: str, size: int) -> Digest | Ask:
         """The digest of a cell that holds a tensor of the state before, laid out as the model has it."""
 
+        program = Program.build(self._job)
+        names = _sharing(capture(program), name)
+
         def read(detail: Value) -> StateBefore:
             state = StateBefore.opened(detail, self._before.state)
-            if name not in state.contents:
-                raise FalseOpening(f"the content of {shown(name)} is missing")
+            for needed in names:
+                if needed not in state.contents:
+                    raise FalseOpening(f"the content of {shown(needed)} is missing")
+            state.restore(program)
             return state
 
-        state = self._opened({"open": "state", "name": name}, read)
+        state = self._opened({"open": "state", "names": list(names)}, read)
         if isinstance(state, Ask):
             return state
-        program = Program.build(self._job)
-        state.restore(program)
         tensor = capture(program)[name]
         if tensor.untyped_storage().nbytes() != size:
             raise InconclusiveError(f"tensor {shown(name)} shares its memory with others")
@@ -286,6 +298,26 @@ class _Decision:
         )
 
     def _results(self) -> Ruling | Ask | None:
+        return self._bookkeeping() or self._result()
+
+    def _bookkeeping(self) -> Ruling | None:
+        """What follows without a value, of operators that have parts."""
+        body = self._bodies[0]
+        if body["kind"] != "operator" or not has_parts(body):
+            return None
+        sizes = {row[0]: row[1] for row in rows(body, "reads")}
+        problems = {
+            role: "random numbers that it does not draw, or another size of what it writes"
+            for role, body in zip(PARTIES, self._bodies, strict=True)
+            if "refused" not in body
+            and (
+                body["drawn"] != body["draw"]
+                or any(sizes.get(row[0], row[1]) != row[1] for row in rows(body, "writes"))
+            )
+        }
+        return _ruling(problems, f"{body['operator']}, entry {self._case.index}")
+
+    def _result(self) -> Ruling | Ask | None:
         row = self._divisible()
         if row is not None:
             return self._part(row)
@@ -411,7 +443,7 @@ class _Decision:
         view = View.from_value(body["view"])
         (row,) = rows(body, "reads")
         tensor = cast("dict[str, Any]", body["tensor"])
-        if view.is_whole and view.offset == 0:
+        if view.is_whole and view.offset == 0 and view.end() == row[1]:
             return TensorEntry.from_value({**tensor, "digest": row[3]})
         contents = self._opened(
             {"open": "operands", "log": False}, lambda detail: opened_cells(detail, [row])
@@ -462,6 +494,14 @@ class _Decision:
                     raise _CaughtError(role, error) from None
             raise InconclusiveError(f"neither party can give away the {what['open']} as bytes")
         return Ask(of=of, what=what)
+
+
+def _sharing(state: Mapping[str, Tensor], name: str) -> list[str]:
+    """The tensors of a state in one cell with this one; it alone where the optimiser is to make it."""
+    if name not in state:
+        return [name]
+    cell = state[name].untyped_storage().data_ptr()
+    return sorted(n for n, x in state.items() if x.untyped_storage().data_ptr() == cell)
 
 
 def _ruling(problems: Mapping[Role, str], what: str) -> Ruling | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -29,7 +30,7 @@ from veritrain.transcript.fields import shown
 from veritrain.transcript.records import Header
 from veritrain.transcript.slices import Opened, Slices, Tree, verify, verify_groups
 from veritrain.transcript.tensors import DTYPES, content
-from veritrain.verify.trace.cells import is_short
+from veritrain.verify.trace.cells import is_short_content
 from veritrain.verify.trace.entry import TraceEntry
 from veritrain.verify.trace.packing import pack, unpack
 from veritrain.verify.trace.tiles import Tile
@@ -62,29 +63,45 @@ class StateBefore:
         if found != root:
             raise FalseOpening("state: not the one of the agreed leaf")
         known = {tensor.name: tensor.digest for tensor in tensors}
-        for name, data in _map(contents).items():
+        given = _map(contents)
+        for name, data in given.items():
             if type(data) is not bytes or digest("tensor", data) != known.get(name):
                 raise FalseOpening(f"state: the content of {shown(name)} is another")
-        return cls(tensors=tensors, contents=cast("Mapping[str, bytes]", contents))
+        for tensor in tensors:
+            if _must_be_open(tensor) and tensor.name not in given:
+                raise FalseOpening(f"state: the content of {shown(tensor.name)} is missing")
+        return cls(tensors=tensors, contents=cast("Mapping[str, bytes]", given))
 
-    def restore(self, program: Program) -> None:
-        """Put the state into a program; tensors whose contents are not known are zeros.
+    def restore(self, program: Program, unknown: int = 0) -> None:
+        """Put the state into a program; the bytes of tensors whose contents are not known are `unknown`.
 
         Raises:
             FalseOpening: it does not fit the job.
         """
         try:
             require_fit(program, self.tensors)
-            restore(program, {tensor.name: self._tensor(tensor) for tensor in self.tensors})
+            restore(
+                program, {tensor.name: self._tensor(tensor, unknown) for tensor in self.tensors}
+            )
         except TranscriptError as error:
             raise FalseOpening(f"state: {error}") from None
 
-    def _tensor(self, tensor: TensorEntry) -> Tensor:
+    @cached_property
+    def _known(self) -> dict[Digest, bytes]:
+        """Contents by digest: tied tensors have one."""
+        names = {tensor.name: tensor.digest for tensor in self.tensors}
+        return {names[name]: data for name, data in self.contents.items()}
+
+    def _tensor(self, tensor: TensorEntry, unknown: int) -> Tensor:
         dtype = DTYPES[tensor.dtype]
-        data = self.contents.get(tensor.name)
-        if not data:
-            return torch.zeros(tensor.shape, dtype=dtype)
-        return torch.frombuffer(bytearray(data), dtype=dtype).reshape(tensor.shape)
+        data = self._known.get(tensor.digest)
+        if data:
+            return torch.frombuffer(bytearray(data), dtype=dtype).reshape(tensor.shape)
+        return (
+            torch.full((tensor.num_bytes,), unknown, dtype=torch.uint8)
+            .view(dtype)
+            .reshape(tensor.shape)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,14 +131,20 @@ class Prefix:
         return cls(entries=entries, state=StateBefore.opened(state, root), batch=batch)
 
 
+def _must_be_open(tensor: TensorEntry) -> bool:
+    """Whether the job's Python may look at its values: see `is_short`."""
+    is_text = tensor.name in (HYPER, SCHEDULER)
+    return is_text or is_short_content(tensor.num_bytes, DTYPES[tensor.dtype])
+
+
 def state_opening(
     tensors: Sequence[TensorEntry], state: Mapping[str, Tensor], also: Sequence[str] = ()
 ) -> Value:
     """What all tensors are called, and those contents that the job's Python may look at."""
     contents: dict[str, Value] = {
-        name: bytes(content(tensor))
-        for name, tensor in state.items()
-        if name in (HYPER, SCHEDULER, *also) or is_short(tensor)
+        tensor.name: bytes(content(state[tensor.name]))
+        for tensor in tensors
+        if tensor.name in also or _must_be_open(tensor)
     }
     return {"state": [tensor.to_value() for tensor in tensors], "contents": contents}
 

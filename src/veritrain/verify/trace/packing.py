@@ -6,6 +6,7 @@ digest of what was packed or is refused. Named tuples and images have classes th
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from veritrain.encoding import Value
+from veritrain.encoding import Value, encode
 from veritrain.errors import JobError, UsageError
 from veritrain.transcript.tensors import DTYPES, content, dtype_name
 
@@ -34,13 +35,15 @@ def pack(value: object) -> Value:
         return ["float", struct.pack("<d", value)]
     if isinstance(value, Tensor):
         return ["tensor", dtype_name(value), list(value.shape), bytes(content(value))]
-    if isinstance(value, np.ndarray | np.generic):
+    if isinstance(value, np.generic):
+        return ["scalar", *cast("list[Value]", pack(np.asarray(value)))[1:]]
+    if isinstance(value, np.ndarray):
         array = np.asarray(value)
         little = array.astype(array.dtype.newbyteorder("<"), copy=False)
         if little.dtype.kind not in _NUMPY_KINDS:
             raise JobError(f"an array of dtype {array.dtype} cannot be given away as bytes")
         return ["array", little.dtype.str, list(little.shape), little.tobytes()]
-    if isinstance(value, dict):
+    if type(value) is dict:
         items = cast("dict[Any, Any]", value).items()
         return ["dict", *([pack(key), pack(item)] for key, item in items)]
     if type(value) in (tuple, list):
@@ -53,8 +56,18 @@ def unpack(value: Value) -> Any:
     """What `pack` wrote; someone else may have written these bytes.
 
     Raises:
-        UsageError: they are not of that form.
+        UsageError: they are not of that form, or not of the one that `pack` gives the value.
     """
+    try:
+        found = _unpacked(value)
+        if encode(pack(found)) != encode(value):
+            raise UsageError("not the one form of a packed value")
+    except JobError as error:
+        raise UsageError(str(error)) from None
+    return found
+
+
+def _unpacked(value: Value) -> Any:
     if not isinstance(value, list):
         if isinstance(value, (int, float, dict)) and type(value) is not bool:
             raise UsageError("not a packed value")
@@ -62,24 +75,41 @@ def unpack(value: Value) -> Any:
     kind, rest = (value[0], value[1:]) if value else (None, [])
     try:
         if kind in ("tuple", "list"):
-            items = [unpack(item) for item in rest]
+            items = [_unpacked(item) for item in rest]
             return tuple(items) if kind == "tuple" else items
         if kind == "dict":
-            return {unpack(key): unpack(item) for key, item in cast("list[list[Value]]", rest)}
+            return {
+                _unpacked(key): _unpacked(item) for key, item in cast("list[list[Value]]", rest)
+            }
         return _UNPACK[str(kind)](*rest)
-    except (KeyError, TypeError, ValueError, struct.error, RuntimeError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        SyntaxError,
+        OverflowError,
+        struct.error,
+        RuntimeError,
+    ) as error:
         raise UsageError(f"not a packed value: {type(error).__name__}") from None
 
 
 def _tensor(dtype: str, shape: list[int], data: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(data), dtype=DTYPES[dtype]).reshape(shape) if data else (
-        torch.empty(shape, dtype=DTYPES[dtype])
-    )  # fmt: skip
+    kind = DTYPES[dtype]
+    if any(size < 0 for size in shape) or math.prod(shape) * kind.itemsize != len(data):
+        raise ValueError("a shape of another size")
+    if not data:
+        return torch.empty(shape, dtype=kind)
+    return torch.frombuffer(bytearray(data), dtype=kind).reshape(shape)
+
+
+def _scalar(dtype: str, shape: list[int], data: bytes) -> Any:
+    return _array(dtype, shape, data)[()]
 
 
 def _array(dtype: str, shape: list[int], data: bytes) -> Any:
     parsed = np.dtype(dtype)
-    if parsed.kind not in _NUMPY_KINDS:
+    if parsed.kind not in _NUMPY_KINDS or parsed.newbyteorder("<").str != dtype:
         raise ValueError("no plain numbers")
     return np.frombuffer(bytearray(data), dtype=parsed).reshape(shape)
 
@@ -98,4 +128,5 @@ _UNPACK: dict[str, Any] = {
     "float": _float,
     "tensor": _tensor,
     "array": _array,
+    "scalar": _scalar,
 }

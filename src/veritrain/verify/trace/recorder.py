@@ -12,9 +12,8 @@ from typing import Any
 
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.utils._pytree import tree_map_only
 
-from veritrain.data import Batch, batch_digest
+from veritrain.data import Batch, batch_digest, owned
 from veritrain.encoding import Digest, Value, digest
 from veritrain.errors import TranscriptError, UsageError, VerificationError
 from veritrain.numerics.logged.rounding import Following
@@ -179,7 +178,7 @@ class Recorder:
                 number = self._cells.add(tensor)
                 met.append([number, size, self._origins.of(tensor)])
                 self._known[number] = (self._index, cell_digest(tensor))
-            elif is_short(tensor) and self._known[number][1] != (found := cell_digest(tensor)):
+            elif self._known[number][1] != (found := cell_digest(tensor)):
                 met.append([number, size, ["constant"]])  # written past the operators
                 self._known[number] = (self._index, found)
         numbers = self._numbers(tensors)
@@ -251,7 +250,7 @@ def trace(
     plain = program.profile
     if not isinstance(plain, Exact) or program.device.type != "cpu":
         raise UsageError("only steps under exact or logged numerics on the CPU can be traced")
-    own = tree_map_only(Tensor, tight, batch)
+    own = owned(batch)
     origins = Origins(capture(program), own)
     settles = isinstance(plain, Logged) and plain.bits < FLOAT32_BITS
     recorder = Recorder(before.previous, origins, settles=settles, log=rounding, kept=kept)

@@ -16,9 +16,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.utils._pytree import tree_map_only
 
 from veritrain.data import Batch
-from veritrain.encoding import Digest, Value
+from veritrain.encoding import Digest, Value, encode
 from veritrain.errors import InconclusiveError, JobError
 from veritrain.numerics.profile import FLOAT32_BITS, Exact, Logged
 from veritrain.numerics.watched import Compute, Watched
@@ -35,6 +36,7 @@ _STRUCTURE = (
     "kind", "operator", "draw", "arguments", "named", "met", "cells", "view", "place", "loss", "batch",
     "rounding",
 )  # fmt: skip
+UNKNOWN = (0x00, 0x5A)  # bytes of values that nobody computes: whoever acts upon them shows
 _READERS = ("numpy", "tolist", "__array__", "data_ptr")
 
 
@@ -56,25 +58,38 @@ def structure_of(body: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def next_structure(
-    program: Program, step: int, batch: Batch, agreed: Sequence[TraceEntry]
+    programs: Sequence[Program], step: int, batch: Batch, agreed: Sequence[TraceEntry]
 ) -> tuple[dict[str, Value], dict[int, Digest]]:
     """The structure of the entry after the agreed ones, and the digests of the constants that it meets.
 
     Args:
-        program: with a state before the step whose shapes and plain values are right.
+        programs: one for each of `UNKNOWN`, with a state before the step in which unknown values have those bytes.
         step: which.
         batch: of the step.
         agreed: entries from 0 on.
 
     Raises:
-        CannotFollowError: the job does something else than what is agreed.
+        CannotFollowError: the job does something else than what is agreed, or acts upon unknown values.
         JobError, NumericsError: the job's code fails.
     """
+    found = [
+        _followed(program, step, tree_map_only(Tensor, torch.clone, batch), agreed, unknown)
+        for program, unknown in zip(programs, UNKNOWN, strict=True)
+    ]
+    if any(encode(other[0]) != encode(found[0][0]) or other[1] != found[0][1] for other in found):
+        raise CannotFollowError("the job acts upon values past PyTorch's operators")
+    return found[0]
+
+
+def _followed(
+    program: Program, step: int, batch: Batch, agreed: Sequence[TraceEntry], unknown: int
+) -> tuple[dict[str, Value], dict[int, Digest]]:
     plain = program.profile
     if not isinstance(plain, Exact):
         raise CannotFollowError(f"{plain.name} numerics have no traces")
     settles = isinstance(plain, Logged) and plain.bits < FLOAT32_BITS
-    follower = _Follower(Origins(capture(program), batch), agreed, settles=settles)
+    origins = Origins(capture(program), batch)
+    follower = _Follower(origins, agreed, settles=settles, unknown=unknown)
     watched = replace(program, profile=Watched(plain, follower))
     try:
         with follower.no_hidden_reads():
@@ -103,14 +118,18 @@ class _Found(BaseException):  # no `except Exception` of the job's stops it
 class _Follower:
     """Leads a step by agreed entries; a `Watcher`."""
 
-    def __init__(self, origins: Origins, agreed: Sequence[TraceEntry], *, settles: bool) -> None:
+    def __init__(
+        self, origins: Origins, agreed: Sequence[TraceEntry], *, settles: bool, unknown: int
+    ) -> None:
         self.constants: dict[int, Digest] = {}  # by cell, of the last entry
         self._origins = origins
         self._agreed = agreed
         self._settles = settles
+        self._unknown = unknown
         self._cells = Cells()
         self._index = 1  # entry 0 has the inputs
         self._short: dict[int, Digest] = {}  # of cells whose bytes are known here
+        self._written: set[int | None] = set()
         self._reading = False  # by this class itself
 
     def operator(
@@ -152,7 +171,7 @@ class _Follower:
 
         def guarded(name: str) -> Callable[..., Any]:
             def read(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-                if not self._reading:
+                if not self._reading and not self._is_known(tensor):
                     raise CannotFollowError(f"the job reads values by Tensor.{name}")
                 return originals[name](tensor, *args, **kwargs)
 
@@ -216,11 +235,13 @@ class _Follower:
 
         def to_tensor(found: View) -> Tensor:
             if found.cell not in storages:
-                storages[found.cell] = torch.UntypedStorage(sizes[found.cell])
+                data = torch.full((sizes[found.cell],), self._unknown, dtype=torch.uint8)
+                storages[found.cell] = data.untyped_storage()
             return found.of(storages[found.cell])
 
         results = calls.unplain(agreed["results"], to_tensor)
         for number, _, found, short in rows(agreed, "writes"):
+            self._written.add(number)
             if short is not None:
                 fill(storages[number], short)
                 self._short[number] = found
@@ -232,6 +253,12 @@ class _Follower:
             return results if argument is None else argument
         is_single = len(func._schema.returns) == 1  # pyright: ignore[reportPrivateUsage]
         return results if is_single or not isinstance(results, list) else tuple(results)
+
+    def _is_known(self, tensor: Tensor) -> bool:
+        """Whether the bytes of its cell are the true ones here: short, or of the batch and never written."""
+        number = self._cells.number(tensor)
+        origin = self._origins.of(tensor)
+        return number in self._short or (number not in self._written and origin[0] == "batch")
 
     def _seen(self, tensor: Tensor) -> Value:
         return view(tensor, self._cells[tensor])

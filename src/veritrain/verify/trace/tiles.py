@@ -103,6 +103,15 @@ class Tile:
         return data[self.skip :][: self.stop - self.start]
 
 
+def has_parts(body: Mapping[str, Value]) -> bool:
+    """Whether the entry's operator is one of those here."""
+    return _name(body) in _FAMILIES
+
+
+def _name(body: Mapping[str, Value]) -> str:
+    return str(body["operator"]).removeprefix("aten.").partition(".")[0]
+
+
 def group_chunks(size: int) -> int:
     """How many chunks of a written cell of `size` bytes make a group: a power of two."""
     chunks = -(-size // CHUNK_BYTES)
@@ -115,7 +124,7 @@ def tile(body: Mapping[str, Value], cell: int, start: int, stop: int) -> Tile | 
     Raises:
         ValueError: the entry's call has no meaning.
     """
-    family = _FAMILIES.get(str(body["operator"]).removeprefix("aten.").partition(".")[0])
+    family = _FAMILIES.get(_name(body))
     named = cast("dict[str, Value]", body["named"])
     if family is None or any(
         _flat(calls.unplain(value, _as_view), View) for value in named.values()

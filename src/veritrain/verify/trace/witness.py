@@ -164,7 +164,8 @@ class _StepReplay:
             batch = self._batches[self._step]
             return _or_none(partial(prefix_opening, self._encoded[:index], state, batch))
         if kind == "state":
-            return state_opening(self._tensors, self._state, (str(what.get("name")),))
+            names = cast("list[Value]", what.get("names"))
+            return state_opening(self._tensors, self._state, [str(name) for name in names])
         if kind == "entries":
             return {"entries": list(self._encoded[_number(what, "from") : index])}
         if kind == "log":
