@@ -13,6 +13,7 @@
     scaling      step time from 1M to 124M parameters (and a plot)
     logged       logged numerics: step, audit, log, memory, corrections; beside the published log
     training     the loss that whole trainings reach, several seeds (and a plot); `--data` has its data
+    dispute      disputes over steps of full-size models: rounds, bytes, time of each party, evidence
     service      200 readers of one server, alone and beside attackers: requests/s, latency, errors
     cuda         on a GPU: digests against the CPU's, step times against native numerics
 
@@ -39,6 +40,7 @@ import veritrain as vt
 from benchmarks.accuracy import accuracy
 from benchmarks.contraction import contraction
 from benchmarks.cuda import cuda
+from benchmarks.dispute import dispute
 from benchmarks.elementwise import elementwise
 from benchmarks.large import large, memory, profile
 from benchmarks.logged import logged
@@ -176,6 +178,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "elementwise": lambda options: elementwise(),
     "accuracy": lambda options: accuracy(),
     "scaling": lambda options: scaling(options.out),
+    "dispute": lambda options: dispute(),
     "service": lambda options: service(),
     "cuda": lambda options: cuda(),
     "training": lambda options: training(options.data, options.out),
