@@ -95,6 +95,13 @@ def test_a_cheating_trainer_loses(scene, cheat):
     assert verdict.loser is Loser.TRAINER, verdict.reason
 
 
+def test_a_false_final_model_loses(scene):
+    last = len(scene.leaves) - 1
+    liar = Liar(scene, last, trainers.alter_weight(scene.job, 1))
+    assert settle(scene, last, trainer=liar).loser is Loser.TRAINER
+    assert settle(scene, last, challenger=liar).loser is Loser.CHALLENGER
+
+
 @pytest.mark.parametrize("cheat", CHEATS)
 def test_a_cheating_challenger_loses(scene, cheat):
     verdict = settle(scene, STEP, challenger=Liar(scene, STEP, CHEATS[cheat](scene.job)))
