@@ -292,3 +292,10 @@ def expected_losers(trainer: Side, challenger: Side) -> set[Loser]:
 def test_random_games(first: int) -> None:
     for seed in range(first, first + 100):
         random_game(seed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("first", range(900, 10_900, 500))
+def test_more_random_games(first: int) -> None:
+    for seed in range(first, first + 500):
+        random_game(seed)

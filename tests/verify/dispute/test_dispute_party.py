@@ -29,6 +29,8 @@ from veritrain.verify.dispute.messages import (
     Kind,
     LeafAt,
     Message,
+    Opening,
+    OperatorAt,
     Question,
     Role,
     Topic,
@@ -40,6 +42,17 @@ REFEREE = SIGNERS[Role.REFEREE]
 RUN, OTHER = Run(header(), 4, (Lie(2, 0),)), Run(header(), 4)
 CHALLENGE = challenge(RUN, OTHER)
 CONTEST = opened(CHALLENGE)
+
+
+class LongEntry:
+    """Claims whose entry has more bytes than an answer may."""
+
+    def __init__(self, claims: RunClaims) -> None:
+        self._claims = claims
+        self.leaf, self.trace, self.detail = claims.leaf, claims.trace, claims.detail
+
+    def operator(self, step: int, index: int) -> Opening:
+        return replace(self._claims.operator(step, index), entry=bytes(LIMITS.entry_bytes))
 
 
 def make_party(replies: dict[int, Reply], claims: Claims | None = None) -> Party:
@@ -128,11 +141,17 @@ def test_what_cannot_be_opened_leaves_the_number_free() -> None:
 
 
 @pytest.mark.parametrize("detail", [bytes(LIMITS.detail_bytes), [None] * LIMITS.message_items])
-def test_it_signs_nothing_that_a_referee_could_not_read(detail: Value) -> None:
+def test_a_detail_that_a_referee_could_not_read_is_null(detail: Value) -> None:
+    asked = sent(question(1, DetailOf(step=0, index=0, what=None)))
+    answer = make_party({}, FalseDetail(RunClaims(RUN), detail)).answer(asked)
+    assert answer == make_party({}, FalseDetail(RunClaims(RUN), None)).answer(asked)
+
+
+def test_it_signs_nothing_that_a_referee_could_not_read() -> None:
     replies: dict[int, Reply] = {}
-    party = make_party(replies, FalseDetail(RunClaims(RUN), detail))
+    party = make_party(replies, LongEntry(RunClaims(RUN)))
     with pytest.raises(UsageError):
-        party.answer(sent(question(1, DetailOf(step=0, index=0, what=None))))
+        party.answer(sent(question(1, OperatorAt(step=0, index=0))))
     assert replies == {}
 
 

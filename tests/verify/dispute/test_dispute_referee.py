@@ -300,6 +300,17 @@ def test_time_does_not_go_back(now: float) -> None:
         referee_for(ToyJudge()).tick(now)
 
 
+def test_a_deadline_begins_when_the_question_is_shown_for_the_first_time() -> None:
+    table = Table(deadlines=Deadlines(memory=10, replay=1000))
+    for now in (7, 8):
+        table.referee.shown(now)
+        assert table.referee.deadline == 17
+    table.referee.receive(table.answer(TRAINER), 5)  # it came before, and waited
+    assert table.referee.deadline == 15
+    with pytest.raises(UsageError, match="time"):
+        table.referee.shown(4)
+
+
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])
 def test_a_deadline_is_after_the_question(seconds: float) -> None:
     with pytest.raises(UsageError, match="deadline"):

@@ -258,3 +258,41 @@ def test_what_is_left_out_of_an_opening_convicts(scene, path):
     verdict = settle(scene, STEP, trainer=Leaving(liar, path))
     assert verdict.loser is Loser.TRAINER, verdict.reason
     assert "opened is false" in verdict.reason
+
+
+class Mute:
+    """Claims that open nothing that the judge asks for."""
+
+    def __init__(self, claims, leaves):
+        self.leaves, self.leaf = leaves, claims.leaf
+        self.trace, self.operator = claims.trace, claims.operator
+
+    def up_to(self, step):
+        return self
+
+    def detail(self, step, index, what):
+        return None
+
+
+def false_read(bodies):
+    """Another content of a cell that an operator wrote."""
+    made = {row[0] for body in bodies if body["kind"] == "operator" for row in body["writes"]}
+    for body in reversed(bodies):
+        for row in body.get("reads", []):
+            if body["kind"] == "operator" and row[0] in made:
+                row[3] = digest("tensor", b"another")
+                return bodies
+    raise AssertionError("no operator reads what another wrote")
+
+
+def test_a_liar_who_opens_no_entries_is_convicted_by_the_other_party(scene):
+    liar = Liar(scene, STEP, change=false_read)
+    verdict = settle(scene, STEP, trainer=Mute(liar, liar.leaves))
+    assert verdict.loser is Loser.TRAINER, verdict.reason
+
+
+def test_entries_that_neither_party_can_open_leave_the_dispute_open(scene):
+    liar = Liar(scene, STEP, change=false_read)
+    mute = Mute(scene.witness(STEP + 1), scene.leaves)
+    verdict = settle(scene, STEP, trainer=Mute(liar, liar.leaves), challenger=mute)
+    assert verdict.loser is Loser.NONE, verdict.reason

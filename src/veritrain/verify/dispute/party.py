@@ -112,7 +112,7 @@ class Party:
             VerificationError: not a question of this referee to this party in this dispute, one
                 with a number that another question had, or claims that are not about the
                 challenged head.
-            UsageError: the answer is more than a referee takes; nothing was signed for good.
+            UsageError: the answer, not a detail, is more than a referee takes; nothing was signed for good.
         """
         return self._reply(question, resign=False)
 
@@ -134,17 +134,7 @@ class Party:
         if message.number <= max(self._replies, default=0):
             raise VerificationError(f"question {message.number} comes after a later one")
         content = Resignation() if resign else self._content(question.topic)
-        answer = Message(
-            run=self._contest.run,
-            dispute=self._contest.dispute,
-            sender=self._role,
-            number=message.number,
-            kind=Kind.RESIGN if resign else Kind.ANSWER,
-            body=reply_body(message.digest, content),
-        )
-        sent = answer.signed(self._signer).to_bytes()
-        _require_readable(sent, question.topic.answer_bytes)
-        reply = Reply(question=data, answer=sent)
+        reply = Reply(question=data, answer=self._readable(message, question.topic, content))
         self._replies[message.number] = reply
         return reply.answer
 
@@ -165,6 +155,28 @@ class Party:
         if before.message != signed.message:
             self.conflicts.append((earlier.question, data))
             raise VerificationError("the referee signed two different questions with one number")
+
+    def _readable(self, asked: Message, topic: Topic, content: Body) -> bytes:
+        """The signed answer; null for a detail that is more than a referee takes."""
+        try:
+            answer = self._signed(asked, content)
+            _require_readable(answer, topic.answer_bytes)
+        except UsageError:
+            if not isinstance(content, Detail):
+                raise
+            return self._signed(asked, Detail(detail=None))
+        return answer
+
+    def _signed(self, asked: Message, content: Body) -> bytes:
+        answer = Message(
+            run=self._contest.run,
+            dispute=self._contest.dispute,
+            sender=self._role,
+            number=asked.number,
+            kind=Kind.RESIGN if isinstance(content, Resignation) else Kind.ANSWER,
+            body=reply_body(asked.digest, content),
+        )
+        return answer.signed(self._signer).to_bytes()
 
     def _content(self, topic: Topic) -> Body:
         match topic:

@@ -36,7 +36,7 @@ from veritrain.verify.trace.bodies import check_entry, peaks_of, position_after,
 from veritrain.verify.trace.cells import View, cell_digest, tight
 from veritrain.verify.trace.entry import TraceEntry
 from veritrain.verify.trace.openings import (
-    FalseOpening,
+    FalseOpeningError,
     Prefix,
     StateBefore,
     opened_cells,
@@ -78,7 +78,7 @@ class OperatorJudge:
 class _CaughtError(Exception):
     """A party opened something false."""
 
-    def __init__(self, role: Role, error: FalseOpening) -> None:
+    def __init__(self, role: Role, error: FalseOpeningError) -> None:
         super().__init__()
         self.ruling = Ruling(
             loser=Loser.of(role), reason=f"what the {role.value} opened is false: {error}"
@@ -169,7 +169,7 @@ class _Decision:
                 "the batch is neither party's as the data set's records make it: it draws random numbers, "
                 "perhaps, which only its own code can tell"
             )
-        return _ruling(dict.fromkeys(wrong, f"expected {found.hex()}"), "batch")  # type: ignore[return-value]
+        return _decided(dict.fromkeys(wrong, f"expected {found.hex()}"), "batch")
 
     def _structure(self) -> Ruling | Ask | None:
         ours = [structure_of(body) for body in self._bodies]
@@ -234,10 +234,11 @@ class _Decision:
             if not 0 < last < index
         }
         if problems:
-            return cast(Ruling, _ruling(problems, f"cell {cell}"))
+            return _decided(problems, f"cell {cell}")
         entries = self._opened(
             {"open": "entries", "from": first},
             lambda detail: opened_entries(detail, first, self._previous),
+            PARTIES,
         )
         if isinstance(entries, Ask):
             return entries
@@ -251,10 +252,7 @@ class _Decision:
             for role, claim in zip(PARTIES, claims, strict=True)
             if list(claim) != truth
         }
-        ruling = _ruling(problems, f"cell {cell}")
-        if ruling is None:
-            raise InconclusiveError(f"cell {cell}: no claim was found false")
-        return ruling
+        return _decided(problems, f"cell {cell}")
 
     def _met(self, size: int, origin: list[Any], cell: int) -> Digest | Ask:
         """The content of a cell that no operator made."""
@@ -278,7 +276,7 @@ class _Decision:
             state = StateBefore.opened(detail, self._before.state)
             for needed in names:
                 if needed not in state.contents:
-                    raise FalseOpening(f"the content of {shown(needed)} is missing")
+                    raise FalseOpeningError(f"the content of {shown(needed)} is missing")
             state.restore(program)
             return state
 
@@ -383,12 +381,9 @@ class _Decision:
             for role, found in zip(PARTIES, parts, strict=True)
             if found != expected
         }
-        ruling = _ruling(
+        return _decided(
             problems, f"result of {body['operator']}, entry {self._case.index}, cell {cell}"
         )
-        if ruling is None:
-            raise InconclusiveError("two parts that differ are both right")
-        return ruling
 
     def _both(self, what: dict[str, Value], read: Sequence[Callable[[Value], T]]) -> list[T] | Ask:
         """What each party opened, as its own `read` checks it."""
@@ -398,7 +393,7 @@ class _Decision:
                 for role, check in zip(PARTIES, read, strict=True):
                     try:
                         found.append(check(answered.details[role]))
-                    except FalseOpening as error:
+                    except FalseOpeningError as error:
                         raise _CaughtError(role, error) from None
                 return found
         return Ask(of=PARTIES, what=what)
@@ -479,7 +474,8 @@ class _Decision:
     ) -> T | Ask:
         """What was opened, as `read` checks it, or the question for it.
 
-        What not every job can give away as bytes is asked of both parties: either may have none.
+        What not every job can give away as bytes, or in one message, is asked of both parties: either may
+        have none.
         """
         for answered in self._answered:
             if encode(answered.ask.what) != encode(what):
@@ -490,9 +486,9 @@ class _Decision:
                     continue
                 try:
                     return read(detail)
-                except FalseOpening as error:
+                except FalseOpeningError as error:
                     raise _CaughtError(role, error) from None
-            raise InconclusiveError(f"neither party can give away the {what['open']} as bytes")
+            raise InconclusiveError(f"neither party can give away the {what['open']}")
         return Ask(of=of, what=what)
 
 
@@ -510,6 +506,18 @@ def _ruling(problems: Mapping[Role, str], what: str) -> Ruling | None:
         return None
     text = "; ".join(f"the {role.value}'s: {problem}" for role, problem in problems.items())
     return Ruling(loser=Loser.of(*problems), reason=f"{what}: {text}")
+
+
+def _decided(problems: Mapping[Role, str], what: str) -> Ruling:
+    """Who loses where one of two different claims must be false.
+
+    Raises:
+        InconclusiveError: neither was found so.
+    """
+    ruling = _ruling(problems, what)
+    if ruling is None:
+        raise InconclusiveError(f"{what}: no claim was found false")
+    return ruling
 
 
 def _last_write(entries: Sequence[TraceEntry], cell: int) -> list[Any] | None:

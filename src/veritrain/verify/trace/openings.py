@@ -36,7 +36,7 @@ from veritrain.verify.trace.packing import pack, unpack
 from veritrain.verify.trace.tiles import Tile
 
 
-class FalseOpening(VeritrainError):  # noqa: N818
+class FalseOpeningError(VeritrainError):
     """What was opened is not what it should be: its signer loses."""
 
 
@@ -52,31 +52,31 @@ class StateBefore:
         """Check what `state_opening` made.
 
         Raises:
-            FalseOpening: it is not the state of that root.
+            FalseOpeningError: it is not the state of that root.
         """
         tensors_, contents = _fields(detail, "state", "contents")
         try:
             tensors = tuple(TensorEntry.from_value(item) for item in _list(tensors_))
             found = state_root(tensors)
         except UsageError as error:
-            raise FalseOpening(f"state: {error}") from None
+            raise FalseOpeningError(f"state: {error}") from None
         if found != root:
-            raise FalseOpening("state: not the one of the agreed leaf")
+            raise FalseOpeningError("state: not the one of the agreed leaf")
         known = {tensor.name: tensor.digest for tensor in tensors}
         given = _map(contents)
         for name, data in given.items():
             if type(data) is not bytes or digest("tensor", data) != known.get(name):
-                raise FalseOpening(f"state: the content of {shown(name)} is another")
+                raise FalseOpeningError(f"state: the content of {shown(name)} is another")
         for tensor in tensors:
             if _must_be_open(tensor) and tensor.name not in given:
-                raise FalseOpening(f"state: the content of {shown(tensor.name)} is missing")
+                raise FalseOpeningError(f"state: the content of {shown(tensor.name)} is missing")
         return cls(tensors=tensors, contents=cast("Mapping[str, bytes]", given))
 
     def restore(self, program: Program, unknown: int = 0) -> None:
         """Put the state into a program; the bytes of tensors whose contents are not known are `unknown`.
 
         Raises:
-            FalseOpening: it does not fit the job.
+            FalseOpeningError: it does not fit the job.
         """
         try:
             require_fit(program, self.tensors)
@@ -84,7 +84,7 @@ class StateBefore:
                 program, {tensor.name: self._tensor(tensor, unknown) for tensor in self.tensors}
             )
         except TranscriptError as error:
-            raise FalseOpening(f"state: {error}") from None
+            raise FalseOpeningError(f"state: {error}") from None
 
     @cached_property
     def _known(self) -> dict[Digest, bytes]:
@@ -117,7 +117,7 @@ class Prefix:
         """Check what `prefix_opening` made.
 
         Raises:
-            FalseOpening: it does not lead from the state of that root to the last agreed entry.
+            FalseOpeningError: it does not lead from the state of that root to the last agreed entry.
         """
         entries_, state, packed = _fields(detail, "entries", "state", "batch")
         entries = opened_entries({"entries": entries_}, 0, last)
@@ -125,9 +125,9 @@ class Prefix:
             batch = tuple(_batch(packed))
             found = batch_digest(batch)
         except (UsageError, JobError) as error:
-            raise FalseOpening(f"batch: {error}") from None
+            raise FalseOpeningError(f"batch: {error}") from None
         if found != entries[0].body.get("batch"):
-            raise FalseOpening("batch: not the agreed one")
+            raise FalseOpeningError("batch: not the agreed one")
         return cls(entries=entries, state=StateBefore.opened(state, root), batch=batch)
 
 
@@ -158,7 +158,7 @@ def opened_entries(detail: Value, first: int, last: TraceEntry) -> tuple[TraceEn
     """Entries from `first` to the agreed `last`, that are its chain.
 
     Raises:
-        FalseOpening: they are not.
+        FalseOpeningError: they are not.
     """
     (rows,) = _fields(detail, "entries")
     entries: list[TraceEntry] = []
@@ -166,13 +166,13 @@ def opened_entries(detail: Value, first: int, last: TraceEntry) -> tuple[TraceEn
         for data in _list(rows):
             entries.append(TraceEntry.from_bytes(_bytes(data), where="opened entry"))
     except TranscriptError as error:
-        raise FalseOpening(str(error)) from None
+        raise FalseOpeningError(str(error)) from None
     if not entries or [entry.index for entry in entries] != list(range(first, last.index + 1)):
-        raise FalseOpening(f"expected the entries {first} to {last.index}")
+        raise FalseOpeningError(f"expected the entries {first} to {last.index}")
     wanted = last.digest
     for entry in reversed(entries):
         if entry.digest != wanted:
-            raise FalseOpening(f"entry {entry.index} is not the one of the chain")
+            raise FalseOpeningError(f"entry {entry.index} is not the one of the chain")
         wanted = entry.previous
     return tuple(entries)
 
@@ -187,17 +187,17 @@ def opened_cells(detail: Value, reads: Sequence[Sequence[Any]]) -> dict[int, byt
     """The contents of the cells that an entry reads.
 
     Raises:
-        FalseOpening: a cell is missing, or its content has another digest.
+        FalseOpeningError: a cell is missing, or its content has another digest.
     """
     cells, _ = _fields(detail, "cells", "log")
     given = [_pair(row) for row in _list(cells)]
     if [cell for cell, _ in given] != [row[0] for row in reads]:
-        raise FalseOpening("other cells than the operator reads")
+        raise FalseOpeningError("other cells than the operator reads")
     contents: dict[int, bytes] = {}
     for (cell, *_, expected), (_, data) in zip(reads, given, strict=True):
         contents[cell] = _bytes(data)
         if digest("tensor", contents[cell]) != expected:
-            raise FalseOpening(f"the content of cell {cell} is another")
+            raise FalseOpeningError(f"the content of cell {cell} is another")
     return contents
 
 
@@ -210,7 +210,7 @@ def opened_groups(detail: Value, row: Sequence[Any], chunks: int) -> list[Digest
     """The groups of a cell that an entry wrote.
 
     Raises:
-        FalseOpening: they do not lead to the digest of the entry.
+        FalseOpeningError: they do not lead to the digest of the entry.
     """
     (given,) = _fields(detail, "groups")
     groups = [_bytes(group) for group in _list(given)]
@@ -218,7 +218,7 @@ def opened_groups(detail: Value, row: Sequence[Any], chunks: int) -> list[Digest
     try:
         verify_groups("tensor", expected, size, chunks, groups)
     except VerificationError as error:
-        raise FalseOpening(str(error)) from None
+        raise FalseOpeningError(str(error)) from None
     return groups
 
 
@@ -236,7 +236,7 @@ def opened_part(detail: Value, row: Sequence[Any], tile: Tile) -> bytes:
     """The part of a written cell, as its party has it.
 
     Raises:
-        FalseOpening: it is not of the entry's digest.
+        FalseOpeningError: it is not of the entry's digest.
     """
     result, _ = _fields(detail, "result", "cells")
     _, size, expected, _ = row
@@ -249,13 +249,13 @@ def opened_operands(detail: Value, reads: Sequence[Sequence[Any]], tile: Tile) -
     """The parts of operands that decide a tile.
 
     Raises:
-        FalseOpening: a part is missing, or is not of the entry's digest.
+        FalseOpeningError: a part is missing, or is not of the entry's digest.
     """
     _, cells = _fields(detail, "result", "cells")
     given = [_pair(row) for row in _list(cells)]
     needed = sorted(tile.ranges().items())
     if [cell for cell, _ in given] != [cell for cell, _ in needed]:
-        raise FalseOpening("other cells than the tile needs")
+        raise FalseOpeningError("other cells than the tile needs")
     known = {row[0]: (row[1], row[3]) for row in reads}
     return {
         cell: _verified(slices, *known[cell], ranges)
@@ -272,7 +272,7 @@ def _verified(
         for start, stop in ranges:
             opened.read(start, min(stop, size))
     except (UsageError, VerificationError) as error:
-        raise FalseOpening(str(error)) from None
+        raise FalseOpeningError(str(error)) from None
     return opened
 
 
@@ -280,13 +280,13 @@ def opened_log(detail: Value, expected: Digest | None) -> bytes | None:
     """The step's rounding log; None where the numerics have none.
 
     Raises:
-        FalseOpening: it is another one.
+        FalseOpeningError: it is another one.
     """
     if expected is None:
         return None
     log = _bytes(_map(detail).get("log"))
     if digest("rounding log", log) != expected:
-        raise FalseOpening("another rounding log than the leaf's")
+        raise FalseOpeningError("another rounding log than the leaf's")
     return log
 
 
@@ -308,7 +308,7 @@ def opened_records(job: Job, header: Header, step: int, detail: Value) -> Digest
     """Digest of the batch that the opened records make.
 
     Raises:
-        FalseOpening: they are not the committed ones that the seed chooses.
+        FalseOpeningError: they are not the committed ones that the seed chooses.
         JobError: the job's own code fails.
     """
     (rows,) = _fields(detail, "records")
@@ -317,7 +317,7 @@ def opened_records(job: Job, header: Header, step: int, detail: Value) -> Digest
     indices = batches.indices(step)
     items = _list(rows)
     if len(items) != len(indices):
-        raise FalseOpening(f"expected {len(indices)} records, got {len(items)}")
+        raise FalseOpeningError(f"expected {len(indices)} records, got {len(items)}")
     for index, row in zip(indices, items, strict=True):
         packed, proof = _pair(row)
         try:
@@ -326,7 +326,7 @@ def opened_records(job: Job, header: Header, step: int, detail: Value) -> Digest
             nodes = [_bytes(node) for node in _list(proof)]
             merkle.verify_inclusion(found, index, header.dataset_count, nodes, header.dataset_root)
         except (UsageError, JobError, VerificationError, ValueError) as error:
-            raise FalseOpening(f"record {index}: {error}") from None
+            raise FalseOpeningError(f"record {index}: {error}") from None
         opened.records[index] = record
     return batch_digest(batches[step])
 
@@ -352,30 +352,30 @@ def _batch(packed: Value) -> list[Any]:
 def _fields(value: Value, *names: str) -> list[Value]:
     found = _map(value)
     if sorted(found) != sorted(names):
-        raise FalseOpening(f"expected the fields {', '.join(names)}")
+        raise FalseOpeningError(f"expected the fields {', '.join(names)}")
     return [found[name] for name in names]
 
 
 def _map(value: Value) -> dict[str, Value]:
     if not isinstance(value, dict):
-        raise FalseOpening("expected a map")
+        raise FalseOpeningError("expected a map")
     return value
 
 
 def _list(value: Value) -> list[Value]:
     if not isinstance(value, list):
-        raise FalseOpening("expected an array")
+        raise FalseOpeningError("expected an array")
     return value
 
 
 def _pair(value: Value) -> tuple[Value, Value]:
     items = _list(value)
     if len(items) != 2:
-        raise FalseOpening("expected a pair")
+        raise FalseOpeningError("expected a pair")
     return items[0], items[1]
 
 
 def _bytes(value: Value) -> bytes:
     if not isinstance(value, bytes):
-        raise FalseOpening("expected bytes")
+        raise FalseOpeningError("expected bytes")
     return value
