@@ -47,6 +47,12 @@ class FakeAnswers:
         asked = self.asked[digest]
         return asked[0][::-1] if len(asked) > 1 or asked[0].startswith(b"now") else None
 
+    def conclude(self, dispute: bytes, verdict: bytes) -> None:
+        if verdict.startswith(b"refuse"):
+            raise TranscriptError("verdict", "secret reason")
+        if dispute not in self.asked:
+            raise LookupError(dispute)
+
 
 class FakeCourt:
     """A referee who asks the challenger "why" once, the trainer never, and decides after an answer."""

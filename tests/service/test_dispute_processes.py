@@ -92,7 +92,8 @@ def verdict_of(referee):
 
 
 def test_a_cheating_trainer_is_rejected_and_anyone_can_check_it(court, capfd, tmp_path):
-    url = court.trainer("cheating", "rate").url()
+    trainer = court.trainer("cheating", "rate")
+    url = trainer.url()
     referee = court.referee(url)
     challenger = court.challenger(url, referee)
     assert challenger.wait() == 1, challenger.problems
@@ -103,6 +104,9 @@ def test_a_cheating_trainer_is_rejected_and_anyone_can_check_it(court, capfd, tm
     assert verdict_of(referee)["dispute"] == found["verdict"]["dispute"]
     assert court.bundle.read_bytes() == next((tmp_path / "mine").glob("*.bundle")).read_bytes()
     check_offline(court, capfd)
+    while len(trainer.objects()) < 2:  # the verdict was brought to it
+        time.sleep(0.01)
+    assert trainer.objects()[1]["dispute"] == found["verdict"]["dispute"]
 
 
 def check_offline(court, capfd):
@@ -145,6 +149,20 @@ def test_a_lying_challenger_is_refuted_and_a_trainer_that_is_killed_goes_on(cour
         challenger.problems
     )  # its own judge is of the job that it lies by
     assert main(["verify-verdict", str(court.bundle), *map(str, court.job)]) == 0
+
+
+def test_a_challenger_that_is_killed_goes_on(court):
+    url = court.trainer("cheating", "rate").url()
+    referee = court.referee(url)
+    killed = court.challenger(url, referee)
+    while not list((court.folder / "mine").glob("*/reply-*")):
+        assert killed.process.poll() is None, killed.problems
+        time.sleep(0.01)
+    killed.kill()
+    again = court.challenger(url, referee)
+    assert again.wait() == 1, again.problems
+    assert "going on" in again.problems
+    assert verdict_of(referee)["dispute"] == again.objects()[0]["verdict"]["dispute"]
 
 
 def test_a_silent_trainer_loses_by_the_deadline(court):

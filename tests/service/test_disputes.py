@@ -58,7 +58,19 @@ def test_a_question_is_answered_at_once(parties):
     assert (status, body) == (200, bytes(range(199, -1, -1)) + b"won")
 
 
-@pytest.mark.parametrize("path", ["/dispute/questions", "/disputes"])
+def test_a_verdict_is_brought_to_the_trainer(parties):
+    question = b"now and then"
+    parties.get("/dispute/questions", method="POST", body=question)
+    place = f"/dispute/verdicts/{hashlib.sha256(question).hexdigest()}"
+    assert parties.get(place, method="POST", body=b"{}")[0] == 204
+    assert parties.get(f"/dispute/verdicts/{'00' * 32}", method="POST", body=b"{}")[0] == 404
+    assert parties.get("/dispute/verdicts/x", method="POST", body=b"{}")[0] == 404
+    assert parties.get(place, method="POST", body=bytes((1 << 16) + 1))[0] == 413
+
+
+@pytest.mark.parametrize(
+    "path", ["/dispute/questions", "/disputes", f"/dispute/verdicts/{'00' * 32}"]
+)
 def test_what_is_refused_is_not_explained(parties, path):
     status, _, body = parties.get(path, method="POST", body=b"refuse this")
     assert (status, kind_of(body)) == (422, "refused")

@@ -32,7 +32,7 @@ from veritrain.verify.dispute.messages import Kind, LeafAt, Message, Question, R
 from veritrain.verify.dispute.party import Party, Reply
 from veritrain.verify.dispute.referee import Deadlines
 from veritrain.verify.dispute.unjudged import check_unjudged
-from veritrain.verify.dispute.verdict import unseal
+from veritrain.verify.dispute.verdict import Verdict, unseal
 from veritrain.verify.trace.dissent import challenger_witness, first_difference
 from veritrain.verify.trace.judge import OperatorJudge
 from veritrain.verify.trace.witness import Witness
@@ -82,13 +82,14 @@ class Trainer:
     """Starts and ends as a process would; `told` is what it reported."""
 
     def __init__(self, scene, state):
-        self.scene, self.state, self.told = scene, state, []
+        self.scene, self.state, self.told, self.verdicts = scene, state, [], []
         self.answers = self._start()
 
     def _start(self, **changes):
         words = {
             "job": self.scene.job, "run": self.scene.transcript.location, "signer": self.scene.trainer,
             "referees": [self.scene.referee.fingerprint], "state": self.state, "report": self.told.append,
+            "on_verdict": self.verdicts.append,
         }  # fmt: skip
         return TrainerAnswers(**{**words, **changes})
 
@@ -162,6 +163,32 @@ def is_refused(trainer, message):
     except VeritrainError:
         return True
     return False
+
+
+def test_a_trainer_takes_the_verdict_of_its_referee(scene, liar, trainer):
+    data = challenge(scene, liar)
+    contest = open_challenge(data, referee=scene.referee.public_key)
+    verdict = Verdict(
+        loser=Loser.CHALLENGER, reason="it resigned", timed_out=False, run=contest.run,
+        dispute=contest.dispute, root=contest.head.root, step=None, index=None, rounds=1, messages=2,
+        bytes=3, evidence=bytes(32),
+    )  # fmt: skip
+    trainer.reply(data)
+    with pytest.raises(LookupError):  # nothing was asked in it
+        trainer.answers.conclude(contest.dispute, verdict.seal(scene.referee))
+    trainer.reply(ask(scene, data))
+    other = replace(verdict, dispute=bytes(32)).seal(scene.referee)
+    for false in (b"", verdict.seal(scene.challenger), verdict.seal(scene.referee) + b" ", other):
+        with pytest.raises(VeritrainError):
+            trainer.answers.conclude(contest.dispute, false)
+    for _ in range(2):
+        trainer.answers.conclude(contest.dispute, verdict.seal(scene.referee))
+    trainer.restart()
+    trainer.answers.conclude(contest.dispute, verdict.seal(scene.referee))
+    assert trainer.verdicts == [verdict]
+    contrary = replace(verdict, loser=Loser.TRAINER)
+    with pytest.raises(UsageError):
+        trainer.answers.conclude(contest.dispute, contrary.seal(scene.referee))
 
 
 def test_challenges_that_no_referee_asks_about_are_forgotten(scene, liar, trainer):
@@ -296,6 +323,27 @@ def test_silence_needs_no_judge(scene, liar, tmp_path):
     assert (verdict.loser, verdict.timed_out) == (Loser.TRAINER, True)
     bundle = hall.court.evidence(dispute)
     assert check_unjudged(bundle, referees=[scene.referee.public_key]) == verdict
+
+
+class SlowJudge:
+    """Takes longer than any deadline."""
+
+    def __init__(self, hall, judge):
+        self._hall, self._judge = hall, judge
+
+    def next(self, case, answered):
+        self._hall.now += 1000
+        return self._judge.next(case, answered)
+
+
+def test_what_the_referee_computes_is_not_taken_from_the_parties_time(scene, liar, tmp_path):
+    hall = Hall(scene, tmp_path / "out", deadlines=Deadlines(memory=10, replay=10))
+    hall.court._judge = SlowJudge(hall, OperatorJudge(scene.job))
+    data = challenge(scene, liar)
+    dispute = hall.court.open(data)
+    hold(hall, dispute, parties(scene, liar, data))
+    verdict = hall.verdict()
+    assert (verdict.loser, verdict.timed_out, hall.now > 1000) == (Loser.CHALLENGER, False, True)
 
 
 def test_an_operator_needs_a_judge(scene, liar, tmp_path):

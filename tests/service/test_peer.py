@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from tests.service.conftest import TOKEN
 from tests.service.faulty import faulty, says, sends
 from tests.service.test_download import QUICK
 from veritrain.errors import TranscriptError, UsageError
+from veritrain.service import courier
 from veritrain.service.challenger import CourtAt
 from veritrain.service.courier import attend
 from veritrain.service.court import View
@@ -89,6 +91,7 @@ class FakeSitting:
     def __init__(self, question):
         self.view = View(questions={Role.TRAINER: question})
         self.challenge = b"challenge"
+        self.contest = SimpleNamespace(dispute=bytes(32))
         self.is_over = False
         self.got = threading.Event()
         self.answer = b""
@@ -97,7 +100,7 @@ class FakeSitting:
         return self.view.questions.get(role)
 
     def receive(self, message):
-        self.answer, self.view, self.is_over = message, View(), True
+        self.answer, self.view, self.is_over = message, View(verdict=b"verdict"), True
         self.got.set()
 
 
@@ -148,5 +151,25 @@ def test_a_courier_goes_on_until_there_is_an_answer(answers):
     attend(sitting, trainer, lambda text: None)
     assert sitting.got.wait(20)
     assert sitting.answer == b"good"
-    assert {path for path, _ in trainer.asked} <= {"/dispute/questions", PLACE}
-    assert {body for _, body in trainer.asked} <= {data, b"challenge", b""}
+    asked = [one for one in trainer.asked if one[1] != b"verdict"]
+    assert {path for path, _ in asked} <= {"/dispute/questions", PLACE}
+    assert {body for _, body in asked} <= {data, b"challenge", b""}
+
+
+@pytest.mark.parametrize(
+    ("answers", "problem"),
+    [
+        ([Answer(status=204, body=b"")], None),
+        ([Answer(status=404, body=b"")], None),
+        ([UnansweredError("nobody"), Answer(status=422, body=b""), Answer(status=204, body=b"")], None),
+        ([UnansweredError("nobody")] * 6, "nobody"),
+        ([Answer(status=422, body=b"")] * 6, "422"),
+    ],
+)  # fmt: skip
+def test_a_courier_brings_the_verdict_and_gives_up_at_some_time(answers, problem, monkeypatch):
+    monkeypatch.setattr(courier, "_PAUSES", (0.01,) * 6)
+    sitting, trainer, told = FakeSitting(b""), FakeTrainer(*answers), []
+    sitting.receive(b"")
+    courier._Courier(sitting, trainer, told.append).run()
+    assert trainer.asked == [(f"/dispute/verdicts/{'00' * 32}", b"verdict")] * len(answers)
+    assert [problem in text for text in told] == ([True] if problem else [])

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from veritrain.encoding import Digest
     from veritrain.job import Job
     from veritrain.service.challenger import CourtAt
+    from veritrain.service.kept import Shelf
     from veritrain.transcript import Signer, Transcript
     from veritrain.verify.dispute.verdict import Verdict
     from veritrain.verify.trace.witness import Witness
@@ -54,7 +55,9 @@ Exit status: 0 the challenge is refuted, or nothing differs; 1 the run is reject
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for the verdict and its evidence.",
+    default="challenges",
+    show_default=True,
+    help="Folder for what was signed, then for the verdict and its evidence.",
 )
 @access.options
 @output.json_option
@@ -66,17 +69,19 @@ def command(
     step: int | None,
     referee_key: str | None,
     referee_token_file: Path | None,
-    out: Path | None,
+    out: Path,
     as_json: bool,
 ) -> int:
     """Challenge RUN, a folder, HTTP address or fsspec URL, before a referee, and answer until the verdict.
 
     Recomputes the run to find the first step that differs, unless --step names one; the job is executed.
     Then the referee asks both sides. The verdict counts when this side comes to it too, from
-    the evidence. Keep it running: who falls silent loses.
+    the evidence. Keep it running: who falls silent loses. After an interruption the same command goes
+    on with the same dispute, from what it keeps in --out.
     """
     from veritrain.job import load_job
     from veritrain.service.challenger import CourtAt
+    from veritrain.service.kept import Shelf
     from veritrain.service.peer import Peer, token_in
 
     signer = keys.load(key)
@@ -93,14 +98,15 @@ def command(
             lines: list[output.Line] = [f"nothing to dispute: {where} to the same here"]
             output.emit(data, lines, as_json=as_json, stream=stdout)
             return 0
-        ended = side.dispute(court, witness, expected)
-        place = None if out is None else _save(out, ended)
+        shelf = Shelf(out)
+        ended = side.dispute(court, witness, expected, shelf)
+        place = _save(shelf, ended)
         verdict = side.checked(ended)
     data = {
         "difference": found,
         "step": step,
         "verdict": verdicts.data(verdict),
-        "bundle": None if place is None else str(place),
+        "bundle": str(place),
     }
     output.emit(data, verdicts.lines(verdict), as_json=as_json)
     return verdicts.exit_code(verdict)
@@ -138,15 +144,46 @@ class _Side:
         own = witness.leaf(step).entry
         return None if own == self.transcript.leaves[step].to_bytes() else witness
 
-    def dispute(self, court: CourtAt, witness: Witness, expected: bytes | str | None) -> _Ended:
-        """Lead a dispute to its end."""
+    def dispute(
+        self, court: CourtAt, witness: Witness, expected: bytes | str | None, shelf: Shelf
+    ) -> _Ended:
+        """Lead a dispute to its end; the one that was interrupted, if there is one."""
         from veritrain.service.challenger import contend
-        from veritrain.verify.dispute.challenge import make_challenge, open_challenge
+        from veritrain.verify.dispute.challenge import open_challenge
         from veritrain.verify.dispute.messages import Role
         from veritrain.verify.dispute.party import Party
 
         referee = self._referee(court, expected)
-        challenge = make_challenge(
+        challenge = self._challenge(referee, witness, shelf)
+        contest = open_challenge(challenge, referee=referee)
+        docket = shelf.docket(contest.dispute)
+        docket.begin(challenge)
+        party = Party(
+            role=Role.CHALLENGER,
+            signer=self.signer,
+            contest=contest,
+            claims=witness,
+            replies=docket.replies(),
+        )
+        bundle = contend(court, challenge, party, contest.dispute, output.warn)
+        return _Ended(dispute=contest.dispute, referee=referee, bundle=bundle)
+
+    def _challenge(self, referee: bytes, witness: Witness, shelf: Shelf) -> bytes:
+        """The one of an interrupted dispute, or a new one."""
+        from veritrain.service.challenger import unfinished
+        from veritrain.verify.dispute.challenge import make_challenge
+
+        begun = unfinished(
+            shelf,
+            run=self.transcript.header.digest,
+            referee=referee,
+            challenger=self.signer.public_key,
+            leaves=witness.leaves.commitment,
+        )
+        if begun is not None:
+            output.warn("going on with the dispute that was interrupted")
+            return begun.challenge
+        return make_challenge(
             signer=self.signer,
             header=self.transcript.header.to_bytes(),
             head=self.transcript.heads[-1].to_bytes(),
@@ -154,12 +191,6 @@ class _Side:
             nonce=os.urandom(_NONCE_BYTES),
             leaves=witness.leaves,
         )
-        contest = open_challenge(challenge, referee=referee)
-        party = Party(
-            role=Role.CHALLENGER, signer=self.signer, contest=contest, claims=witness, replies={}
-        )
-        bundle = contend(court, challenge, party, contest.dispute, output.warn)
-        return _Ended(dispute=contest.dispute, referee=referee, bundle=bundle)
 
     def checked(self, ended: _Ended) -> Verdict:
         """The verdict, if this side comes to it too.
@@ -222,12 +253,13 @@ def _opened(run: str) -> Transcript:
     return transcript
 
 
-def _save(folder: Path, ended: _Ended) -> Path:
-    """Write bundle and verdict, as the referee made them; where the bundle is."""
+def _save(shelf: Shelf, ended: _Ended) -> Path:
+    """Write verdict and bundle, as the referee made them, and forget what was signed; where the bundle is."""
     from veritrain.verify.dispute.evidence import Bundle
 
     name = ended.dispute.hex()
-    place = verdicts.save(folder, f"{name}.bundle", ended.bundle)
     verdict = Bundle.from_bytes(ended.bundle, where="dispute bundle").verdict
-    verdicts.save(folder, f"{name}.verdict.json", verdict)
-    return place
+    shelf.write(f"{name}.verdict.json", verdict)
+    shelf.write(f"{name}.bundle", ended.bundle)
+    shelf.docket(ended.dispute).clear()
+    return shelf.folder / f"{name}.bundle"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from veritrain.cli import keys, output, serving
+from veritrain.cli import keys, output, serving, verdicts
 from veritrain.cli.serving import Serving
 from veritrain.errors import UsageError
 
 if TYPE_CHECKING:
     from veritrain.service.disputes import Answers
+    from veritrain.verify.dispute.verdict import Verdict
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -60,7 +62,7 @@ def command(
     as it is shown. Prints its address when it is ready. Needs the extra `service`.
 
     With --job and --referee it answers that referee's questions in disputes over the run, which replays
-    steps: the job is executed. Two different answers to one question convict the trainer, so
+    steps: the job is executed. Verdicts are printed as they come. Two different answers to one question convict the trainer, so
     whatever was signed is kept in --state first, and one process at a time uses it.
     """
     prepared = serving.prepared()
@@ -70,7 +72,12 @@ def command(
     _require_all(job, key, referees, state)
     shown = ServedRun(run)
     with output.only_results_on_stdout() as stdout:
-        answers = None if job is None else _answers(run, job, key, referees, state)
+
+        def on_verdict(verdict: Verdict) -> None:
+            data, lines = verdicts.data(verdict), verdicts.lines(verdict)
+            output.emit(data, lines, as_json=as_json, stream=stdout)
+
+        answers = None if job is None else _answers(run, job, key, referees, state, on_verdict)
         app = make_app(
             shown, answers=answers, token=prepared.token, limits=prepared.limits, log=prepared.log
         )
@@ -95,7 +102,12 @@ def _require_all(
 
 
 def _answers(
-    run: Path, job: Path, key: Path | None, referees: tuple[str, ...], state: Path | None
+    run: Path,
+    job: Path,
+    key: Path | None,
+    referees: tuple[str, ...],
+    state: Path | None,
+    on_verdict: Callable[[Verdict], None],
 ) -> Answers:
     from veritrain.job import load_job
     from veritrain.service.trainer import TrainerAnswers
@@ -110,5 +122,6 @@ def _answers(
         signer=keys.load(key),
         referees=trusted,
         state=folder,
+        on_verdict=on_verdict,
         report=output.warn,
     )

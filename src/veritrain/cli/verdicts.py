@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from veritrain.cli import output
-from veritrain.errors import UsageError
 
 if TYPE_CHECKING:
     from veritrain.verify.dispute.verdict import Verdict
@@ -56,22 +54,3 @@ def lines(verdict: Verdict) -> list[output.Line]:
         f"game     {verdict.rounds} questions, {verdict.messages} messages, {verdict.bytes} bytes",
         (f"{conclusion.upper()}: {output.one_line(verdict.reason)}{late}", _STYLES[conclusion]),
     ]
-
-
-def save(folder: Path, name: str, content: bytes) -> Path:
-    """Write a file of a dispute; one that is there already stays, if it is the same.
-
-    Raises:
-        UsageError: it cannot be written, or is another one.
-    """
-    place = folder / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with place.open("xb") as file:
-            file.write(content)
-    except FileExistsError:
-        if not place.is_file() or place.read_bytes() != content:
-            raise UsageError(f"{place}: exists already, with something else in it") from None
-    except OSError as error:
-        raise UsageError(f"{place}: cannot be written: {error.strerror}") from None
-    return place

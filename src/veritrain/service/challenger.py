@@ -8,11 +8,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from veritrain.encoding import Digest
 from veritrain.errors import InconclusiveError, TranscriptError, UsageError, VeritrainError
+from veritrain.service.kept import Docket, Shelf
 from veritrain.service.peer import Answer, Peer, UnansweredError
 from veritrain.transcript.record import check_equal
+from veritrain.verify.dispute.challenge import open_challenge
+from veritrain.verify.dispute.claims import Commitment
 from veritrain.verify.dispute.evidence import Bundle
 from veritrain.verify.dispute.limits import LIMITS
+from veritrain.verify.dispute.messages import Role
 from veritrain.verify.dispute.party import Party
 
 _SMALL_BYTES = 1 << 16  # of an answer that holds no message
@@ -80,6 +85,31 @@ class CourtAt:
         return _expect(self._peer.get(f"/disputes/{dispute.hex()}/evidence", Bundle.max_bytes), 200)
 
 
+def unfinished(
+    shelf: Shelf, *, run: Digest, referee: bytes, challenger: bytes, leaves: Commitment
+) -> Docket | None:
+    """The dispute about just this which was begun and has no bundle yet.
+
+    Args:
+        shelf: the challenger's.
+        run: digest of its header.
+        referee, challenger: public keys.
+        leaves: what the challenger claims.
+    """
+    for dispute in shelf.disputes():
+        docket = shelf.docket(dispute)
+        if docket.is_empty or shelf.is_decided(dispute):
+            continue
+        try:
+            contest = open_challenge(docket.challenge, referee=referee, run=run)
+        except VeritrainError:  # before another referee, or about another run
+            continue
+        claim = (contest.keys[Role.CHALLENGER], contest.leaves[Role.CHALLENGER])
+        if claim == (challenger, leaves):
+            return docket
+    return None
+
+
 def contend(
     court: CourtAt, challenge: bytes, party: Party, dispute: bytes, report: Callable[[str], None]
 ) -> bytes:
@@ -87,7 +117,7 @@ def contend(
 
     Args:
         court: the referee.
-        challenge: signed.
+        challenge: signed; brought again, it goes on with the dispute that it opened.
         party: answers for the challenger.
         dispute: the digest that identifies it.
         report: is told what goes on, for people.

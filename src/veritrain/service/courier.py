@@ -1,4 +1,4 @@
-"""Carries a referee's questions to the trainer's service, and its answers back, until the dispute is over."""
+"""Carries a referee's questions to the trainer's service, its answers back, and at last the verdict."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Callable
 
-from veritrain.errors import TranscriptError
+from veritrain.errors import TranscriptError, VeritrainError
 from veritrain.service.court import Sitting
 from veritrain.service.peer import Answer, Peer, UnansweredError
 from veritrain.verify.dispute.messages import Question, Role, SignedMessage
 
 _QUESTIONS = "/dispute/questions"
+_VERDICTS = "/dispute/verdicts"
 _PLACE = re.compile(r"/dispute/answers/[0-9a-f]{64}", re.ASCII)
 _SMALL_BYTES = 1 << 16  # of an answer that holds no message
 _PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds; the last one again and again
@@ -33,13 +34,17 @@ class _Courier:
         self._report = report
 
     def run(self) -> None:
-        """Go on until the dispute is over. Whatever fails is tried again: the deadline ends it."""
+        """Go on until the dispute is over. Whatever fails is tried again: the deadline ends it. A trainer
+        that cannot be reached at the end finds the verdict with the referee."""
         done: bytes | None = None
         while not self._sitting.is_over:
             question = self._sitting.next_question(Role.TRAINER, done, _PAUSES[-1])
             if question is not None:
                 self._deliver(question)
                 done = question
+        verdict = self._sitting.view.verdict
+        if verdict is not None:
+            self._conclude(verdict)
 
     def _deliver(self, question: bytes) -> None:
         told, attempt = "", 0
@@ -54,6 +59,20 @@ class _Courier:
                 return
             time.sleep(_pause(attempt))
             attempt += 1
+
+    def _conclude(self, verdict: bytes) -> None:
+        path, problem = f"{_VERDICTS}/{self._sitting.contest.dispute.hex()}", ""
+        for pause in _PAUSES:
+            try:
+                status = self._trainer.post(path, verdict, _SMALL_BYTES).status
+            except VeritrainError as error:
+                problem = str(error)
+            else:
+                if status in (204, 404):  # 404: it was never asked anything
+                    return
+                problem = f"it answers with status {status}"
+            time.sleep(pause)
+        self._report(f"the trainer has not taken the verdict: {problem}")
 
     def _fetch(self, question: bytes) -> bytes:
         """The answer, as soon as it is there.

@@ -42,7 +42,7 @@ class View:
     """What can be seen of a dispute from outside."""
 
     questions: Mapping[Role, bytes] = field(default_factory=dict[Role, bytes])
-    verdict: Verdict | None = None
+    verdict: bytes | None = None  # signed
 
 
 class Sitting:
@@ -55,10 +55,10 @@ class Sitting:
         referee: Referee,
         docket: Docket,
         clock: Clock,
-        on_over: Callable[[Referee], None],
+        on_over: Callable[[Referee], bytes],
         report: Callable[[str], None],
     ) -> None:
-        """The docket holds the challenge, and what counted before."""
+        """The docket holds the challenge, and what counted before. `on_over` returns the signed verdict."""
         self.contest = contest
         self.challenge = docket.challenge
         self._referee = referee
@@ -126,6 +126,7 @@ class Sitting:
         raise VerificationError("the message is not signed by a party of the dispute")
 
     def _sit(self) -> None:
+        verdict = None
         try:
             self._resume()
             while self._referee.verdict is None:
@@ -133,11 +134,11 @@ class Sitting:
                 if came is not None:
                     self._referee.receive(*came)
                     self._publish()
-            self._on_over(self._referee)
+            verdict = self._on_over(self._referee)
         except (Exception, SystemExit) as error:  # a full disk: it goes on after a new start
             self._report(f"a dispute stopped: {type(error).__name__}: {error}")
         with self._changed:
-            self._view = View(verdict=self._referee.verdict)
+            self._view = View(verdict=verdict)
             self._is_over = True
             self._changed.notify_all()
 
@@ -168,6 +169,7 @@ class Sitting:
         for number, message in enumerate(messages[self._kept :], self._kept + 1):
             self._docket.add_message(number, message)
         self._kept = len(messages)
+        self._referee.shown(self._clock())
         asked = {role: self._referee.question(role) for role in PARTIES}
         with self._changed:
             self._view = View(questions={role: q for role, q in asked.items() if q is not None})
@@ -226,7 +228,7 @@ class RefereeCourt:
         with self._lock:
             for dispute in self._shelf.disputes():
                 docket = self._shelf.docket(dispute)
-                if not docket.is_empty and not self._is_decided(dispute):
+                if not docket.is_empty and not self._shelf.is_decided(dispute):
                     self._hold(self._opened(docket.challenge), docket)
 
     def about(self) -> tuple[bytes, bytes]:
@@ -245,12 +247,13 @@ class RefereeCourt:
         if self._challengers and not is_trusted(challenger, self._challengers):
             raise VerificationError(f"challenger {fingerprint(challenger)} is not one who may")
         with self._lock:
-            if contest.dispute not in self._sittings and not self._is_decided(contest.dispute):
+            dispute = contest.dispute
+            if dispute not in self._sittings and not self._shelf.is_decided(dispute):
                 self._require_room()
-                docket = self._shelf.docket(contest.dispute)
+                docket = self._shelf.docket(dispute)
                 docket.begin(challenge)
                 self._hold(contest, docket)
-        return contest.dispute
+        return dispute
 
     def question(self, dispute: bytes, role: str) -> bytes | None:
         """See `Court.question`."""
@@ -288,8 +291,8 @@ class RefereeCourt:
             raise UsageError(f"{self._shelf.folder} holds {_KEPT} disputes; use another folder")
 
     def _hold(self, contest: Contest, docket: Docket) -> None:
-        def on_over(referee: Referee) -> None:
-            self._keep(contest.dispute, docket, referee)
+        def on_over(referee: Referee) -> bytes:
+            return self._keep(contest.dispute, docket, referee)
 
         sitting = Sitting(
             contest=contest,
@@ -309,18 +312,20 @@ class RefereeCourt:
         sitting.start()
         self._attend(sitting)
 
-    def _keep(self, dispute: Digest, docket: Docket, referee: Referee) -> None:
-        """Write what is left of a dispute, the bundle last: with it the dispute is over."""
+    def _keep(self, dispute: Digest, docket: Docket, referee: Referee) -> bytes:
+        """Write what is left of a dispute, the bundle last: with it the dispute is over. The signed verdict."""
         verdict = referee.verdict
         if verdict is None:
             raise UsageError("the dispute is not over")
-        self._shelf.write(f"{dispute.hex()}.verdict.json", verdict.seal(self._signer))
+        sealed = verdict.seal(self._signer)
+        self._shelf.write(f"{dispute.hex()}.verdict.json", sealed)
         self._shelf.write(f"{dispute.hex()}.bundle", referee.bundle())
         with suppress(UsageError):
             docket.clear()
         with self._lock:
             del self._sittings[dispute]
         self._on_verdict(dispute, verdict)
+        return sealed
 
     def _sitting(self, dispute: Digest) -> Sitting | None:
         """None: it is over.
@@ -330,12 +335,9 @@ class RefereeCourt:
         """
         with self._lock:
             sitting = self._sittings.get(dispute)
-        if sitting is None and not self._is_decided(dispute):
+        if sitting is None and not self._shelf.is_decided(dispute):
             raise LookupError(dispute)
         return sitting
-
-    def _is_decided(self, dispute: Digest) -> bool:
-        return (self._shelf.folder / f"{dispute.hex()}.bundle").exists()
 
     def _file(self, dispute: Digest, ending: str, limit: int) -> bytes | None:
         if self._sitting(dispute) is not None:

@@ -54,6 +54,15 @@ class Answers(Protocol):
         """
         ...
 
+    def conclude(self, dispute: bytes, verdict: bytes) -> None:
+        """Take the verdict of a dispute, a DSSE envelope in JSON; again, if it was taken before.
+
+        Raises:
+            LookupError: no question of that dispute was taken.
+            VeritrainError: not its verdict.
+        """
+        ...
+
 
 class Court(Protocol):
     """A referee. Called from several threads; may block. Each method with a dispute raises `LookupError`
@@ -200,6 +209,20 @@ def answers_router(answers: Answers, limits: ServiceLimits, budget: BodyBudget) 
             found = await ask(answers.get, bytes.fromhex(digest))
         return _found(found) if found is not None else _empty(202)
 
+    @router.post(
+        "/dispute/verdicts/{dispute}",
+        status_code=204,
+        response_class=Response,
+        openapi_extra=_body(limits.verdict_bytes, "application/json"),
+        responses=_responses(_none(204, "taken"), 413, 422),
+    )
+    async def conclude(request: Request, dispute: _Digest) -> Response:
+        """Bring the referee's verdict, a DSSE envelope: the dispute is over."""
+        verdict = await budget.read(request, limits.verdict_bytes)
+        with _refusals():
+            await ask(answers.conclude, bytes.fromhex(dispute), verdict)
+        return Response(status_code=204, headers=_PRIVATE)
+
     return router
 
 
@@ -335,6 +358,6 @@ def _none(status: int, what: str) -> dict[int | str, Any]:
     return {status: {"description": what}}
 
 
-def _body(limit: int) -> dict[str, Any]:
+def _body(limit: int, kind: str = _BYTES) -> dict[str, Any]:
     schema = {"type": "string", "format": "binary", "maxLength": limit}
-    return {"requestBody": {"required": True, "content": {_BYTES: {"schema": schema}}}}
+    return {"requestBody": {"required": True, "content": {kind: {"schema": schema}}}}

@@ -61,17 +61,21 @@ class Shelf:
         names = sorted(entry.name for entry in self.folder.iterdir() if entry.is_dir())
         return [bytes.fromhex(name) for name in names if _DISPUTE.fullmatch(name)]
 
+    def is_decided(self, dispute: Digest) -> bool:
+        """Is the bundle of the dispute here, with which it is over?"""
+        return (self.folder / f"{dispute.hex()}.bundle").exists()
+
     def docket(self, dispute: Digest) -> Docket:
         """The folder of a dispute; it need not be there yet."""
         return Docket(self.folder / dispute.hex())
 
-    def write(self, name: str, data: bytes) -> None:
-        """Keep a file beside the disputes; the one that is there stays, if it is the same.
+    def write(self, name: str, data: bytes) -> bool:
+        """Keep a file beside the disputes; the one that is there stays, if it is the same. Is it new?
 
         Raises:
             UsageError: it cannot be written, or is there and differs.
         """
-        _write(self._store, name, data)
+        return _write(self._store, name, data)
 
     def read(self, name: str, limit: int) -> bytes | None:
         """A file beside the disputes; None if there is none.
@@ -202,12 +206,14 @@ def _name(kind: str, number: int) -> str:
     return f"{kind}-{number:04d}"
 
 
-def _write(store: LocalStore, name: str, data: bytes) -> None:
+def _write(store: LocalStore, name: str, data: bytes) -> bool:
     try:
         store.write(name, (data,))
     except AlreadyWrittenError:
         if not _holds(store, name, data):
             raise
+        return False
+    return True
 
 
 def _holds(store: LocalStore, name: str, data: bytes) -> bool:

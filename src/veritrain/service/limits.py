@@ -23,6 +23,7 @@ class ServiceLimits:
     body_seconds: float = 60  # from the end of the header to the end of the body
     write_seconds: float = 30  # for a client to take what is being written, 256 KiB at most
     question_bytes: int = LIMITS.challenge_bytes  # body of `POST /dispute/questions`
+    verdict_bytes: int = LIMITS.verdict_bytes  # body of `POST /dispute/verdicts/{id}`
     challenge_bytes: int = LIMITS.challenge_bytes  # body of `POST /disputes`
     message_bytes: int = LIMITS.detail_bytes  # body of `POST /disputes/{id}/messages`
     bodies_bytes: int = 1 << 28  # of all bodies that are being received

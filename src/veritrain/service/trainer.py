@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 from veritrain.encoding import Digest, decode, digest
 from veritrain.errors import TranscriptError, UsageError, VerificationError
@@ -27,6 +28,7 @@ from veritrain.verify.dispute.challenge import Challenge, Contest, open_challeng
 from veritrain.verify.dispute.limits import LIMITS
 from veritrain.verify.dispute.messages import Kind, Message, Role, SignedMessage
 from veritrain.verify.dispute.party import Party
+from veritrain.verify.dispute.verdict import Verdict, unseal
 from veritrain.verify.trace.witness import Witness
 
 _MESSAGE_ITEMS = 1 << 16  # CBOR values in what somebody sends, before it is known who
@@ -87,6 +89,7 @@ class TrainerAnswers:
         signer: Signer,
         referees: Collection[bytes | str],
         state: Path,
+        on_verdict: Callable[[Verdict], None],
         report: Callable[[str], None],
     ) -> None:
         """Begins to work on its own thread.
@@ -97,6 +100,7 @@ class TrainerAnswers:
             signer: with the key that signed the run.
             referees: public keys and fingerprints of those whose questions are answered.
             state: the folder where everything that was signed is kept.
+            on_verdict: is called with each verdict that a referee brings, once it is on the disk.
             report: is told what went wrong with a question, for people.
 
         Raises:
@@ -109,6 +113,7 @@ class TrainerAnswers:
         self._run = run
         self._signer = signer
         self._referees = tuple(referees)
+        self._on_verdict = on_verdict
         self._report = report
         self._transcript = Transcript.open(run)
         if signer.public_key != self._transcript.header.public_key:
@@ -151,6 +156,26 @@ class TrainerAnswers:
             if found is None and digest not in self._waiting:
                 raise LookupError(digest)
             return found
+
+    def conclude(self, dispute: bytes, verdict: bytes) -> None:
+        """See `Answers.conclude`. What was signed in the dispute stays on the disk.
+
+        Raises:
+            LookupError: no question of that dispute was taken.
+            TranscriptError, VerificationError: not its verdict, signed by its referee.
+            UsageError: it had another one before, or it cannot be kept.
+        """
+        with self._lock:
+            if self._shelf.docket(dispute).is_empty:
+                raise LookupError(dispute)
+            _, contest = self._known(dispute)
+            referee = cast(Contest, contest).keys[Role.REFEREE]
+            opened = unseal(verdict, referee)
+            check_equal("dispute of the verdict", dispute, opened.dispute)
+            is_new = self._shelf.write(f"{dispute.hex()}.verdict.json", verdict)
+            self._active.pop(dispute, None)
+        if is_new:
+            self._on_verdict(opened)
 
     def _take_challenge(self, data: bytes, message: Message) -> None:
         if message.dispute in self._pending or message.dispute in self._active:

@@ -48,6 +48,7 @@ class Referee:
     no dispute      a valid challenge          a question is open; its deadline begins
     no dispute      anything else              no dispute: `open_challenge` says why
     question open   before the deadline: bytes what `Hearing` says; with a new question its deadline begins
+    question open   `shown`                    the same; its deadline begins, if it was not shown before
     question open   the deadline               over: whoever has not answered loses
     over            anything                   over
     ==============  =========================  ==================================================
@@ -71,6 +72,7 @@ class Referee:
         self._now = now
         self._hearing: Hearing | None = None
         self._deadline: float | None = None
+        self._shown = 0  # number of the last question that was
 
     @property
     def verdict(self) -> Verdict | None:
@@ -99,7 +101,7 @@ class Referee:
             number = self._hearing.number
             self._hearing.hear(data)
             if self._hearing.asked is None or self._hearing.number != number:
-                self._set_deadline(self._hearing)
+                self._set_deadline(self._hearing, now)
 
     def tick(self, now: float) -> None:
         """Let time pass.
@@ -107,12 +109,23 @@ class Referee:
         Raises:
             UsageError: `now` is before an earlier one.
         """
-        if not now >= self._now:
-            raise UsageError(f"time: expected {self._now} or later, got {now}")
+        self._require_later(now)
         self._now = now
         if self._hearing is not None and self._deadline is not None and now >= self._deadline:
             self._hearing.expire()
-            self._set_deadline(self._hearing)
+            self._set_deadline(self._hearing, now)
+
+    def shown(self, now: float) -> None:
+        """The open question can be seen from `now` on: what the referee computed before it is not taken from the
+        parties' time. Later calls may still bring what came before `now`.
+
+        Raises:
+            UsageError: `now` is before an earlier time.
+        """
+        self._require_later(now)
+        if self._hearing is not None and self._shown != self._hearing.number:
+            self._shown = self._hearing.number
+            self._set_deadline(self._hearing, now)
 
     @property
     def events(self) -> tuple[Event, ...]:
@@ -138,8 +151,12 @@ class Referee:
         self._hearing = Hearing(
             challenge=data, contest=contest, signer=self._signer, judge=self._judge
         )
-        self._set_deadline(self._hearing)
+        self._set_deadline(self._hearing, self._now)
 
-    def _set_deadline(self, hearing: Hearing) -> None:
+    def _require_later(self, now: float) -> None:
+        if not now >= self._now:
+            raise UsageError(f"time: expected {self._now} or later, got {now}")
+
+    def _set_deadline(self, hearing: Hearing, now: float) -> None:
         asked = hearing.asked
-        self._deadline = None if asked is None else self._now + self._deadlines.of(asked)
+        self._deadline = None if asked is None else now + self._deadlines.of(asked)
