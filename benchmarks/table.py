@@ -68,6 +68,39 @@ def logged_table() -> str:
     return "\n".join(lines)
 
 
+def dispute_table() -> str:
+    """Markdown: disputes, one line for each model, length of run and operator."""
+    lines = [
+        "| dispute | rounds (at most) | sent | trainer | challenger | referee | referee's peak | evidence |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for run, row in rows("dispute").items():
+        step = row["step s"]
+        lines.append(
+            f"| {run} | {row['rounds']} ({row['bound']}) | {row['MB sent']:.2f} MB "
+            f"| {row['trainer s'] / step:.1f} | {row['challenger s'] / step:.1f} "
+            f"| {row['referee / step']:.3f} | {row['referee peak MB']:.0f} MB "
+            f"| {row['evidence kB']:,.0f} kB |"
+        )
+    return "\n".join(lines)
+
+
+def service_table() -> str:
+    """Markdown: a served run, one line for each kind of company."""
+    lines = [
+        "| readers | attackers beside them | requests/s | median | 99 of 100 within | errors "
+        "| wrong answers |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in json.loads((RESULTS / "service.json").read_text())["rows"]:
+        lines.append(
+            f"| {row['readers']} | {row['attackers']} | {row['requests/s']:,.0f} "
+            f"| {row['median ms']:.0f} ms | {row['p99 ms']:.0f} ms | {row['errors']} "
+            f"| {row['wrong answers']} |"
+        )
+    return "\n".join(lines)
+
+
 def machine(name: str = "step") -> str:
     """Where the figures of a result were measured."""
     found = json.loads((RESULTS / f"{name}.json").read_text())["machine"]
@@ -81,3 +114,7 @@ if __name__ == "__main__":
     print(machine("large"))
     print(logged_table())
     print(machine("logged"))
+    print(dispute_table())
+    print(machine("dispute"))
+    print(service_table())
+    print(machine("service"))

@@ -25,3 +25,13 @@ def test_the_readme_holds_the_figures_of_full_size_models():
 def test_the_readme_holds_the_figures_of_logged_numerics():
     assert table.logged_table() in README, "run python -m benchmarks.table and copy what it prints"
     assert f"Figures of logged numerics are of {table.machine('logged')}." in README
+
+
+def test_the_readme_holds_the_figures_of_disputes():
+    assert table.dispute_table() in README, "run python -m benchmarks.table and copy what it prints"
+    assert f"Disputes were measured on {table.machine('dispute')}" in README
+
+
+def test_the_readme_holds_the_figures_of_the_service():
+    assert table.service_table() in README, "run python -m benchmarks.table and copy what it prints"
+    assert f"the service on {table.machine('service')}." in README
