@@ -7,10 +7,10 @@ what is computed from there on has no defined bits.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,10 +19,9 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from veritrain.errors import NumericsError
-from veritrain.numerics.logged.mode import LoggedMode
 from veritrain.numerics.logged.rounding import Rounding
-from veritrain.numerics.mode import ExactMode
-from veritrain.numerics.profile import Exact, Logged, Native, Scope, resolve
+from veritrain.numerics.profile import Exact, Native, Scope, resolve
+from veritrain.numerics.watched import Compute, Watched
 
 _SHOWN_CHARS = 120  # of PyTorch's own message, which may list every backend
 
@@ -47,32 +46,49 @@ class Indifferent:
         """See `Observer`."""
 
 
-class ObservedExact(Exact):
+class _Telling:
+    """The watcher that tells an observer, and never refuses."""
+
+    def __init__(self, observer: Observer) -> None:
+        self.observer = observer
+
+    def operator(
+        self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], compute: Compute
+    ) -> Any:
+        """See `Watcher.operator`."""
+        start = perf_counter()
+        refusal: NumericsError | None = None
+        result: Any = None
+        try:
+            result = compute(func, args, kwargs)
+        except NumericsError as error:
+            refusal = error
+        if refusal is not None:
+            self.observer.refused(str(func), (*args, *kwargs.values()), refusal)
+            result = _natively(func, args, kwargs)
+        self.observer.computed(str(func), perf_counter() - start)
+        return result
+
+    def settle(self, tensors: Iterable[Tensor], settle: Callable[[Iterable[Tensor]], None]) -> None:
+        """See `Watcher.settle`."""
+        settle(tensors)
+
+
+class ObservedExact(Watched):
     """`exact` or `logged` that tells and never refuses; `observer` may be replaced between two uses."""
 
     def __init__(self, plain: Exact, observer: Observer) -> None:
-        super().__init__(plain.name, plain.grade)
-        self.attention = plain.attention
-        self.observer = observer
-        self._plain = plain
+        self._telling = _Telling(observer)
+        super().__init__(plain, self._telling)
 
-    def make_mode(self, device: torch.device, rounding: Rounding | None) -> ExactMode:
-        """A mode that tells the present observer."""
-        if isinstance(self._plain, Logged):
-            return _ObservedLoggedMode(device, self._plain.compute, rounding).told(self.observer)
-        return _ObservedExactMode(device).told(self.observer)
+    @property
+    def observer(self) -> Observer:
+        """Who is told."""
+        return self._telling.observer
 
-    def recording(self, thresholds: Mapping[str, float]) -> Rounding | None:
-        """See `Profile.recording`."""
-        return self._plain.recording(thresholds)
-
-    def following(self, thresholds: Mapping[str, float], log: bytes | None) -> Rounding | None:
-        """See `Profile.following`."""
-        return self._plain.following(thresholds, log)
-
-    def settle(self, tensors: Iterable[Tensor]) -> None:
-        """See `Profile.settle`."""
-        self._plain.settle(tensors)
+    @observer.setter
+    def observer(self, observer: Observer) -> None:
+        self._telling.observer = observer
 
     def canonicalise(self, optimizer: Optimizer) -> None:
         """As `Exact`; a refused optimiser keeps its own flags."""
@@ -98,33 +114,6 @@ def observed(name: str, observer: Observer) -> ObservedExact | ObservedNative:
     """The observed twin of the profile called `name`."""
     plain = resolve(name)
     return ObservedExact(plain, observer) if isinstance(plain, Exact) else ObservedNative(observer)
-
-
-class _ObservedExactMode(ExactMode):
-    _observer: Observer
-
-    def told(self, observer: Observer) -> Self:
-        """Tell `observer` from here on."""
-        self._observer = observer
-        return self
-
-    def compute(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        start = perf_counter()
-        refusal: NumericsError | None = None
-        result: Any = None
-        try:
-            result = super().compute(func, args, kwargs)
-        except NumericsError as error:
-            refusal = error
-        if refusal is not None:
-            self._observer.refused(str(func), (*args, *kwargs.values()), refusal)
-            result = _natively(func, args, kwargs)
-        self._observer.computed(str(func), perf_counter() - start)
-        return result
-
-
-class _ObservedLoggedMode(_ObservedExactMode, LoggedMode):
-    """The same for `logged`: operators that are not the vendor's are refused alike."""
 
 
 def _natively(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

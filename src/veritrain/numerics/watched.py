@@ -1,4 +1,4 @@
-"""Numerics with a watcher between the step and its operators: what traces are made with.
+"""Numerics with a watcher between the step and its operators: for traces, and for checking a job.
 
 The watcher gets each operator with what computes it. It may look at the operands before and at the results
 after, or give results of its own and compute nothing.
