@@ -32,6 +32,7 @@ from veritrain.numerics.sums import bare_jit
 OFFSET = 0.0006180339887498949  # of a step; no multiple of a small power of two
 _SLACK = 2.0**-27  # of a step: what rounding x + 1/2 itself may be wrong by, with room
 BLOCK = 1 << 16  # entries with a sketch of their own
+_SEGMENT = 64  # blocks whose ambiguous entries are held at a time
 _CHUNK = 64  # entries that are looked through together
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _NOT_FINITE = np.int32(0x7F800000)
@@ -104,24 +105,25 @@ def _round_kernel(
     delta,
     relative,
     most,
-    places,
+    offsets,
     up,
     held,
     near,
     sketch,
     counts,
+    first,
     start,
     stop,
 ):
-    """Round the blocks [start, stop); `places` and `up` take the ambiguous entries of a block from its
-    first entry on, `counts` how many there are.
+    """Round the blocks [start, stop) of those from `first` on; `offsets` and `up` take the ambiguous entries
+    of each block, `counts` how many there are.
 
     `held` and `near` have room for a chunk of each block: its values, since `out` may be their memory, and
     which of them are ambiguous. Returns the checksum.
     """
     checksum = np.uint64(0)
     for block in range(start, stop):
-        begin = block * BLOCK
+        begin = (first + block) * BLOCK
         end = min(begin + BLOCK, values.shape[0])
         count, total = 0, np.int64(0)
         for low in range(begin, end, _CHUNK):
@@ -151,10 +153,10 @@ def _round_kernel(
                     if near[block, i]:
                         v = np.float64(source[i])
                         x = v * _power(-_step_exponent(v, bits, finest))
-                        places[begin + count] = low + i
-                        up[begin + count] = (x - np.floor(x + (0.5 - OFFSET))) - OFFSET < 0.0
+                        offsets[block, count] = low + i - begin
+                        up[block, count] = (x - np.floor(x + (0.5 - OFFSET))) - OFFSET < 0.0
                         count += 1
-        sketch[block] = np.uint16(total & 0xFFFF)
+        sketch[first + block] = np.uint16(total & 0xFFFF)
         counts[block] = count
     return checksum
 
@@ -167,23 +169,27 @@ def round_to(grid: Grid, values: np.ndarray, out: np.ndarray) -> Rounded:
         out: float32 of the same size, other memory or the same.
     """
     blocks = -(-values.size // BLOCK)
-    sketch, counts = np.empty(blocks, np.uint16), np.empty(blocks, np.int64)
-    held, near = np.empty((blocks, _CHUNK), values.dtype), np.empty((blocks, _CHUNK), np.bool_)
-    # room for all; memory that nothing is written to is never taken
-    places, up = np.empty(values.size, np.int64), np.empty(values.size, np.bool_)
-    checksums = run(
-        _round_kernel, blocks, values, out.view(np.int32), grid.bits, grid.finest, grid.delta,
-        grid.relative + _SLACK, grid.most, places, up, held, near, sketch, counts, grain=1,
-    )  # fmt: skip
-    filled = [slice(b * BLOCK, b * BLOCK + c) for b, c in enumerate(counts.tolist()) if c]
+    room = min(blocks, _SEGMENT)
+    offsets, up = np.empty((room, BLOCK), np.uint16), np.empty((room, BLOCK), np.bool_)
+    held, near = np.empty((room, _CHUNK), values.dtype), np.empty((room, _CHUNK), np.bool_)
+    sketch, counts = np.empty(blocks, np.uint16), np.empty(room, np.int64)
+    places, ups, checksum = [np.empty(0, np.int64)], [np.empty(0, np.bool_)], 0
+    for first in range(0, blocks, _SEGMENT):
+        count = min(_SEGMENT, blocks - first)
+        checksums = run(
+            _round_kernel, count, values, out.view(np.int32), grid.bits, grid.finest, grid.delta,
+            grid.relative + _SLACK, grid.most, offsets, up, held, near, sketch, counts, first, grain=1,
+        )  # fmt: skip
+        checksum += sum(map(int, checksums))
+        for block, held_here in enumerate(counts[:count].tolist()):
+            if held_here:
+                begin = (first + block) * BLOCK
+                places.append(offsets[block, :held_here].astype(np.int64) + begin)
+                ups.append(up[block, :held_here].copy())
     return Rounded(
-        places=_joined(places, filled), up=_joined(up, filled),
-        checksum=sum(map(int, checksums)) % 2**64, sketch=sketch,
+        places=np.concatenate(places), up=np.concatenate(ups), checksum=checksum % 2**64,
+        sketch=sketch,
     )  # fmt: skip
-
-
-def _joined(array: np.ndarray, parts: list[slice]) -> np.ndarray:
-    return np.concatenate([array[part] for part in parts]) if parts else array[:0]
 
 
 @jit
