@@ -99,9 +99,10 @@ class Program:
         return self.profile.following(self.job.thresholds, log)
 
     def settle(self) -> None:
-        """Bring parameters, buffers and the optimiser's tensors to the numbers of the numerics."""
+        """Bring parameters, buffers and the optimiser's tensors, but for its counters, to the numbers
+        of the numerics."""
         states = (state for state in self.optimizer.state.values() if isinstance(state, dict))
-        state = (value for values in states for value in values.values())
+        state = (value for values in states for name, value in values.items() if name != "step")
         tensors = (*self.model.parameters(), *self.model.buffers(), *state)
         self.profile.settle(tensor for tensor in tensors if isinstance(tensor, Tensor))
 

@@ -6,12 +6,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
 import veritrain as vt
 from tests import zoo
 from veritrain.adversaries import rounders
-from veritrain.errors import TranscriptError
-from veritrain.numerics.logged.rounding import Recording
+from veritrain.data import Batches
+from veritrain.errors import TranscriptError, UsageError
+from veritrain.numerics.logged.mode import LoggedMode
+from veritrain.numerics.logged.rounding import Following, Recording
+from veritrain.state import capture
+from veritrain.step import Program, run_step
 from veritrain.transcript import Transcript
 from veritrain.verify.report import Verdict
 
@@ -54,12 +61,65 @@ def test_auditor_with_other_threads_follows_the_log(tmp_path, signer):
         torch.set_num_threads(threads)
 
 
+class Masked(nn.Module):
+    """Attention with weights that are asked for and a causal mask of -inf; a temperature without axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.temperature = nn.Parameter(torch.tensor(0.3))
+        self.last = nn.Linear(16, 3)
+
+    def forward(self, x):
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        found, _ = self.attention(x, x, x, attn_mask=mask)
+        return self.last(found.mean(1)) * self.temperature
+
+
+def masked_job(numerics: str) -> vt.Job:
+    random = torch.Generator().manual_seed(1)
+    x = torch.randn(64, 12, 16, generator=random)
+    return vt.Job(
+        model=Masked, dataset=TensorDataset(x, torch.arange(64) % 3),
+        loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
+        optimizer=lambda model: torch.optim.AdamW(model.parameters(), lr=0.01),
+        batch_size=16, steps=STEPS, seed=1, numerics=numerics,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("numerics", ["logged", "logged-bf16"])
+def test_masks_of_minus_infinity_leave_honest_machines_equal(
+    tmp_path, signer, numerics, monkeypatch
+):
+    """The auditor's sums run the other way round."""
+    vt.train(masked_job(numerics), tmp_path / "run", signer=signer)
+    monkeypatch.setattr(Following, "reordered", True)
+    vt.audit(tmp_path / "run", masked_job(numerics)).require_accepted()
+
+
+def test_all_of_the_state_is_on_the_grid():
+    job = masked_job("logged-bf16")
+    program, batches = Program.build(job), Batches(job)
+    for step in range(1, STEPS + 1):
+        run_step(program, step, batches[step], program.recording())
+    state = {name: x for name, x in capture(program).items() if x.dtype == torch.float32}
+    assert any(not x.dim() for x in state.values())
+    for name, x in state.items():
+        if not name.endswith("/step"):  # the optimiser's counters
+            assert torch.equal(x, x.bfloat16().float()), name
+
+
+def test_another_device_than_the_cpu_is_refused():
+    with pytest.raises(UsageError, match="on the CPU, not on meta"):
+        LoggedMode(torch.device("meta"), torch.float64, None)
+
+
 CHEATS = {
     "drops the log": (rounders.Dropping, "ends early"),
     "appends as much as it may": (rounders.Huge, "goes on after"),
     "repeats the first step's log": (rounders.Repeating, "rounding log"),
     "swaps two records": (rounders.Swapping, "rounding log"),
-    "flips one decision": (rounders.Flipping, "on any machine"),
+    "flips one decision": (rounders.Flipping, "one way and recorded as rounded the other"),
     "logs a decision for a value far from any boundary": (rounders.Inventing, "forged decision"),
 }
 

@@ -264,13 +264,14 @@ class Logged(Exact):
     """
 
     version = 1
-    attention = (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH)
 
     def __init__(self, name: str, *, bits: int, compute: torch.dtype) -> None:
         """`bits`: significant bits of the target; `compute`: float64 or float32."""
         super().__init__(name)
         self.bits = bits
         self.compute = compute
+        if compute == torch.float64:  # a fused kernel's errors are too large for less
+            self.attention = (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH)
 
     @property
     def target(self) -> Target:
@@ -302,12 +303,12 @@ class Logged(Exact):
         return Following(self.target, Thresholds(thresholds), log)
 
     def settle(self, tensors: Iterable[Tensor]) -> None:
-        """Round float32 tensors to the target, but for single numbers, which may be counters."""
+        """Round float32 tensors to the target."""
         from veritrain.numerics.logged.grid import settle
 
         if self.bits < FLOAT32_BITS:
             for tensor in tensors:
-                if tensor.dtype == torch.float32 and tensor.dim():
+                if tensor.dtype == torch.float32:
                     settle(tensor, self.bits)
 
 

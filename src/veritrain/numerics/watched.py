@@ -63,7 +63,7 @@ class Watched(Exact):
 
     def settle(self, tensors: Iterable[Tensor]) -> None:
         """See `Profile.settle`."""
-        changing = [x for x in tensors if x.dtype == torch.float32 and x.dim()]
+        changing = [x for x in tensors if x.dtype == torch.float32]
         with _disable_current_modes():
             self._watcher.settle(changing, self._plain.settle)
 

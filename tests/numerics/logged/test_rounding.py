@@ -211,10 +211,13 @@ def test_another_decision_that_is_possible_is_accepted_and_counted(offset):
     assert tally.widest == pytest.approx(abs(offset) / 10, rel=1e-2)
 
 
+DENIED = "entry 7 is logged as rounded one way and recorded as rounded the other"
+
+
 def test_another_decision_with_the_old_checksum_is_rejected():
     log = bytearray(recorded(HALF, [plain()])[0])
     log[11] ^= 0x80  # the direction of the only entry
-    reject(plain(), bytes(log), VerificationError, "not what its operands give on any machine")
+    reject(plain(), bytes(log), VerificationError, DENIED)
 
 
 @pytest.mark.parametrize("offset", [-5, 5])
@@ -226,7 +229,7 @@ def test_a_result_other_than_the_logged_decision_is_rejected(offset):
         out[NEAR] += -STEP if offset > 0 else STEP
         return replace(honest, sketch=sketch_of(out))
 
-    reject(values, lie(values, change), VerificationError, "any machine")
+    reject(values, lie(values, change), VerificationError, DENIED)
 
 
 @pytest.mark.parametrize("up", [True, False])
@@ -332,12 +335,14 @@ def test_entries_that_turned_are_found_beside_logged_ones():
         settled(following, theirs)
 
 
-@pytest.mark.parametrize("count", [3, 4, 31])
-def test_more_than_two_entries_that_turned_are_rejected(count):
-    """Also an honest trainer's: thresholds are such that even one is rare."""
+@pytest.mark.parametrize("count", [3, 4, 20])
+def test_any_number_of_entries_that_turned_is_inconclusive(count):
     mine, theirs = both(dict.fromkeys(range(count), (6.0, -6.0)))
     log, _ = recorded(HALF, [mine], thresholds=Thresholds({"product": 0}))
-    reject(theirs, log, VerificationError, "any machine", thresholds=Thresholds({"product": 0}))
+    told = "entry 0, .* and entry 1, .* and entry 2, " + (
+        f".* and {count - 3} more" if count > 3 else ""
+    )
+    reject(theirs, log, InconclusiveError, told, thresholds=Thresholds({"product": 0}))
 
 
 def test_what_is_out_of_reach_is_not_free():
@@ -350,19 +355,22 @@ def test_what_is_out_of_reach_is_not_free():
 
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=12), st.data())
 @settings(max_examples=200, deadline=None)
-def test_an_explanation_is_one_gain_or_two_that_add_up(gains, data):
+def test_an_explanation_is_some_gains_that_add_up(gains, data):
     """Against trying all of them."""
     gains += data.draw(st.lists(st.sampled_from(gains), max_size=3)) if gains else []
-    sums = [gains[i] + gains[j] for i in range(len(gains)) for j in range(i)]
-    wanted = data.draw(st.sampled_from([*gains, *sums, 2 * sum(gains[:1]), 7])) % 2**64
+    some = data.draw(st.lists(st.sampled_from(range(len(gains))), unique=True)) if gains else []
+    total = sum(gains[i] for i in some)
+    wanted = data.draw(st.sampled_from([*gains, total, 2 * sum(gains[:1]), 7])) % 2**64
     found = module._explanation(np.array(gains, np.uint64), wanted)
     if found is None:
-        assert wanted not in gains
+        choices = range(1, 2 ** len(gains)) if len(gains) < 11 else []
+        sums = (sum(gain for i, gain in enumerate(gains) if chosen >> i & 1) for chosen in choices)
+        assert not some or total % 2**64 != wanted
         assert wanted not in [total % 2**64 for total in sums]
         return
     assert len(set(found.tolist())) == found.size
     assert sum(gains[i] for i in found.tolist()) % 2**64 == wanted
-    assert found.size == (1 if wanted in gains else 2)
+    assert found.size == 1 or wanted not in gains
 
 
 @pytest.mark.parametrize("place", [0, 8, 39])
@@ -403,12 +411,12 @@ def test_a_false_result_with_an_honest_sketch_is_rejected():
     reject(values, lie(values, change), VerificationError, "any machine")
 
 
-# More free entries than are tried: every other entry is 20 units above a boundary, and not logged
+# More free entries than can be tried: every other entry is 20 units above a boundary, and not logged
 
-CROWD = 2 * (module._TRIED + 1)
+CROWD = 2 * 4097
 
 
-def crowd(count: int = module._TRIED + 1) -> np.ndarray:
+def crowd(count: int = 4097) -> np.ndarray:
     values = plain(20 * UNIT, CROWD)
     values[1 : 2 * count : 2] = MIDDLE + 20 * UNIT
     return values
@@ -430,17 +438,18 @@ def test_free_entries_are_tried_up_to_a_number():
         (module._TRIED + 1, InconclusiveError),
     ):
         values = crowd(count)
-        log, _ = recorded(HALF, [turned(values, MANY)])
-        reject(values, log, error, "any machine|perhaps in some of 4097 entries")
+        log = lie(values, moved_by(20, 1))
+        reject(values, log, error, f"any machine|perhaps in some of {count} entries")
 
 
 @pytest.mark.parametrize("places", [[3], [3, 5], MANY, np.arange(1, CROWD, 2).tolist()])
 def test_beside_a_crowd_of_free_entries_honest_machines_are_inconclusive(places):
     values = crowd()
+    told = "4097 entries that may round either way and were not"
     log, _ = recorded(HALF, [turned(values, places)])
-    reject(values, log, InconclusiveError, "4097 entries that may round either way and were not")
+    reject(values, log, InconclusiveError, told)
     log, _ = recorded(HALF, [values])
-    reject(turned(values, places), log, InconclusiveError, "4097 entries that may round either way")
+    reject(turned(values, places), log, InconclusiveError, told)
 
 
 def test_beside_a_crowd_results_that_moved_farther_than_it_can_are_rejected():
@@ -803,7 +812,8 @@ def test_thresholds_are_calibrated_or_a_priori():
         for name in CLASSES:
             expected = calibrated.get(name, logged)
             assert thresholds.logged(name, growth) == expected
-            assert thresholds.possible(name, growth) == expected + REACH * growth
+            most = max(REACH, growth if name == "norm" else 0) * growth
+            assert thresholds.possible(name, growth) == expected + most
 
 
 def test_grids_of_a_result_are_as_wide_as_its_thresholds():

@@ -147,6 +147,92 @@ def test_errors_are_within_reach(operators, kind):
                 assert ratio < 0.5, name
 
 
+def masked(x: Make, lowest: float) -> Tensor:
+    """What is added to the scores of a query: nothing, or something that leaves no weight."""
+    return torch.where(x(30, 20) > 0.9, lowest, 0.0)
+
+
+@pytest.mark.parametrize("lowest", [-math.inf, torch.finfo(torch.float32).min, -1e9])
+def test_a_mask_does_not_take_part_in_scales(lowest):
+    x = partial(of_one_sign, torch.Generator().manual_seed(1))
+    a, b = x(3, 30, 90), x(3, 90, 20)
+    arguments = masked(x, lowest).expand(3, 30, 20), a, b
+    found = aten.baddbmm.default(*arguments)
+    named = _by_name(aten.baddbmm.default, arguments, {})
+    (result,) = VENDOR[aten.baddbmm.default].results(Call(named, [found]))
+    assert result.scale == scale_of(aten.bmm.default, (a, b))
+    assert errors_of(aten.baddbmm.default, arguments)[0][1] < 0.5
+
+
+def scale_of(operator: Any, arguments: tuple) -> float:
+    found = operator(*arguments)
+    (result,) = VENDOR[operator].results(Call(_by_name(operator, arguments, {}), [found]))
+    return result.scale
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_what_is_not_finite_does_not_take_part_in_scales(bad):
+    """One bad row spoils its own results; the others' scales are as if it were zero."""
+    a, b = torch.ones(4, 9), torch.ones(9, 5)
+    spoilt, without = a.clone(), a.clone()
+    spoilt[2], without[2] = bad, 0
+    for operator, *more in ((aten.mm.default, b), (aten.sum.dim_IntList, [1])):
+        assert scale_of(operator, (spoilt, *more)) == scale_of(operator, (without, *more)) > 0
+    norm = aten.native_layer_norm.default
+    scales = [
+        [
+            r.scale
+            for r in VENDOR[norm].results(
+                Call(_by_name(norm, arguments, {}), list(norm(*arguments)))
+            )
+        ]
+        for arguments in ((x + torch.arange(9.0), [9], None, None, 1e-5) for x in (spoilt, without))
+    ]
+    assert all(math.isfinite(scale) for scale in scales[0] if scale is not None)
+    assert scales[0][2] == pytest.approx(scales[1][2])
+
+
+@pytest.mark.parametrize("mask", [None, -1e4, "ramp", "rows"])
+def test_errors_of_masked_attention_are_within_reach(mask):
+    x = partial(even, torch.Generator().manual_seed(2))
+    query, key, value = (x(2, 3, 40, 16) for _ in range(3))
+    given = {
+        None: None, "ramp": -8.0 * torch.arange(40.0).expand(40, 40),
+        "rows": torch.where(x(40, 40) > 0, -math.inf, 3.0),
+    }.get(mask, torch.full((40, 40), -1e4))  # fmt: skip
+    forward = aten._scaled_dot_product_flash_attention_for_cpu.default
+    named = _by_name(forward, (query, key, value), {"attn_mask": given, "scale": -0.25})
+    wide = {n: v.double() if isinstance(v, Tensor) else v for n, v in named.items()}
+    exact, found = forward(**wide), list(forward(**named))
+    for result in VENDOR[forward].results(Call(named, found)):
+        assert _over_bound(found[result.place].double(), exact[result.place], result) < 0.5
+        assert result.scale < 1e5
+
+
+@pytest.mark.parametrize("ratio", [1e2, 1e3, 1e4])
+def test_errors_of_norms_with_a_large_mean_are_within_reach(ratio):
+    x = partial(even, torch.Generator().manual_seed(3))
+    image, grad = x(50, 64) + ratio, x(50, 64)
+    _, mean, inverse = aten.native_layer_norm.default(image.double(), [64], None, None, 1e-5)
+    arguments = grad, image, [64], mean.float(), inverse.float(), x(64), x(64), [True] * 3
+    for name, over in errors_of(aten.native_layer_norm_backward.default, arguments):
+        assert over < 0.5, name
+
+
+def test_errors_of_norms_over_many_rows_alike_are_possible():
+    """Added one by one, equal numbers err alike: by n, not by its root."""
+    rows, width = 12800, 64
+    image = torch.randn(1, width, generator=torch.Generator().manual_seed(4)).expand(rows, width)
+    grad = torch.full((rows, width), 0.7)
+    mean = image.mean(1, keepdim=True)
+    inverse = 1 / image.std(1, keepdim=True)
+    operator = aten.native_layer_norm_backward.default
+    ones = torch.ones(width)
+    arguments = grad, image.contiguous(), [width], mean, inverse, ones, ones, [True] * 3
+    for name, over in errors_of(operator, arguments):
+        assert over * REACH < rows**0.5, name
+
+
 def test_every_operator_is_tried():
     tried = {o for ops in (products, convolutions, embeddings, normalisations, attentions)
              for o, _ in ops(lambda *shape: torch.ones(shape))}  # fmt: skip

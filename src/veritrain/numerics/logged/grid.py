@@ -241,7 +241,8 @@ def _turns_kernel(values, out, bits, finest, places, turns):
         x = v * _power(-exponent)
         n = np.floor(x + (0.5 - OFFSET))
         other = n - 1.0 if (x - n) - OFFSET < 0.0 else n + 1.0
-        pattern = _pattern(other * _power(exponent) + 0.0)
+        nearest = _pattern(n * _power(exponent) + 0.0)
+        pattern = _pattern(other * _power(exponent) + 0.0) if out[i] == nearest else nearest
         turns[k] = _mixed(i) * (np.uint64(np.uint32(pattern)) - np.uint64(np.uint32(out[i])))
 
 

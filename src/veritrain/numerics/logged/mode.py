@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from veritrain.errors import UsageError
 from veritrain.numerics import onednn
 from veritrain.numerics.logged.rounding import Rounding, Tensors
 from veritrain.numerics.logged.vendor import VENDOR, Call, Vendor
@@ -26,20 +27,26 @@ class LoggedMode(ExactMode):
 
     Args:
         compute: dtype in which vendor operators run, float64 or float32.
+
+    Raises:
+        UsageError: another device than the CPU, whose kernels have no scales here.
     """
 
     def __init__(
         self, device: torch.device, compute: torch.dtype, rounding: Rounding | None
     ) -> None:
+        if device.type != "cpu":
+            raise UsageError(f"logged numerics compute on the CPU, not on {device}")
         super().__init__(device)
         self._compute = compute
+        self._is_wide = compute == torch.float64
         self._rounding = rounding
 
     def compute(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One operator by the vendor's kernel, or by its exact rule."""
         refuse_recording(func)
         vendor = VENDOR.get(func)
-        if vendor is None or self._rounding is None:
+        if vendor is None or self._rounding is None or (vendor.wide and not self._is_wide):
             return super().compute(func, args, kwargs)
         arguments = _by_name(func, args, kwargs)
         if not _is_plain(vendor, arguments):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +22,9 @@ from veritrain.numerics.logged.tally import Tally, combined
 from veritrain.numerics.logged.thresholds import Thresholds
 
 _REACH = 0.498  # steps; twice what is logged, so that whoever rounded alike is in reach
-_TRIED = 4096  # free entries; more of them explain anything
+_TRIED = 20  # free entries of which all choices are tried
+_PAIRED = 4096  # free entries of which one or two are
+_NAMED = 3  # entries that are named to people
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,20 +215,24 @@ def _difference(
 ) -> VerificationError | InconclusiveError:
     """What it says that a result is not the recorded one, although its operands were.
 
-    `checksum`: of what came out here. Entries that may go either way and were not logged are *free*. If one
-    or two of them explain the difference, honest machines differ; if there are too many to try, blocks of
+    `checksum`: of what came out here. Entries that may go either way and were not logged are *free*. If some
+    of them explain the difference, honest machines differ; if there are too many to try, blocks of
     results must at least not have moved farther than their free entries can take them.
     """
     where = f"{tensors.result} of {tensors.operator}"
     entries = round_to(possible, tensors.values, np.empty_like(tensors.out)).places
     free = entries[~np.isin(entries, claimed.places)]
-    if free.size <= _TRIED:
-        turned = _explanation(
-            turns(grid, tensors.values, tensors.out, free), (claimed.checksum - checksum) % 2**64
+    difference = (claimed.checksum - checksum) % 2**64
+    turned = _explanation(turns(grid, tensors.values, tensors.out, free), difference)
+    if turned is not None:
+        return InconclusiveError(_text_of(tensors, where, grid, free[turned]))
+    gains = turns(grid, tensors.values, tensors.out, claimed.places)
+    denied = claimed.places[gains == np.uint64(difference)]
+    if denied.size:
+        return VerificationError(
+            f"{where}: entry {denied[0]} is logged as rounded one way and recorded as rounded the other"
         )
-        if turned is not None:
-            return InconclusiveError(_text_of(tensors, where, grid, free[turned]))
-    elif _is_in_reach(tensors, claimed, grid, free):
+    if free.size > _TRIED and _is_in_reach(tensors, claimed, grid, free):
         return InconclusiveError(
             f"{where}: differs, perhaps in some of {free.size} entries that may round either way and were "
             "not logged: calibrate the thresholds over more machines"
@@ -236,16 +243,47 @@ def _difference(
 
 
 def _explanation(gains: np.ndarray, difference: int) -> np.ndarray | None:
-    """Indices of one or two of the gains that add up to the difference, modulo 2**64."""
+    """Indices of gains that add up to the difference, modulo 2**64: one or two, or of a few any number.
+
+    Turns of single steps gain numbers of 32 bits: 2**20 choices, or 2**23 pairs, explain one in a thousand
+    other differences of that size by chance, and hardly any of the larger ones. More would explain anything.
+    """
+    if gains.size > _PAIRED:
+        return None
     wanted = np.uint64(difference)
     alone = np.flatnonzero(gains == wanted)
     if alone.size:
         return alone[:1]
-    order = np.argsort(gains)
-    rest = wanted - gains  # what the other one of a pair must be
-    at = np.minimum(np.searchsorted(gains[order], rest), max(gains.size - 1, 0))
-    pairs = np.flatnonzero((gains[order][at] == rest) & (order[at] != np.arange(gains.size)))
-    return np.array([pairs[0], order[at[pairs[0]]]]) if pairs.size else None
+    for one, other in _adding_up(gains, gains, wanted):
+        if one != other:
+            return np.array([one, other])
+    if gains.size > _TRIED:
+        return None
+    half = gains.size // 2
+    low, high = _all_sums(gains[:half]), _all_sums(gains[half:])
+    for one, other in _adding_up(low, high, wanted):
+        chosen = one | other << half  # a bit for each gain
+        return np.flatnonzero([chosen >> i & 1 for i in range(gains.size)])
+    return None
+
+
+def _all_sums(gains: np.ndarray) -> np.ndarray:
+    """Of every choice of the gains: bit i of an index says whether gain i is in it."""
+    sums = np.zeros(1, np.uint64)
+    for gain in gains:
+        sums = np.concatenate([sums, sums + gain])
+    return sums
+
+
+def _adding_up(left: np.ndarray, right: np.ndarray, wanted: np.uint64) -> Iterator[tuple[int, int]]:
+    """Indices of pairs that add up to `wanted`, modulo 2**64: for each on the left one on the right."""
+    if not right.size:
+        return
+    order = np.argsort(right)
+    rest = wanted - left
+    at = np.minimum(np.searchsorted(right[order], rest), right.size - 1)
+    for index in np.flatnonzero(right[order[at]] == rest).tolist():
+        yield index, int(order[at[index]])
 
 
 def _is_in_reach(tensors: Tensors, claimed: Rounded, grid: Grid, free: np.ndarray) -> bool:
@@ -263,8 +301,10 @@ def _text_of(tensors: Tensors, where: str, grid: Grid, places: np.ndarray) -> st
     ratios = follow(grid, tensors.values, tensors.out.copy(), places, ~up, anywhere).ratios
     which = " and ".join(
         f"entry {place}, {ratio:.3g} times the threshold from its boundary here"
-        for place, ratio in sorted(zip(places.tolist(), ratios.tolist(), strict=True))
+        for place, ratio in sorted(zip(places.tolist(), ratios.tolist(), strict=True))[:_NAMED]
     )
+    if places.size > _NAMED:
+        which += f" and {places.size - _NAMED} more"
     return (
         f"{where}: rounded the other way and not logged: {which}; that is arithmetic's doing or the "
         "trainer's: calibrate the thresholds over more machines"

@@ -2,6 +2,8 @@
 
 A largest magnitude has no order. A norm is summed in binary64 in one fixed order, so that it is the same
 everywhere, and not because it would be exact.
+
+Whatever meets an infinity or a NaN is not finite and has nothing to be rounded; scales are those of the rest.
 """
 
 # pyright: reportUnknownParameterType=false, reportMissingParameterType=false
@@ -17,6 +19,7 @@ from veritrain.numerics.parallel import grain_of, run
 from veritrain.numerics.sums import bare_jit
 
 _MAGNITUDE = np.int32(0x7FFFFFFF)
+_NOT_FINITE = np.int32(0x7F800000)
 _LANES = 8  # partial sums of a row: value i goes to lane i % 8
 
 
@@ -81,22 +84,28 @@ def norms(x: Tensor, shape: Slices) -> np.ndarray:
 
 
 def largest_norm(x: Tensor, shape: Slices) -> float:
-    """The largest of `norms`; NaN where a slice holds one, 0 of an empty tensor."""
-    return float(norms(x, shape).max()) if x.numel() else 0.0
+    """The largest of `norms` that is finite; 0 if none is."""
+    return finite_top(norms(x, shape)) if x.numel() else 0.0
+
+
+def finite_top(values: np.ndarray) -> float:
+    """The largest of the values that are finite, at least 0."""
+    return float(np.max(values, initial=0.0, where=np.isfinite(values)))
 
 
 @bare_jit
 def _largest_kernel(patterns, start, stop):
-    """The largest magnitude bits: integer order is magnitude order, and NaN is above all."""
+    """The largest magnitude bits of a finite number: integer order is magnitude order."""
     top = np.int32(0)
     part = patterns[start:stop]
     for i in range(part.shape[0]):
-        top = max(top, np.int32(part[i] & _MAGNITUDE))
+        magnitude = np.int32(part[i] & _MAGNITUDE)
+        top = max(top, magnitude if magnitude < _NOT_FINITE else np.int32(0))
     return top
 
 
 def largest(x: Tensor) -> float:
-    """The largest magnitude of a float32 tensor; 0 of an empty one, NaN where one is."""
+    """The largest magnitude of a float32 tensor's finite entries; 0 if there are none."""
     patterns = x.detach().contiguous().numpy().reshape(-1).view(np.int32)
     tops = run(_largest_kernel, patterns.size, patterns)
     return float(np.int32(max(tops)).view(np.float32))

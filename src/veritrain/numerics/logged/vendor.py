@@ -6,6 +6,9 @@ rounded already, so that every machine has the same (`scales`). For a sum of n p
 largest norms of the vectors that are multiplied, which bounds the sum of their magnitudes (Cauchy and Schwarz);
 errors grow by sqrt(n) over it (`thresholds`). None stands for a result whose error is relative to each value.
 
+What is added last, a bias or a mask, is not in S: it is at most the result and the sum, of which the one has its
+error besides (`Target.grid`).
+
 Operators that are not here follow their exact rules, under `logged` as well.
 """
 
@@ -23,6 +26,7 @@ from torch._ops import OpOverload
 
 from veritrain.numerics.integers import Slices, channels_of
 from veritrain.numerics.logged.scales import (
+    finite_top,
     largest,
     largest_norm,
     norm_along,
@@ -75,7 +79,8 @@ Arguments: TypeAlias = dict[str, Any]
 class Vendor:
     """An operator of PyTorch: its class, and the function that says how its results are rounded.
 
-    `when` names a flag without which it follows its exact rule; `writes` the arguments that the kernel
+    `when` names a flag without which it follows its exact rule; `wide` says that it does so unless the step
+    computes in float64, because its scale is too far above its values for anything less; `writes` the arguments that the kernel
     updates besides, with their scales. `reordered` gives arguments of the same result whose sums run
     the other way round: another machine for `calibrate`.
     """
@@ -83,6 +88,7 @@ class Vendor:
     name: str  # of the class
     results: Callable[[Call], Results]
     when: str | None = None
+    wide: bool = False
     writes: Mapping[str, Callable[[Call], float]] = field(
         default_factory=dict[str, Callable[[Call], float]]
     )
@@ -141,8 +147,7 @@ def _baddbmm(call: Call) -> Results:
 
 
 def _added(call: Call, scale: float, growth: float) -> Result:
-    scale = scale * abs(call["alpha"]) + call.top("self") * abs(call["beta"])
-    return Result(0, scale, growth)
+    return Result(0, scale * abs(call["alpha"]), growth)
 
 
 def _channels_reversed(arguments: Arguments) -> Arguments:
@@ -171,8 +176,7 @@ def _by_taps(image: Tensor, weight: Tensor, contracted: int) -> tuple[float, flo
 @_vendor("convolution", aten.convolution.default, reordered=_channels_reversed)
 def _convolution(call: Call) -> Results:
     axis = 0 if call["transposed"] else 1
-    scale, growth = _by_taps(call["input"], call["weight"], axis)
-    yield Result(0, scale + call.top("bias"), growth)
+    yield Result(0, *_by_taps(call["input"], call["weight"], axis))
 
 
 @_vendor("convolution", aten.convolution_backward.default)
@@ -197,12 +201,12 @@ def _terms(call: Call) -> int:
     return max(1, call.size("self") // max(1, call.results[0].numel()))
 
 
-@_vendor("sum", aten.sum.default, aten.sum.dim_IntList)
+@_vendor("sum", aten.sum.default, aten.sum.dim_IntList, wide=True)
 def _sum(call: Call) -> Results:
     yield Result(0, call.top("self") * _terms(call), math.sqrt(_terms(call)))
 
 
-@_vendor("sum", aten.mean.default, aten.mean.dim)
+@_vendor("sum", aten.mean.default, aten.mean.dim, wide=True)
 def _mean(call: Call) -> Results:
     yield Result(0, call.top("self"), math.sqrt(_terms(call)))
 
@@ -212,7 +216,7 @@ def _vector_norm(call: Call) -> Results:
     yield Result(0, None, math.sqrt(_terms(call)))
 
 
-@_vendor("embedding", aten.embedding_dense_backward.default)
+@_vendor("embedding", aten.embedding_dense_backward.default, wide=True)
 def _embedding_backward(call: Call) -> Results:
     repeats = int(torch.bincount(call["indices"].reshape(-1)).max())  # rows added to one
     yield Result(0, call.top("grad_output") * repeats, math.sqrt(repeats))
@@ -250,33 +254,40 @@ def _weights(call: Call, norm: _Norm) -> np.ndarray | float:
     return call.top("weight", 1.0)
 
 
+def _normal(call: Call, norm: _Norm, mean: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+    """(|x| + |mean|) * inverse spread, at most, for each slice: what the normalised values' errors go by."""
+    sizes = np.minimum(norms(call["input"], norm.slices), call.top("input"))
+    return (sizes + mean) * inverse
+
+
 def _norm_forward(call: Call, norm: _Norm) -> Results:
-    top, growth = call.top("input"), math.sqrt(norm.length)
-    yield Result(1, top, growth)
+    growth = math.sqrt(norm.length)
+    yield Result(1, call.top("input"), growth)
     yield Result(2, None, growth)
     mean, inverse = _magnitudes(call.results[1]), _magnitudes(call.results[2])
     with np.errstate(all="ignore"):
-        largest = ((top + mean) * inverse * _weights(call, norm)).max()
-    yield Result(0, float(largest) + call.top("bias"), growth)
+        scale = finite_top(_normal(call, norm, mean, inverse) * _weights(call, norm))
+    yield Result(0, scale, growth)
 
 
 def _norm_backward(call: Call, norm: _Norm, mean_name: str, inverse_name: str) -> Results:
     """Gradients of the image, the weight and the bias.
 
     The first is weight * inverse * (g - mean of g - x * mean of g x), x being normalised: its square has a
-    mean of 1, so that the mean of g x is below the root of the mean square of g.
+    mean of 1, so that the mean of g x is below the root of the mean square of g. Kernels compute x from the
+    input and its mean, with the errors of both.
     """
     grad, growth = call["grad_out"], math.sqrt(norm.length)
     mean, inverse = _magnitudes(call[mean_name]), _magnitudes(call[inverse_name])
     lengths = norms(grad, norm.slices)
-    most = lengths.max() if norm.slices == norm.parts else largest_norm(grad, norm.parts)
+    most = finite_top(lengths) if norm.slices == norm.parts else largest_norm(grad, norm.parts)
     with np.errstate(all="ignore"):
-        normal = np.clip((call.top("input") + mean) * inverse, 1.0, growth)
+        normal = np.maximum(_normal(call, norm, mean, inverse), 1.0)
         spread = lengths / growth * inverse * _weights(call, norm)
-        image = float((spread * (1.0 + normal)).max())
-    total = float(most) * math.sqrt(norm.terms)  # of magnitudes, by Cauchy and Schwarz
+        image = finite_top(spread * (1.0 + normal))
+    total = most * math.sqrt(norm.terms)  # of magnitudes, by Cauchy and Schwarz
     yield Result(0, image, growth)
-    yield Result(1, total * float(normal.max()), math.sqrt(norm.terms))
+    yield Result(1, total * finite_top(normal), math.sqrt(norm.terms))
     yield Result(2, total, math.sqrt(norm.terms))
 
 
@@ -291,7 +302,7 @@ def _layer_norm(call: Call) -> Results:
     return _norm_forward(call, _layer(call))
 
 
-@_vendor("norm", aten.native_layer_norm_backward.default)
+@_vendor("norm", aten.native_layer_norm_backward.default, wide=True)
 def _layer_norm_backward(call: Call) -> Results:
     return _norm_backward(call, _layer(call), "mean", "rstd")
 
@@ -307,7 +318,7 @@ def _group_norm(call: Call) -> Results:
     return _norm_forward(call, _group(call))
 
 
-@_vendor("norm", aten.native_group_norm_backward.default)
+@_vendor("norm", aten.native_group_norm_backward.default, wide=True)
 def _group_norm_backward(call: Call) -> Results:
     return _norm_backward(call, _group(call), "mean", "rstd")
 
@@ -337,20 +348,36 @@ def _batch_norm_backward(call: Call) -> Results:
     return _norm_backward(call, _batch(call), "save_mean", "save_invstd")
 
 
+_VANISHING = 800.0  # exp(-800) is zero in binary64
+
 # Attention as one operator. Its weights are at most 1 and add up to 1 for each query.
 
 
 def _logit_factor(call: Call) -> float:
     width = call["query"].shape[-1]
-    return float(call["scale"]) if call["scale"] is not None else 1.0 / math.sqrt(width)
+    return abs(float(call["scale"])) if call["scale"] is not None else 1.0 / math.sqrt(width)
 
 
 def _logits(call: Call) -> float:
-    """Their largest magnitude at most."""
-    return norm_along(call["query"], -1) * norm_along(call["key"], -1) * _logit_factor(call)
+    """Their largest magnitude at most, with the mask's where a weight is not zero for it."""
+    own = norm_along(call["query"], -1) * norm_along(call["key"], -1) * _logit_factor(call)
+    return own + _mask_reach(call["attn_mask"], own)
 
 
-@_vendor("attention", aten._scaled_dot_product_flash_attention_for_cpu.default)
+def _mask_reach(mask: Tensor | None, logits: float) -> float:
+    """The largest magnitude of entries of a mask that leave a weight: far below the largest of their row,
+    exp(x) is zero in any precision."""
+    if mask is None:
+        return 0.0
+    rows = mask.detach().reshape(-1, mask.shape[-1]).double().numpy()
+    is_finite = np.isfinite(rows)
+    top = np.max(rows, axis=-1, where=is_finite, initial=-math.inf, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        counts = is_finite & (rows >= top - (_VANISHING + 2.0 * logits))
+    return float(np.max(np.abs(rows), where=counts, initial=0.0))
+
+
+@_vendor("attention", aten._scaled_dot_product_flash_attention_for_cpu.default, wide=True)
 def _attention(call: Call) -> Results:
     growth = math.sqrt(max(call["query"].shape[-1], call["key"].shape[-2]))
     logits = _logits(call)
@@ -358,7 +385,7 @@ def _attention(call: Call) -> Results:
     yield Result(1, logits + math.log(call["key"].shape[-2]) + 1.0, growth)
 
 
-@_vendor("attention", aten._scaled_dot_product_flash_attention_for_cpu_backward.default)
+@_vendor("attention", aten._scaled_dot_product_flash_attention_for_cpu_backward.default, wide=True)
 def _attention_backward(call: Call) -> Results:
     grad, query, keys = call["grad_out"], call["query"], call["key"].shape[-2]
     queries, width = query.shape[-2], query.shape[-1]
