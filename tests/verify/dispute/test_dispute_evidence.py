@@ -30,8 +30,9 @@ from veritrain.transcript.records import SignedHead
 from veritrain.transcript.signing import verify_dsse
 from veritrain.verify.dispute.check import check, check_equivocation, check_forked_heads
 from veritrain.verify.dispute.evidence import Bundle
-from veritrain.verify.dispute.judge import Answered, Ask, Case, Loser, Ruling
+from veritrain.verify.dispute.judge import Answered, Ask, Case, Judge, Loser, Ruling
 from veritrain.verify.dispute.messages import PARTIES, Role
+from veritrain.verify.dispute.unjudged import Absent, check_unjudged
 from veritrain.verify.dispute.verdict import PAYLOAD_TYPE, Conclusion, Verdict, unseal
 
 TRAINER, CHALLENGER = PARTIES
@@ -39,7 +40,7 @@ REFEREE = SIGNERS[Role.REFEREE]
 FALSE, TRUE = Run(header(), 4, (Lie(2, 0),)), Run(header(), 4)
 
 
-def play(behaviour: str = "honest") -> bytes:
+def play(behaviour: str = "honest", judge: Judge | None = None) -> bytes:
     """The bundle of a dispute in which the challenger is right."""
     data = challenge(FALSE, TRUE)
     contest = opened(data)
@@ -58,7 +59,7 @@ def play(behaviour: str = "honest") -> bytes:
         TRAINER: cheat.from_question(3, cheat.honest(trainer), cheats[behaviour]),
         CHALLENGER: cheat.honest(challenger),
     }
-    return settle(data, disputants).bundle()
+    return settle(data, disputants, judge=judge).bundle()
 
 
 HONEST = play()
@@ -135,7 +136,6 @@ def test_a_referee_cannot_drop_add_or_reorder() -> None:
     [
         {"loser": Loser.CHALLENGER},
         {"loser": Loser.NONE},
-        {"reason": "because"},
         {"timed_out": True},
         {"step": 1},
         {"index": None},
@@ -151,6 +151,13 @@ def test_a_referee_cannot_sign_another_verdict(change) -> None:
         checked(lie)
 
 
+def test_the_reason_is_the_referees_words() -> None:
+    bundle = Bundle.from_bytes(HONEST, where="x")
+    verdict = unseal(bundle.verdict, REFEREE.public_key)
+    reworded = replace(verdict, reason="as an earlier version said it").seal(REFEREE)
+    assert checked(replace(bundle, verdict=reworded).to_bytes()) == verdict
+
+
 def test_only_trusted_referees_and_the_meant_run_count() -> None:
     with pytest.raises(VerificationError, match="trusted"):
         check(HONEST, judge=ToyJudge(), referees=[])
@@ -158,25 +165,84 @@ def test_only_trusted_referees_and_the_meant_run_count() -> None:
         check(HONEST, judge=ToyJudge(), referees=[REFEREE.public_key], run=bytes(32))
 
 
-class Other:
+class Other(ToyJudge):
+    """Asks as it should, and then does something else."""
+
+    def __init__(self, decision: Ruling | Exception) -> None:
+        self._decision = decision
+
     def next(self, case: Case, answered: Sequence[Answered]) -> Ruling | Ask:
-        return Ruling(loser=Loser.CHALLENGER, reason="so")
+        decision = super().next(case, answered)
+        if isinstance(decision, Ask):
+            return decision
+        if isinstance(self._decision, Exception):
+            raise self._decision
+        return self._decision
+
+
+ABSTAINING = [
+    Other(InconclusiveError("no such operator here")),
+    Other(MemoryError()),
+    Other(Ruling(loser=Loser.NONE, reason="honest machines differ")),
+]
 
 
 def test_another_judge_disagrees_or_abstains() -> None:
     referees = [REFEREE.public_key]
-    with pytest.raises(VerificationError):
-        check(HONEST, judge=Other(), referees=referees)
-
-    class Late(ToyJudge):
-        def next(self, case: Case, answered: Sequence[Answered]) -> Ruling | Ask:
-            decision = super().next(case, answered)
-            if isinstance(decision, Ruling):
-                raise InconclusiveError("no such operator here")
-            return decision
-
+    for loser in (Loser.CHALLENGER, Loser.BOTH, Loser.NONE):
+        with pytest.raises(VerificationError, match="loser"):
+            check(HONEST, judge=Other(Ruling(loser=loser, reason="so")), referees=referees)
     with pytest.raises(InconclusiveError, match="no such operator here"):
-        check(HONEST, judge=Late(), referees=referees)
+        check(HONEST, judge=ABSTAINING[0], referees=referees)
+    with pytest.raises(InconclusiveError, match="MemoryError"):
+        check(HONEST, judge=ABSTAINING[1], referees=referees)
+    with pytest.raises(InconclusiveError, match="not recomputed"):
+        check_unjudged(HONEST, referees=referees)
+
+
+@pytest.mark.parametrize("judge", [*ABSTAINING[:2], Absent()])
+def test_a_judge_that_says_nothing_shows_nothing(judge: Judge) -> None:
+    """A referee hides what its judge found; whoever has no judge cannot tell, and so does not confirm it."""
+    hidden = play(judge=judge)
+    referees = [REFEREE.public_key]
+    assert unseal(Bundle.from_bytes(hidden, where="x").verdict, *referees).loser is Loser.NONE
+    with pytest.raises(VerificationError, match="loser|a question is missing"):
+        checked(hidden)
+    with pytest.raises(InconclusiveError):
+        check(hidden, judge=judge, referees=referees)
+    with pytest.raises(InconclusiveError, match="not recomputed"):
+        check_unjudged(hidden, referees=referees)
+
+
+def test_a_ruling_that_nobody_loses_is_confirmed() -> None:
+    hidden = play(judge=ABSTAINING[2])
+    verdict = check(hidden, judge=ABSTAINING[2], referees=[REFEREE.public_key])
+    assert verdict.conclusion is Conclusion.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("behaviour", ["silent", "resigning", "garbage", "equivocating"])
+def test_what_needs_no_judge_is_checked_without(behaviour: str) -> None:
+    data = play(behaviour)
+    assert check_unjudged(data, referees=[REFEREE.public_key]) == checked(data)
+
+
+@pytest.mark.parametrize("change", [{"step": 1}, {"index": None}, {"root": bytes(32)}])
+def test_what_a_verdict_is_about_needs_no_judge(change) -> None:
+    bundle = Bundle.from_bytes(HONEST, where="x")
+    verdict = unseal(bundle.verdict, REFEREE.public_key)
+    lie = replace(bundle, verdict=replace(verdict, **change).seal(REFEREE)).to_bytes()
+    with pytest.raises(VerificationError, match=next(iter(change))):
+        check_unjudged(lie, referees=[REFEREE.public_key])
+
+
+def test_messages_that_are_not_replayed_are_of_a_party_all_the_same() -> None:
+    bundle = Bundle.from_bytes(HONEST, where="x")
+    events = bundle.evidence.events
+    forged = message_in(events[-1]).signed(STRANGER).to_bytes()
+    with pytest.raises(VerificationError, match="not signed by a party"):
+        check_unjudged(
+            resigned(bundle, events=(*events[:-1], forged)), referees=[REFEREE.public_key]
+        )
 
 
 # The verdict as a statement.

@@ -4,7 +4,7 @@ double-dealing that need no dispute at all.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 from veritrain.encoding import Digest
@@ -15,9 +15,12 @@ from veritrain.transcript.signing import verify_signature
 from veritrain.verify.dispute.challenge import open_challenge
 from veritrain.verify.dispute.evidence import Bundle, Evidence
 from veritrain.verify.dispute.hearing import Hearing
-from veritrain.verify.dispute.judge import Judge, Loser
-from veritrain.verify.dispute.messages import Message, Role, SignedMessage
+from veritrain.verify.dispute.judge import Answered, Ask, Case, Judge, Ruling
+from veritrain.verify.dispute.messages import PARTIES, Message, Role, SignedMessage
 from veritrain.verify.dispute.verdict import Verdict, unseal
+
+_SETTLED = ("run", "dispute", "root", "step", "index")  # before a judge is asked
+_COMPARED = tuple(field.name for field in fields(Verdict) if field.name != "reason")
 
 
 def check(
@@ -26,13 +29,14 @@ def check(
     """The verdict in a bundle, after the dispute was played again and ended the same way.
 
     The caller names the public keys of referees whose word it takes, and the run that it means. The
-    referee's word is needed for one thing: that a deadline passed (`Verdict.timed_out`).
+    referee's word is needed for one thing: that a deadline passed (`Verdict.timed_out`). `reason` is
+    as it is found here: the referee's text may be that of another version.
 
     Raises:
         TranscriptError: malformed bytes.
         VerificationError: a referee that is not trusted, another run, or a verdict that does not
             follow from the evidence.
-        InconclusiveError: the judge here could not decide what the referee's judge did decide.
+        InconclusiveError: the judge here could not decide, whatever the referee's judge did.
     """
     # 1. The bundle is well formed, and its verdict signed by a trusted referee.
     bundle = Bundle.from_bytes(data, where="dispute bundle")
@@ -42,16 +46,43 @@ def check(
     sealed = unseal(bundle.verdict, evidence.referee)
     # 2. The verdict is about this evidence.
     check_equal("evidence", sealed.evidence, evidence.digest)
-    # 3. The same questions and events lead to the same end. What had no effect is missing in the
-    # evidence of the hearing here, so the digest of the evidence differs.
-    verdict = _played_again(evidence, judge, run)
-    if verdict.loser is Loser.NONE and sealed.loser is not Loser.NONE:
+    # 3. The same questions and events lead to what the verdict is about.
+    watched = _Watched(judge)
+    verdict = _played_again(evidence, watched, run)
+    _require_equal(verdict, sealed, _SETTLED)
+    # 4. A judge that says nothing shows nothing: what follows in the evidence is not replayed then.
+    if watched.has_failed:
+        _require_signed(evidence)
         raise InconclusiveError(f"the judge could not decide here: {verdict.reason}")
-    for field in fields(Verdict):
-        expected, got = getattr(verdict, field.name), getattr(sealed, field.name)
-        if expected != got:
-            raise VerificationError(f"verdict: {field.name}: expected {expected}, got {got}")
+    # 5. They lead to the same end. What had no effect is missing in the evidence of the hearing
+    # here, so the digest of the evidence differs.
+    _require_equal(verdict, sealed, _COMPARED)
     return verdict
+
+
+def _require_equal(verdict: Verdict, sealed: Verdict, names: Sequence[str]) -> None:
+    for name in names:
+        expected, got = getattr(verdict, name), getattr(sealed, name)
+        if expected != got:
+            raise VerificationError(f"verdict: {name}: expected {expected}, got {got}")
+
+
+def _require_signed(evidence: Evidence) -> None:
+    """Check that every message is of a party."""
+    challenge, *events = (event for event in evidence.events if isinstance(event, bytes))
+    keys = open_challenge(challenge, referee=evidence.referee).keys
+    for place, event in enumerate(events, 1):
+        signed = SignedMessage.from_bytes(event, where=f"message {place}")
+        if not any(_is_by(signed, keys[role]) for role in PARTIES):
+            raise VerificationError(f"evidence: message {place} is not signed by a party")
+
+
+def _is_by(signed: SignedMessage, key: bytes) -> bool:
+    try:
+        signed.verify(key)
+    except VerificationError:
+        return False
+    return True
 
 
 def _played_again(evidence: Evidence, judge: Judge, run: Digest | None) -> Verdict:
@@ -69,6 +100,22 @@ def _played_again(evidence: Evidence, judge: Judge, run: Digest | None) -> Verdi
     if hearing.verdict is None:
         raise VerificationError("evidence: ends before the dispute does")
     return hearing.verdict
+
+
+class _Watched:
+    """A judge, and whether it failed to decide."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self.has_failed = False
+
+    def next(self, case: Case, answered: Sequence[Answered]) -> Ruling | Ask:
+        """See `Judge.next`."""
+        try:
+            return self._judge.next(case, answered)
+        except Exception:
+            self.has_failed = True
+            raise
 
 
 class _Recorded:
