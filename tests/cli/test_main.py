@@ -73,6 +73,7 @@ def test_no_arguments_show_the_help(call):
         ["verify-verdict", "--equivocation", "x", "y"],
         ["verify-verdict", "--equivocation", "x", "y", "--key", "0" * 32],
         ["verify-verdict", "--equivocation", "x", "y", "--key", "0" * 64],
+        ["verify-verdict", "--equivocation", "x", "y", "--key", "0" * 64, "--run", "0" * 64],
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(call, call_json, tmp_path, monkeypatch, words):

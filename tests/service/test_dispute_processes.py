@@ -54,6 +54,10 @@ class Court:
     def fingerprint(self, name):
         return Signer.load(self.scene / f"{name}.key").fingerprint
 
+    @property
+    def trusts(self):
+        return ["--referee", self.fingerprint("referee")]
+
     def start(self, name, words, cheat="honest"):
         made = Command(self.folder, f"{name}{len(self.running)}", [name, *words, "--json"], cheat)
         self.running.append(made)
@@ -113,11 +117,13 @@ def check_offline(court, capfd):
     """With the bundle, the job and the referee's key; with less, less is known."""
     bundle = shutil.copy(court.bundle, court.folder / "mailed")
     envelope = next((court.folder / "out").glob("*.verdict.json"))
-    job, trusts = [*map(str, court.job)], ["--referee", court.fingerprint("referee")]
+    job, trusts = [*map(str, court.job)], court.trusts
     public = Signer.load(court.scene / "referee.key").public_key.hex()
     words = ["verify-verdict", str(bundle)]
     assert main([*words, *job, *trusts]) == 0
-    assert main([*words, *job]) == 0
+    assert main([*words, *job, *trusts, "--run", str(court.scene / "cheating")]) == 0
+    assert main([*words, *job, *trusts, "--run", "0" * 64]) == 1
+    assert main([*words, *job]) == 3
     capfd.readouterr()
     assert main([*words, *trusts, "--json"]) == 3
     shown = json.loads(capfd.readouterr().out)
@@ -148,7 +154,7 @@ def test_a_lying_challenger_is_refuted_and_a_trainer_that_is_killed_goes_on(cour
     assert challenger.wait() == 3, (
         challenger.problems
     )  # its own judge is of the job that it lies by
-    assert main(["verify-verdict", str(court.bundle), *map(str, court.job)]) == 0
+    assert main(["verify-verdict", str(court.bundle), *map(str, court.job), *court.trusts]) == 0
 
 
 def test_a_challenger_that_is_killed_goes_on(court):
@@ -173,7 +179,7 @@ def test_a_silent_trainer_loses_by_the_deadline(court):
     assert challenger.wait() == 1, challenger.problems
     verdict = verdict_of(referee)
     assert (verdict["loser"], verdict["timed_out"]) == ("trainer", True)
-    assert main(["verify-verdict", str(court.bundle)]) == 0
+    assert main(["verify-verdict", str(court.bundle), *court.trusts]) == 0
 
 
 def test_nothing_differs(scene, capfd):

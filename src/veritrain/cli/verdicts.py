@@ -48,9 +48,9 @@ def lines(verdict: Verdict) -> list[output.Line]:
     late = "; that a deadline passed is the referee's word" if verdict.timed_out else ""
     conclusion = verdict.conclusion.value
     return [
-        f"dispute  {verdict.dispute.hex()}",
-        f"run      {verdict.run.hex()}",
-        f"step     {step}{entry}",
-        f"game     {verdict.rounds} questions, {verdict.messages} messages, {verdict.bytes} bytes",
+        f"dispute    {verdict.dispute.hex()}",
+        f"run        {verdict.run.hex()}",
+        f"step       {step}{entry}",
+        f"game       {verdict.rounds} questions, {verdict.messages} messages, {verdict.bytes} bytes",
         (f"{conclusion.upper()}: {output.one_line(verdict.reason)}{late}", _STYLES[conclusion]),
     ]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from veritrain.cli import keys, output, verdicts
+from veritrain.cli import access, keys, output, params, verdicts
 from veritrain.errors import InconclusiveError, TranscriptError, UsageError, VerificationError
 
 if TYPE_CHECKING:
+    from veritrain.encoding import Digest
+    from veritrain.verify.dispute.evidence import Bundle
+    from veritrain.verify.dispute.judge import Judge
     from veritrain.verify.dispute.verdict import Verdict
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -21,8 +26,8 @@ _ENVELOPE = b"{"  # how the JSON of a verdict begins; no bundle does
     "verify-verdict",
     epilog="""\b
 Examples:
-  veritrain verify-verdict 5f3c.bundle --job job.py --referee 0b9c...e1
-  veritrain verify-verdict 5f3c.bundle
+  veritrain verify-verdict 5f3c.bundle --job job.py --referee 0b9c...e1 --run runs/a
+  veritrain verify-verdict 5f3c.bundle --referee 0b9c...e1 --run 7d41...09
   veritrain verify-verdict 5f3c.verdict.json --referee PUBLIC_KEY
   veritrain verify-verdict --equivocation first second --key PUBLIC_KEY
 
@@ -39,17 +44,24 @@ Exit status: 0 the verdict is right, whatever it says; 1 it is false;
     help="Public key or fingerprint of a referee whose word you take; may be repeated.",
 )
 @click.option(
+    "--run",
+    metavar="RUN_OR_HEX",
+    help="The run that you mean: its digest (64 hexadecimal digits), or where it is.",
+)
+@click.option(
     "--equivocation",
     nargs=2,
     type=_FILE,
     help="Instead: two signed messages that contradict each other.",
 )
 @click.option("--key", metavar="HEX", help="Public key of who signed both.")
+@access.options
 @output.json_option
 def command(
     file: Path | None,
     job: Path | None,
     referees: tuple[str, ...],
+    run: str | None,
     equivocation: tuple[Path, Path] | None,
     key: str | None,
     as_json: bool,
@@ -58,59 +70,94 @@ def command(
 
     With --job the dispute is played again from the bundle, with the operator recomputed. Without it all
     else is checked, which decides where somebody fell silent, resigned or broke the rules. A verdict
-    alone shows the referee's signature and nothing more. Without --referee it is for you to know
-    whose key signed.
+    alone shows the referee's signature and nothing more.
+
+    Anybody can make keys and a bundle. So a verdict counts with --referee only, and it is for you to know
+    that it is of the run that you mean: name it with --run, or compare what is printed.
     """
     if equivocation is not None:
-        if file is not None or job is not None or referees or key is None:
+        if file is not None or job is not None or referees or run is not None or key is None:
             raise UsageError("--equivocation goes with --key and nothing else")
         return _equivocation(equivocation, keys.trusted(key), as_json=as_json)
     if file is None or key is not None:
         raise UsageError("give the bundle or the verdict to check; --key is for --equivocation")
     trusted = [keys.trusted(text, "--referee") for text in referees]
+    meant = None if run is None else _digest(run)
     data = _read(file)
     if data.startswith(_ENVELOPE):
-        verdict, problem = _signed(data, trusted)
+        found = _signed(data, trusted, meant)
     else:
-        verdict, problem = _checked(data, job, trusted)
-    _emit(verdict, problem, as_json=as_json)
-    return 0 if problem is None else InconclusiveError.exit_code
+        found = _checked(data, job, trusted, meant)
+    _emit(found, as_json=as_json)
+    return 0 if found.problem is None else InconclusiveError.exit_code
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """A verdict, and why it does not count fully. Keys are fingerprints."""
+
+    verdict: Verdict
+    problem: str | None
+    referee: str
+    trainer: str | None = None
+    challenger: str | None = None
 
 
 def _checked(
-    data: bytes, job: Path | None, trusted: list[bytes | str]
-) -> tuple[Verdict, str | None]:
-    """The verdict of a bundle, and why it does not count fully."""
+    data: bytes, job: Path | None, trusted: list[bytes | str], run: Digest | None
+) -> _Found:
     from veritrain.transcript.signing import fingerprint, is_trusted
+    from veritrain.verify.dispute.check import contest_of
     from veritrain.verify.dispute.evidence import Bundle
-    from veritrain.verify.dispute.unjudged import check_unjudged
-    from veritrain.verify.dispute.verdict import unseal
+    from veritrain.verify.dispute.messages import Role
 
     bundle = Bundle.from_bytes(data, where="dispute bundle")
-    referee = bundle.evidence.referee
-    output.warn(f"the referee's key is {fingerprint(referee)}")
-    if trusted and not is_trusted(referee, trusted):
+    evidence = bundle.evidence
+    if trusted and not is_trusted(evidence.referee, trusted):
         raise VerificationError("the bundle is of a referee that is not trusted")
-    sealed = unseal(bundle.verdict, referee)
-    try:
-        if job is None:
-            return check_unjudged(data, referees=[referee]), None
-        return _replayed(data, job, referee), None
-    except InconclusiveError as error:
-        return sealed, str(error)
+    contest = contest_of(evidence, run)
+    verdict, problems = _replayed(data, bundle, job)
+    signer = fingerprint(evidence.referee)
+    if not trusted:
+        problems.append(f"nobody is named as trusted (--referee); the key that signed is {signer}")
+    return _Found(
+        verdict=verdict,
+        problem="; ".join(problems) or None,
+        referee=signer,
+        trainer=fingerprint(contest.keys[Role.TRAINER]),
+        challenger=fingerprint(contest.keys[Role.CHALLENGER]),
+    )
 
 
-def _replayed(data: bytes, job: Path, referee: bytes) -> Verdict:
-    from veritrain.job import load_job
+def _replayed(data: bytes, bundle: Bundle, job: Path | None) -> tuple[Verdict, list[str]]:
+    """The verdict of the dispute played again; the referee's, and why, where that does not decide."""
     from veritrain.verify.dispute.check import check
+    from veritrain.verify.dispute.verdict import unseal
+
+    referee = bundle.evidence.referee
+    with output.only_results_on_stdout():
+        try:
+            return check(data, judge=_judge(job), referees=[referee]), []
+        except InconclusiveError as error:
+            more = [] if job is not None else ["with --job the operator can be recomputed"]
+            return unseal(bundle.verdict, referee), [str(error), *more]
+
+
+def _judge(job: Path | None) -> Judge:
+    from veritrain.verify.dispute.unjudged import Absent
+
+    if job is None:
+        return Absent()
+    from veritrain.job import load_job
     from veritrain.verify.trace.judge import OperatorJudge
 
-    with output.only_results_on_stdout():
-        return check(data, judge=OperatorJudge(load_job(job)), referees=[referee])
+    return OperatorJudge(load_job(job))
 
 
-def _signed(data: bytes, trusted: list[bytes | str]) -> tuple[Verdict, str]:
+def _signed(data: bytes, trusted: list[bytes | str], run: Digest | None) -> _Found:
     """A verdict alone: who signed it, and that no more is known."""
+    from veritrain.transcript.record import check_equal
+    from veritrain.transcript.signing import fingerprint
     from veritrain.verify.dispute.verdict import unseal
 
     publics = [key for key in trusted if isinstance(key, bytes)]
@@ -121,18 +168,37 @@ def _signed(data: bytes, trusted: list[bytes | str]) -> tuple[Verdict, str]:
             verdict = unseal(data, key)
         except VerificationError:
             continue
-        return verdict, "the signature is right; the evidence is not here, so nothing else is known"
+        if run is not None:
+            check_equal("run", run, verdict.run)
+        problem = "the signature is right; the evidence is not here, so nothing else is known"
+        return _Found(verdict=verdict, problem=problem, referee=fingerprint(key))
     raise VerificationError("the verdict is not signed by a referee that is trusted")
 
 
-def _emit(verdict: Verdict, problem: str | None, *, as_json: bool) -> None:
-    data = {**verdicts.data(verdict), "is_verified": problem is None, "problem": problem}
-    lines = verdicts.lines(verdict)
-    if problem is None:
+def _emit(found: _Found, *, as_json: bool) -> None:
+    people = {name: getattr(found, name) for name in ("trainer", "challenger", "referee")}
+    known = {"is_verified": found.problem is None, "problem": found.problem}
+    lines = [f"{name:<10} {key}" for name, key in people.items() if key is not None]
+    lines = [*lines, *verdicts.lines(found.verdict)]
+    if found.problem is None:
         lines.append(("verified: the verdict follows from the evidence", "green"))
     else:
-        lines.append((f"NOT VERIFIED: {output.one_line(problem)}", "bold yellow"))
+        lines.append((f"NOT VERIFIED: {output.one_line(found.problem)}", "bold yellow"))
+    data = {**verdicts.data(found.verdict), **people, **known}
     output.emit(data, lines, as_json=as_json)
+
+
+def _digest(run: str) -> Digest:
+    """Of a run's header, which is read where it is not the digest already."""
+    if re.fullmatch("[0-9a-fA-F]{64}", run, re.ASCII):
+        return bytes.fromhex(run)
+    from veritrain.transcript.limits import LIMITS
+    from veritrain.transcript.records import Header
+    from veritrain.transcript.store import Store
+
+    place = params.Run().convert(run, None, None)
+    data = Store.open(place).read("header", LIMITS.header_bytes)
+    return Header.from_bytes(data, where=f"{place}: header").digest
 
 
 def _equivocation(files: tuple[Path, Path], key: bytes | str, *, as_json: bool) -> int:

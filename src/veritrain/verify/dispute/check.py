@@ -12,7 +12,7 @@ from veritrain.errors import InconclusiveError, VerificationError
 from veritrain.transcript.record import check_equal
 from veritrain.transcript.records import Head, Header, SignedHead
 from veritrain.transcript.signing import verify_signature
-from veritrain.verify.dispute.challenge import open_challenge
+from veritrain.verify.dispute.challenge import Contest, open_challenge
 from veritrain.verify.dispute.evidence import Bundle, Evidence
 from veritrain.verify.dispute.hearing import Hearing
 from veritrain.verify.dispute.judge import Answered, Ask, Case, Judge, Ruling
@@ -60,6 +60,23 @@ def check(
     return verdict
 
 
+def contest_of(evidence: Evidence, run: Digest | None = None) -> Contest:
+    """Who is against whom over what, in `run` if given.
+
+    Raises:
+        TranscriptError: malformed bytes.
+        VerificationError: no challenge that opens a dispute, or another run.
+    """
+    return open_challenge(_challenge(evidence), referee=evidence.referee, run=run)
+
+
+def _challenge(evidence: Evidence) -> bytes:
+    first = evidence.events[0] if evidence.events else None
+    if not isinstance(first, bytes):
+        raise VerificationError("evidence: expected a challenge first")
+    return first
+
+
 def _require_equal(verdict: Verdict, sealed: Verdict, names: Sequence[str]) -> None:
     for name in names:
         expected, got = getattr(verdict, name), getattr(sealed, name)
@@ -69,8 +86,8 @@ def _require_equal(verdict: Verdict, sealed: Verdict, names: Sequence[str]) -> N
 
 def _require_signed(evidence: Evidence) -> None:
     """Check that every message is of a party."""
-    challenge, *events = (event for event in evidence.events if isinstance(event, bytes))
-    keys = open_challenge(challenge, referee=evidence.referee).keys
+    keys = contest_of(evidence).keys
+    events = [event for event in evidence.events[1:] if isinstance(event, bytes)]
     for place, event in enumerate(events, 1):
         signed = SignedMessage.from_bytes(event, where=f"message {place}")
         if not any(_is_by(signed, keys[role]) for role in PARTIES):
@@ -86,13 +103,10 @@ def _is_by(signed: SignedMessage, key: bytes) -> bool:
 
 
 def _played_again(evidence: Evidence, judge: Judge, run: Digest | None) -> Verdict:
-    challenge, *events = evidence.events or (0,)
-    if not isinstance(challenge, bytes):
-        raise VerificationError("evidence: expected a challenge first")
-    contest = open_challenge(challenge, referee=evidence.referee, run=run)
+    contest = contest_of(evidence, run)
     signer = _Recorded(evidence)
-    hearing = Hearing(challenge=challenge, contest=contest, signer=signer, judge=judge)
-    for event in events:
+    hearing = Hearing(challenge=_challenge(evidence), contest=contest, signer=signer, judge=judge)
+    for event in evidence.events[1:]:
         if isinstance(event, bytes):
             hearing.hear(event)
         elif event == hearing.number and hearing.verdict is None:
