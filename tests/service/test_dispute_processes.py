@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.service.conftest import JOB
 from tests.service.disputants import Command
 from veritrain.adversaries import trainers
 from veritrain.cli import main
-from veritrain.transcript import Signer
+from veritrain.transcript import Header, Signer
 
 STEP = 5  # the first after a checkpoint
 PARTIES = ("trainer", "referee", "challenger")
@@ -130,6 +131,10 @@ def check_offline(court, capfd):
     assert (shown["conclusion"], shown["is_verified"]) == ("rejected", False)
     assert "not recomputed" in shown["problem"]
     assert main([*words, *job, "--referee", "0" * 32]) == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("importlib.metadata.version", lambda name: "0.1")
+        assert main([*words, *job, *trusts, "--json"]) == 3
+    assert "recorded with other versions" in json.loads(capfd.readouterr().out)["problem"]
     assert main(["verify-verdict", str(envelope), "--referee", public]) == 3
     assert main(["verify-verdict", str(envelope), "--referee", "ab" * 32]) == 1
     data = bytearray(court.bundle.read_bytes())
@@ -180,6 +185,16 @@ def test_a_silent_trainer_loses_by_the_deadline(court):
     verdict = verdict_of(referee)
     assert (verdict["loser"], verdict["timed_out"]) == ("trainer", True)
     assert main(["verify-verdict", str(court.bundle), *court.trusts]) == 0
+
+
+def test_a_referee_with_other_versions_does_not_begin(court, capfd):
+    (court.folder / "out").mkdir()
+    header = Header.from_bytes((court.scene / "honest" / "header").read_bytes(), where="x")
+    older = replace(header, environment={**header.environment, "torch": "1.0"})
+    (court.folder / "out" / "header").write_bytes(older.to_bytes())
+    words = ["referee", "http://127.0.0.1:9", *court.job, *court.key("referee")]
+    assert main([*map(str, words), "--out", str(court.folder / "out"), "--once"]) == 2
+    assert "torch: expected '1.0'" in capfd.readouterr().err
 
 
 def test_nothing_differs(scene, capfd):

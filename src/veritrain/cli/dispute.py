@@ -200,13 +200,12 @@ class _Side:
         """
         from veritrain.transcript.record import check_equal
         from veritrain.verify.dispute.check import check
+        from veritrain.verify.dispute.versions import SameVersions
         from veritrain.verify.trace.judge import OperatorJudge
 
-        run = self.transcript.header.digest
+        run, judge = self.transcript.header.digest, SameVersions(OperatorJudge(self.job))
         try:
-            verdict = check(
-                ended.bundle, judge=OperatorJudge(self.job), referees=[ended.referee], run=run
-            )
+            verdict = check(ended.bundle, judge=judge, referees=[ended.referee], run=run)
             check_equal("dispute", ended.dispute, verdict.dispute)
         except (TranscriptError, VerificationError) as error:
             raise InconclusiveError(f"the referee's verdict does not follow: {error}") from error

@@ -104,6 +104,7 @@ def command(
     from veritrain.sources import require_job
     from veritrain.transcript.download import TOKEN_VARIABLE
     from veritrain.verify.dispute.referee import Deadlines
+    from veritrain.verify.dispute.versions import require_versions
     from veritrain.verify.trace.judge import OperatorJudge
 
     signer, token = keys.load(key), os.environ.get(TOKEN_VARIABLE)
@@ -114,6 +115,7 @@ def command(
         loaded = load_job(job)
         header = _header(run_url, out)
         require_job(loaded, header.job, run_url)
+        require_versions(header.environment)
 
         def on_verdict(dispute: Digest, verdict: Verdict) -> None:
             data = {**verdicts.data(verdict), "bundle": str(out / f"{dispute.hex()}.bundle")}

@@ -139,7 +139,7 @@ def _replayed(data: bytes, bundle: Bundle, job: Path | None) -> tuple[Verdict, l
         try:
             return check(data, judge=_judge(job), referees=[referee]), []
         except InconclusiveError as error:
-            more = [] if job is not None else ["with --job the operator can be recomputed"]
+            more = [] if job is not None else ["no job is given (--job)"]
             return unseal(bundle.verdict, referee), [str(error), *more]
 
 
@@ -149,9 +149,10 @@ def _judge(job: Path | None) -> Judge:
     if job is None:
         return Absent()
     from veritrain.job import load_job
+    from veritrain.verify.dispute.versions import SameVersions
     from veritrain.verify.trace.judge import OperatorJudge
 
-    return OperatorJudge(load_job(job))
+    return SameVersions(OperatorJudge(load_job(job)))
 
 
 def _signed(data: bytes, trusted: list[bytes | str], run: Digest | None) -> _Found:
