@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import signal
 import sys
 from collections import namedtuple
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +22,7 @@ from torch.utils.data import Dataset, IterableDataset
 from tests import jobs
 from veritrain import JobError
 from veritrain.data import Batches, batch_digest, canonical
-from veritrain.encoding import encode
+from veritrain.encoding import digest_value, encode
 
 Pair = namedtuple("Pair", "left right")
 
@@ -207,6 +209,87 @@ def test_one_changed_record_or_label_changes_the_commitment(index: int, part: in
     changed = [(x + 2.0**-20, label, name), (x, label + 1, name), (x, label, name + "!")][part]
     data[index] = changed
     assert Batches(jobs.make(dataset=data)).commitment() != root
+
+
+class Augmented:
+    """Records of which those at the odd places draw, each in a way of its own."""
+
+    def __init__(self, draw: Callable[[], object]) -> None:
+        self._draw = draw
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> int:
+        if index % 2:
+            self._draw()
+        return index
+
+
+def restored_python() -> None:
+    state = random.getstate()
+    random.random()
+    random.setstate(state)
+
+
+def restored_numpy() -> None:
+    state = np.random.get_state()
+    np.random.rand()
+    np.random.set_state(state)
+
+
+def restored_torch() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        torch.rand(2)
+
+
+DRAWS: dict[str, Callable[[], object]] = {
+    "torch": lambda: torch.rand(2),
+    "random": random.random,
+    "numpy": np.random.rand,
+    "numpy normal": lambda: np.random.normal(),
+    "624 words of random": lambda: [random.getrandbits(32) for _ in range(624)],
+    "624 words of numpy": lambda: np.random.randint(0, 2**32, 624, np.uint32),
+    "normal of random": lambda: random.gauss(0.0, 1.0),
+    "shuffle": lambda: random.shuffle([1, 2]),
+    "restored random": restored_python,
+    "restored numpy": restored_numpy,
+    "restored torch": restored_torch,
+    "torch after seeding": lambda: torch.manual_seed(1).manual_seed(1) and torch.rand(1),
+}
+
+
+def expected_digests(is_random: Callable[[int], bool]) -> list[bytes]:
+    domains = ["random record" if is_random(i) else "record" for i in range(8)]
+    return [digest_value(domain, canonical(i, "")) for i, domain in enumerate(domains)]
+
+
+@pytest.mark.parametrize("numerics", ["exact", "logged"])
+@pytest.mark.parametrize("draw", DRAWS)
+def test_records_that_draw_are_committed_in_a_domain_of_their_own(draw: str, numerics: str) -> None:
+    batches = Batches(jobs.make(dataset=Augmented(DRAWS[draw]), numerics=numerics))
+    assert list(batches.record_digests(range(8))) == expected_digests(lambda i: i % 2 == 1)
+    batches.record(1)
+    assert random.getstate.__module__ == "random"  # as before
+
+
+@pytest.mark.parametrize(
+    "still",
+    [
+        lambda: random.Random(3).random(),
+        lambda: np.random.default_rng(3).random(),
+        lambda: torch.ones(3) * 2,
+    ],
+)
+def test_records_that_draw_from_generators_of_their_own_are_plain(still: Any) -> None:
+    batches = Batches(jobs.make(dataset=Augmented(still)))
+    assert list(batches.record_digests(range(8))) == expected_digests(lambda i: False)
+
+
+def test_what_a_data_set_draws_once_does_not_make_its_records_random() -> None:
+    batches = Batches(jobs.make(dataset=Augmented(functools.cache(lambda: torch.rand(3)))))
+    assert list(batches.record_digests(range(8))) == expected_digests(lambda i: False)
 
 
 def test_swapped_records_change_the_commitment() -> None:

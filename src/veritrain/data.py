@@ -5,7 +5,8 @@ alone: epochs are counter-based permutations, and each record is fetched with ra
 by (seed, its place in the batch, step). So neither worker processes nor prefetching nor the steps
 run before can change a batch, and it is never up to the trainer.
 
-Digests cover the canonical bytes of a record: see `canonical`.
+Digests cover the canonical bytes of a record: see `canonical`. The commitment to the data set also says which
+records draw random numbers: no batch follows from these alone.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from veritrain.encoding import Digest, Value, digest, digest_value
 from veritrain.errors import JobError, UsageError, VeritrainError
 from veritrain.job import Job, MapDataset, users_code
 from veritrain.numerics import Profile, random, resolve
+from veritrain.numerics.drawing import Draws, watched_generators
 from veritrain.numerics.profile import Scope
 from veritrain.transcript import merkle, tensors
 
 Batch: TypeAlias = tuple[Any, ...]  # one collated micro-batch for each accumulation
+RECORD, RANDOM_RECORD = "record", "random record"  # domains of digests
 _COMMIT_CHUNK = 64  # records fetched at a time for the commitment
 _PREFETCH = 2  # batches that each worker process prepares ahead
 
@@ -56,6 +59,7 @@ class Batches:
                 f"dataset: expected at least batch_size = {job.batch_size} records, "
                 f"got {self.count}"
             )
+        self._is_random = False  # a record was seen to draw random numbers
         self._epoch = -1
         self._order: np.ndarray[Any, np.dtype[np.int64]] = np.empty(0, np.int64)
 
@@ -117,21 +121,18 @@ class Batches:
         return merkle.root(list(self.record_digests(range(self.count))))
 
     def record_digests(self, indices: Sequence[int]) -> Generator[Digest]:
-        """The digests of these records, as `commitment` takes them.
+        """The digests of these records, as `commitment` takes them: in the domain of those that draw
+        random numbers, which are other values in a batch, or of those that do not.
 
         Raises:
             JobError: as `commitment`.
         """
         for start in range(0, len(indices), _COMMIT_CHUNK):
             chunk = indices[start : start + _COMMIT_CHUNK]
-            records: list[Any] = []
-            with self._active("record", chunk[0]) as scope:
-                for index in chunk:
-                    scope.rekey(seed=0, purpose="record", step=index)
-                    with users_code(f"dataset: record {index}"):
-                        records.append(self.dataset[index])
-            for index, record in zip(chunk, records, strict=True):
-                yield _digest("record", record, f"record {index}")
+            with self._active("record", chunk[0]) as scope, watched_generators() as draws:
+                fetched = [self._settled(scope, draws, index) for index in chunk]
+            for index, (record, drew) in zip(chunk, fetched, strict=True):
+                yield _digest(RANDOM_RECORD if drew else RECORD, record, f"record {index}")
 
     def record(self, index: int) -> Any:
         """A record as `commitment` takes it.
@@ -139,10 +140,25 @@ class Batches:
         Raises:
             JobError: the data set raised.
         """
-        with self._active("record", index) as scope:
-            scope.rekey(seed=0, purpose="record", step=index)
-            with users_code(f"dataset: record {index}"):
-                return self.dataset[index]
+        with self._active("record", index) as scope, watched_generators() as draws:
+            return self._fetched(scope, draws, index)[0]
+
+    def _settled(self, scope: Scope, draws: Draws, index: int) -> tuple[Any, bool]:
+        """As `_fetched`. What a data set draws once, when first used, does not make its records random
+        ones: the first that draws has to draw again."""
+        record, drew = self._fetched(scope, draws, index)
+        if drew and not self._is_random:
+            record, drew = self._fetched(scope, draws, index)
+            self._is_random = drew
+        return record, drew
+
+    def _fetched(self, scope: Scope, draws: Draws, index: int) -> tuple[Any, bool]:
+        """A record under a key of its own, and whether it drew random numbers."""
+        scope.rekey(seed=0, purpose="record", step=index)
+        draws.begin()
+        with users_code(f"dataset: record {index}"):
+            record = self.dataset[index]
+        return record, draws.happened()
 
     def _records(self, step: int) -> list[Any]:
         records: list[Any] = []

@@ -9,16 +9,19 @@ from unittest import mock
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import default_collate
 
 from tests import jobs, zoo
 from tests.verify.trace.court import Liar, Scene, changed, read, settle
 from veritrain.adversaries import rounders, trainers
+from veritrain.data import Batches
 from veritrain.errors import TranscriptError
 from veritrain.numerics.logged.grid import follow, round_to
 from veritrain.numerics.logged.rounding import Following
 from veritrain.verify.dispute.judge import Loser
 from veritrain.verify.trace import judge
 from veritrain.verify.trace.recorder import Recorder
+from veritrain.verify.trace.witness import Witness
 
 STEP = 3
 
@@ -178,13 +181,97 @@ def test_honest_logged_steps_win(tmp_path):
         assert settle(scene, STEP, challenger=liar).loser is Loser.CHALLENGER
 
 
-def test_an_augmented_batch_is_left_open_and_a_shown_one_is_decided(tmp_path):
+class Frozen:
+    """The records as they are committed, drawn once for all."""
+
+    def __init__(self, job):
+        batches = Batches(job)
+        self._records = [batches.record(index) for index in range(batches.count)]
+
+    def __len__(self):
+        return len(self._records)
+
+    def __getitem__(self, index):
+        return self._records[index]
+
+
+@pytest.fixture(scope="module")
+def augmented(tmp_path_factory):
     job = replace(build(), dataset=jobs.Points())
-    scene = Scene.of(job, tmp_path / "run")
-    liar = Liar(scene, STEP, replace(job, dataset=Other()))
-    verdict = settle(scene, STEP, challenger=liar)
+    return Scene.of(job, tmp_path_factory.mktemp("augmented") / "run")
+
+
+class Showing(Liar):
+    """Opens the records that the data set has."""
+
+    def detail(self, step, index, what):
+        witness = Witness(self._scene.job, self._scene.transcript, [])
+        return (witness if what["open"] == "records" else self._witness).detail(step, index, what)
+
+    def __init__(self, scene, step, job):
+        super().__init__(scene, step, job)
+        self._scene = scene
+
+
+@pytest.mark.parametrize("side", ["trainer", "challenger"])
+@pytest.mark.parametrize("dataset", [Frozen, lambda job: Other()])
+def test_a_batch_of_records_that_draw_is_left_open(augmented, dataset, side):
+    """Whatever a liar claims, the very batch too that the committed records make."""
+    job = replace(augmented.job, dataset=dataset(augmented.job))
+    verdict = settle(augmented, STEP, **{side: Showing(augmented, STEP, job)})
     assert verdict.loser is Loser.NONE
-    assert "random numbers" in verdict.reason
+    assert "draws random numbers" in verdict.reason
+
+
+def test_records_that_draw_cannot_be_shown_as_others(augmented):
+    liar = Liar(augmented, STEP, replace(augmented.job, dataset=Frozen(augmented.job)))
+    verdict = settle(augmented, STEP, trainer=liar)
+    assert verdict.loser is Loser.TRAINER
+    assert "what the trainer opened is false" in verdict.reason
+
+
+class Mixed(Plain):
+    """Two records of forty draw."""
+
+    def __getitem__(self, index):
+        fields, label = super().__getitem__(index)
+        if index in (3, 4):
+            fields["x"] = fields["x"] + torch.rand(6)
+        return fields, label
+
+
+@pytest.mark.parametrize("side", ["trainer", "challenger"])
+def test_batches_without_the_records_that_draw_are_decided(tmp_path, side):
+    scene = Scene.of(replace(build(), dataset=Mixed()), tmp_path / "run")
+    batches = Batches(scene.job)
+    for step in (1, 3, 5):  # after a checkpoint
+        liar = Showing(scene, step, replace(scene.job, dataset=Other()))
+        verdict = settle(scene, step, **{side: liar})
+        is_random = bool({3, 4} & {*batches.indices(step)})
+        assert verdict.loser.value == ("none" if is_random else side), verdict.reason
+
+
+@pytest.mark.parametrize("collate", [None, default_collate])
+def test_two_false_batches_lose_both_unless_collate_may_be_why(tmp_path, collate):
+    scene = Scene.of(build(collate=collate), tmp_path / "run")
+    liars = [
+        Showing(scene, STEP, job)
+        for job in (replace(scene.job, dataset=Other()), another_seed(scene.job))
+    ]
+    verdict = settle(scene, STEP, *liars)
+    assert verdict.loser is (Loser.BOTH if collate is None else Loser.NONE), verdict.reason
+
+
+def noisy_collate(records):
+    fields, labels = default_collate(records)
+    return {**fields, "x": fields["x"] + torch.rand(6)}, labels
+
+
+@pytest.mark.parametrize("side", ["trainer", "challenger"])
+def test_random_numbers_of_collate_are_the_same_for_the_judge(tmp_path, side):
+    scene = Scene.of(build(collate=noisy_collate), tmp_path / "run")
+    liar = Liar(scene, STEP, replace(scene.job, dataset=Other()))
+    assert settle(scene, STEP, **{side: liar}).loser.value == side
 
 
 @pytest.mark.parametrize("side", ["trainer", "challenger"])

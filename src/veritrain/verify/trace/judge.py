@@ -164,11 +164,8 @@ class _Decision:
         if isinstance(found, Ask):
             return found
         wrong = [r for r, body in zip(PARTIES, self._bodies, strict=True) if body["batch"] != found]
-        if len(wrong) == len(PARTIES):
-            raise InconclusiveError(
-                "the batch is neither party's as the data set's records make it: it draws random numbers, "
-                "perhaps, which only its own code can tell"
-            )
+        if len(wrong) == len(PARTIES) and self._job.collate is not None:
+            raise InconclusiveError("collate makes neither party's batch of the records here")
         return _decided(dict.fromkeys(wrong, f"expected {found.hex()}"), "batch")
 
     def _structure(self) -> Ruling | Ask | None:

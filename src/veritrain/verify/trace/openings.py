@@ -13,9 +13,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from veritrain.data import Batch, Batches, batch_digest, canonical
+from veritrain.data import RANDOM_RECORD, RECORD, Batch, Batches, batch_digest, canonical
 from veritrain.encoding import Digest, Value, digest, digest_value
 from veritrain.errors import (
+    InconclusiveError,
     JobError,
     TranscriptError,
     UsageError,
@@ -309,6 +310,7 @@ def opened_records(job: Job, header: Header, step: int, detail: Value) -> Digest
 
     Raises:
         FalseOpeningError: they are not the committed ones that the seed chooses.
+        InconclusiveError: a record draws random numbers: in the batch it has other values.
         JobError: the job's own code fails.
     """
     (rows,) = _fields(detail, "records")
@@ -318,17 +320,42 @@ def opened_records(job: Job, header: Header, step: int, detail: Value) -> Digest
     items = _list(rows)
     if len(items) != len(indices):
         raise FalseOpeningError(f"expected {len(indices)} records, got {len(items)}")
+    drawing: list[int] = []
     for index, row in zip(indices, items, strict=True):
-        packed, proof = _pair(row)
         try:
-            record = unpack(packed)
-            found = digest_value("record", canonical(record, "record"))
-            nodes = [_bytes(node) for node in _list(proof)]
-            merkle.verify_inclusion(found, index, header.dataset_count, nodes, header.dataset_root)
-        except (UsageError, JobError, VerificationError, ValueError) as error:
+            opened.records[index], drew = _committed(row, index, header)
+        except (UsageError, VerificationError, ValueError) as error:
             raise FalseOpeningError(f"record {index}: {error}") from None
-        opened.records[index] = record
+        drawing += [index] * drew
+    if drawing:
+        raise InconclusiveError(
+            f"record {drawing[0]} of the batch draws random numbers, which only the data set's own code makes"
+        )
     return batch_digest(batches[step])
+
+
+def _committed(row: Value, index: int, header: Header) -> tuple[Any, bool]:
+    """A record of the data set that the header commits to, and whether it draws random numbers.
+
+    Raises:
+        UsageError, ValueError: it is malformed.
+        VerificationError: it is another one.
+    """
+    packed, proof = _pair(row)
+    record = unpack(packed)
+    nodes = [_bytes(node) for node in _list(proof)]
+    value = canonical(record, "record")
+
+    def verify_as(domain: str) -> None:
+        found = digest_value(domain, value)
+        merkle.verify_inclusion(found, index, header.dataset_count, nodes, header.dataset_root)
+
+    try:
+        verify_as(RECORD)
+    except VerificationError:
+        verify_as(RANDOM_RECORD)
+        return record, True
+    return record, False
 
 
 class _OpenedRecords:

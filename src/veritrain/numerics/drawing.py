@@ -1,0 +1,77 @@
+"""Whether code drew from the keyed generators of torch, `random` and `numpy.random`.
+
+A generator whose state is another than before was drawn from. One of `random` or numpy whose state was read may have
+been, and been set back: that counts too, so that what did not draw is the same under every key. Not reached: names
+that were imported before, as by `from random import getstate`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import random
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from veritrain.numerics.random import Stream
+
+_READERS: tuple[tuple[Any, str], ...] = ((random, "getstate"), (np.random, "get_state"))
+_TWISTER_BYTES = 625 * 4
+_python_state = random.getstate
+_numpy_legacy: Any = np.random.mtrand
+
+
+class Draws:
+    """What was drawn since `begin`."""
+
+    def __init__(self) -> None:
+        self.was_read = False
+        self._before = _states()
+
+    def begin(self) -> None:
+        """Forget what was drawn until here."""
+        self.was_read = False
+        self._before = _states()
+
+    def happened(self) -> bool:
+        """Whether anything was drawn."""
+        return self.was_read or _states() != self._before
+
+
+@contextmanager
+def watched_generators() -> Generator[Draws]:
+    """Within it, draws are seen."""
+    draws = Draws()
+    originals = [(owner, name, getattr(owner, name)) for owner, name in _READERS]
+
+    def seen(original: Callable[..., Any]) -> Callable[..., Any]:
+        def read(*arguments: Any, **options: Any) -> Any:
+            draws.was_read = True
+            return original(*arguments, **options)
+
+        return read
+
+    try:
+        for owner, name, original in originals:
+            setattr(owner, name, seen(original))
+        yield draws
+    finally:
+        for owner, name, original in originals:
+            setattr(owner, name, original)
+
+
+def _states() -> list[object]:
+    """What each draw changes. All words of a state of the Mersenne twister change at once, or only the place in it."""
+    _, words, gauss = _python_state()
+    native = torch.default_generator.get_state().numpy().tobytes()
+    return [words[0], words[-1], gauss, _numpy_words(), native, Stream.keys]
+
+
+def _numpy_words() -> bytes:
+    """The state of numpy's global generator: 624 words and the place, where it keeps them. Asking it takes longer
+    than most records do."""
+    twister: Any = _numpy_legacy._rand._bit_generator
+    return ctypes.string_at(twister.ctypes.state_address, _TWISTER_BYTES)
