@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import time
@@ -204,3 +205,16 @@ def test_nothing_differs(scene, capfd):
         assert main(["dispute", *map(str, [*words, *more])]) == 0
         found = json.loads(capfd.readouterr().out)
         assert found == {"difference": None, "step": more[1] if more else None, "verdict": None}
+
+
+def test_a_run_of_another_data_set_is_rejected_without_a_dispute(scene, tmp_path, capfd):
+    """Where the data set reads files, the job files are the same."""
+    job = vt.load_job(scene / "job.py")
+    made = job.dataset() if callable(job.dataset) else job.dataset
+    other = [made[index] for index in reversed(range(len(made)))]
+    record(dataclasses.replace(job, dataset=other), tmp_path / "run", Signer.generate())
+    words = [tmp_path / "run", "--referee", "http://127.0.0.1:9", "--job", scene / "job.py"]
+    words += ["--key", scene / "challenger.key"]
+    for more in ([], ["--step", STEP]):
+        assert main(["dispute", *map(str, [*words, *more])]) == 1
+        assert "of another data set: reject it" in capfd.readouterr().err

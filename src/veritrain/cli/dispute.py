@@ -34,7 +34,7 @@ Examples:
   veritrain dispute runs/a --referee http://127.0.0.1:8471 --job job.py --key my.key --step 41
 
 Exit status: 0 the challenge is refuted, or nothing differs; 1 the run is rejected,
-3 inconclusive, 2 bad usage or a run that cannot be read.""",
+by the verdict or without a dispute where its data set is not the job's; 3 inconclusive, 2 bad usage or a run that cannot be read.""",
 )
 @click.argument("run", type=params.Run())
 @click.option("--referee", required=True, metavar="URL", help="Address of the referee's service.")
@@ -74,6 +74,7 @@ def command(
 ) -> int:
     """Challenge RUN, a folder, HTTP address or fsspec URL, before a referee, and answer until the verdict.
 
+    First compares the data set with the one that the run committed to: another one needs no dispute.
     Recomputes the run to find the first step that differs, unless --step names one; the job is executed.
     Then the referee asks both sides. The verdict counts when this side comes to it too, from
     the evidence. Keep it running: who falls silent loses. After an interruption the same command goes
@@ -89,7 +90,7 @@ def command(
     court = CourtAt(Peer(referee, token_in(referee_token_file)))
     with output.only_results_on_stdout() as stdout:
         side = _Side(job=load_job(job), transcript=_opened(run), signer=signer)
-        side.require_job()
+        side.require_agreed()
         found = side.difference() if step is None else step
         witness = None if found is None else side.witness(found)
         if witness is None:
@@ -120,11 +121,18 @@ class _Side:
     transcript: Transcript
     signer: Signer
 
-    def require_job(self) -> None:
-        """Raises UsageError: the run is of another job."""
+    def require_agreed(self) -> None:
+        """Check what a dispute takes for agreed: job, numerics and data set.
+
+        Raises:
+            UsageError: the run is of another job.
+            VerificationError, InconclusiveError: as `dissent.require_agreed`.
+        """
         from veritrain.sources import require_job
+        from veritrain.verify.trace.dissent import require_agreed
 
         require_job(self.job, self.transcript.header.job, self.transcript.location)
+        require_agreed(self.job, self.transcript)
 
     def difference(self) -> int | None:
         """The first step that comes to something else here."""

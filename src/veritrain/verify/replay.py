@@ -26,42 +26,44 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 from veritrain.data import Batches
-from veritrain.encoding import DIGEST_BYTES, Value, digest_value
+from veritrain.encoding import Value, digest_value
 from veritrain.errors import InconclusiveError, TranscriptError, UsageError, VerificationError
 from veritrain.job import Job
-from veritrain.numerics import random, resolve
+from veritrain.numerics import random
 from veritrain.numerics.logged.tally import Tally, combined
-from veritrain.sources import commitment, environment
+from veritrain.sources import commitment
 from veritrain.state import capture
 from veritrain.step import Program, find_device
 from veritrain.transcript import Transcript, state_entries, state_root
 from veritrain.transcript.fields import shown
 from veritrain.transcript.records import PUBLIC_KEY_BYTES
 from veritrain.transcript.signing import fingerprint
+from veritrain.verify.header import (
+    DATA_HINT,
+    dataset_findings,
+    named_differences,
+    require_environment,
+    require_numerics,
+)
 from veritrain.verify.report import AuditReport, CheckResult, Finding, Outcome, conclude
 from veritrain.verify.segments import (
     Replayer,
     Segment,
     SegmentResult,
     compare_state,
-    differ,
     plan,
     replay_in_processes,
     require_shareable,
 )
 
 NONCE_BYTES = 32
-_DATA_HINT = (
-    "if both hold the same files, the data set computes its records differently on this machine"
-)
-_NAMED_DIFFERENCES = 8  # a hostile header can have thousands
 
 
 def audit(
@@ -201,31 +203,14 @@ class _Audit:
             raise VerificationError("the header's job has other parts than config and sources")
         _compare_maps("setting", own["config"], claimed["config"])
         _compare_maps("source file", own["sources"], claimed["sources"])
-        self._same_numerics()
+        require_numerics(self._job, self._transcript.header)
         return f"digest {digest_value('job', own).hex()}"
 
-    def _same_numerics(self) -> None:
-        header, profile = self._transcript.header, resolve(self._job.numerics)
-        if header.numerics != profile.name:
-            raise VerificationError(
-                f"numerics: expected {profile.name}, got {shown(header.numerics)}"
-            )
-        if header.numerics_version != profile.version:
-            raise InconclusiveError(
-                f"the run uses version {header.numerics_version} of {profile.name} numerics; "
-                f"this software computes version {profile.version}"
-            )
-
     def _same_dataset(self) -> str:
-        header, count = self._transcript.header, self._batches.count
-        root = self._batches.commitment()
-        findings: list[Finding] = []
-        if count != header.dataset_count:
-            findings.append(differ(None, "number of records", count, header.dataset_count))
-        if root != header.dataset_root:
-            findings.append(differ(None, "data set", root, header.dataset_root))
-        self._judge(tuple(findings), native=False, hint=_DATA_HINT)
-        return f"{count} records, root {root.hex()}"
+        header = self._transcript.header
+        findings = dataset_findings(self._batches, header)
+        self._judge(findings, native=False, hint=DATA_HINT)
+        return f"{header.dataset_count} records, root {header.dataset_root.hex()}"
 
     def _initial_state(self) -> str:
         entries = state_entries(capture(self._program))
@@ -379,13 +364,7 @@ class _Audit:
                 f"{text}; native numerics promises equal bits on one machine only"
                 + (f"; {gap}" if gap else "")
             )
-        own = environment(self._program, self._batches.dataset)
-        packages = _differences(own, self._transcript.header.environment)
-        if packages:
-            raise InconclusiveError(
-                f"{text}; the run was recorded in another environment ({'; '.join(packages)}): "
-                "audit it in the recorded one"
-            )
+        require_environment(self._program, self._batches, self._transcript.header, text)
         raise VerificationError(f"{text}; {hint}" if hint else text)
 
 
@@ -407,28 +386,7 @@ def _compare_maps(kind: str, own: Value, claimed: Value) -> None:
     if not isinstance(own, dict) or not isinstance(claimed, dict):
         raise VerificationError(f"{kind}s: expected a map, got {shown(claimed)}")
     if own != claimed:
-        raise VerificationError(f"{kind} " + f"; {kind} ".join(_differences(own, claimed)))
-
-
-def _differences(own: Mapping[str, Value], claimed: Mapping[str, Value]) -> list[str]:
-    names = sorted(
-        name
-        for name in own.keys() | claimed.keys()
-        if name not in own or name not in claimed or own[name] != claimed[name]
-    )
-    texts = [
-        f"{shown(name)}: expected {_text(own, name)}, got {_text(claimed, name)}"
-        for name in names[:_NAMED_DIFFERENCES]
-    ]
-    left = len(names) - len(texts)
-    return [*texts, f"and {left} more"] if left else texts
-
-
-def _text(values: Mapping[str, Value], name: str) -> str:
-    if name not in values:
-        return "nothing"
-    value = values[name]
-    return value[:DIGEST_BYTES].hex() if isinstance(value, bytes) else shown(value)
+        raise VerificationError(f"{kind} " + f"; {kind} ".join(named_differences(own, claimed)))
 
 
 def _ignore(step: int) -> None:

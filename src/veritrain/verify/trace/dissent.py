@@ -1,15 +1,52 @@
-"""What a challenger holds against a run: the first step that it computes differently, and its own leaf of it."""
+"""What a challenger holds against a run: the first step that it computes differently, and its own leaf of it.
+
+A dispute takes the header for agreed, so look at it first: `require_agreed`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from veritrain.data import Batches
-from veritrain.errors import InconclusiveError, UsageError, VeritrainError
+from veritrain.errors import InconclusiveError, UsageError, VerificationError, VeritrainError
 from veritrain.job import Job
+from veritrain.step import Program
 from veritrain.transcript import Transcript
+from veritrain.verify.header import (
+    DATA_HINT,
+    dataset_findings,
+    require_environment,
+    require_numerics,
+)
 from veritrain.verify.segments import Replayer, plan
 from veritrain.verify.trace.witness import Witness
+
+
+def require_agreed(job: Job, transcript: Transcript) -> None:
+    """Check that a run's header has this job's numerics and data set: a dispute cannot tell whose are the job's.
+
+    Args:
+        job: the challenger's own, whose `sources.require_job` the run has passed.
+        transcript: the run.
+
+    Raises:
+        VerificationError: it has not; the run is to be rejected without a dispute.
+        InconclusiveError: other versions may be why.
+        UsageError: `native` numerics, under which honest machines differ.
+        JobError: the data set fails.
+    """
+    _require_disputable(job)
+    header, batches = transcript.header, Batches(job)
+    try:
+        require_numerics(job, header)
+    except VerificationError as error:
+        raise VerificationError(f"reject the run, no dispute is needed: {error}") from error
+    text = "; ".join(str(finding) for finding in dataset_findings(batches, header))
+    if text:
+        require_environment(Program.build(job), batches, header, text)
+        raise VerificationError(
+            f"the run is of another data set: reject it, no dispute is needed: {text}; {DATA_HINT}"
+        )
 
 
 def first_difference(
@@ -27,10 +64,7 @@ def first_difference(
         UsageError: `native` numerics, under which honest machines differ.
         VeritrainError: as `Replayer.replay`.
     """
-    if job.numerics == "native":
-        raise UsageError(
-            "honest machines differ under native numerics: there is nothing to dispute"
-        )
+    _require_disputable(job)
     last = len(transcript.leaves) - 1
     replayer = Replayer(Batches(job), transcript, measure_gap=False)
     for segment in plan(transcript, 1, last):
@@ -58,3 +92,10 @@ def challenger_witness(job: Job, transcript: Transcript, step: int) -> Witness:
     except VeritrainError as error:
         raise InconclusiveError(f"step {step} cannot be recomputed here: {error}") from error
     return witness.with_leaves([*before, own.to_bytes()])
+
+
+def _require_disputable(job: Job) -> None:
+    if job.numerics == "native":
+        raise UsageError(
+            "honest machines differ under native numerics: there is nothing to dispute"
+        )
