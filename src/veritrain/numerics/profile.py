@@ -85,6 +85,7 @@ class Profile(ABC):
 
     name: str
     version: int
+    has_log = False  # whether each step has a rounding log
 
     @contextmanager
     def active(
@@ -264,6 +265,7 @@ class Logged(Exact):
     """
 
     version = 1
+    has_log = True
 
     def __init__(self, name: str, *, bits: int, compute: torch.dtype) -> None:
         """`bits`: significant bits of the target; `compute`: float64 or float32."""

@@ -12,14 +12,16 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from tests import jobs, zoo
-from tests.verify.trace.court import Liar, Scene, changed, read, settle
+from tests.verify.trace.court import Liar, Scene, changed, read, rechained, settle
 from veritrain.adversaries import rounders, trainers
 from veritrain.data import Batches
+from veritrain.encoding import digest
 from veritrain.errors import TranscriptError
 from veritrain.numerics.logged.grid import follow, round_to
 from veritrain.numerics.logged.rounding import Following
 from veritrain.verify.dispute.judge import Loser
 from veritrain.verify.trace import judge
+from veritrain.verify.trace.dissent import challenger_witness, first_difference
 from veritrain.verify.trace.recorder import Recorder
 from veritrain.verify.trace.witness import Witness
 
@@ -364,3 +366,64 @@ def test_what_is_opened_falsely_helps_nobody(scene, monkeypatch, seed):
         liar = Liar(scene, STEP, CHEATS[cheat](scene.job))
     assert settle(scene, STEP, trainer=Meddling(liar, rng)).loser is Loser.TRAINER
     assert settle(scene, STEP, challenger=Meddling(liar, rng)).loser is Loser.CHALLENGER
+
+
+class Renamed:
+    """A run of which one leaf says something else about its rounding log."""
+
+    def __init__(self, scene, step, log):
+        self._transcript, self._step, self._log = scene.transcript, step, log
+        rounding = None if log is None else digest("rounding log", log)
+        leaves = list(scene.leaves)
+        leaves[step] = replace(
+            leaves[step], rounding=rounding, state=digest("tensor", b"another"), loss=0.5
+        )
+        self.leaves = tuple(rechained(leaves))
+
+    def __getattr__(self, name):
+        return getattr(self._transcript, name)
+
+    def rounding_log(self, step):
+        return self._log if step == self._step else self._transcript.rounding_log(step)
+
+
+@pytest.fixture(scope="module", params=["exact", "logged"])
+def misnamed(request, tmp_path_factory):
+    """An honest run, and the same with a leaf that names a log where there is none, or none where there is one."""
+    job = build(numerics=request.param)
+    scene = Scene.of(job, tmp_path_factory.mktemp("misnamed") / "run")
+    return scene, Renamed(scene, STEP, b"" if request.param == "exact" else None)
+
+
+def test_a_leaf_that_is_false_about_its_rounding_log_can_be_disputed(misnamed):
+    scene, run = misnamed
+    assert first_difference(scene.job, run) == STEP
+    own = challenger_witness(scene.job, run, STEP)
+    assert own.leaf(STEP).entry == scene.leaves[STEP].to_bytes()
+    challenger = Plainly(own, scene.leaves[: STEP + 1])
+    for change in (None, change_somewhere(1, [])):
+        liar = Liar(scene, STEP, change=change, leaf=run.leaves[STEP])
+        verdict = settle(scene, STEP, trainer=liar, challenger=challenger)
+        assert verdict.loser is Loser.TRAINER, verdict.reason
+        assert "rounding log" in verdict.reason
+
+
+def test_a_challenger_that_is_false_about_a_rounding_log_loses(misnamed):
+    scene, run = misnamed
+    for change in (None, change_somewhere(1, [])):
+        liar = Liar(scene, STEP, change=change, leaf=run.leaves[STEP])
+        verdict = settle(scene, STEP, challenger=liar)
+        assert verdict.loser is Loser.CHALLENGER, verdict.reason
+        assert "rounding log" in verdict.reason
+
+
+class Plainly:
+    """A witness as a party's claims."""
+
+    def __init__(self, witness, leaves):
+        self.leaves = leaves
+        self.leaf, self.trace = witness.leaf, witness.trace
+        self.operator, self.detail = witness.operator, witness.detail
+
+    def up_to(self, step):
+        return self

@@ -2,6 +2,7 @@
 
 The first difference of two entries decides what is looked at (docs/disputes.md, section 4):
 
+    logs        a leaf names a rounding log just where the numerics have one
     form        an entry that is not of the one form is false
     leaves      equal traces: their outcome against both leaves
     inputs      entry 0: the agreed leaf, and the batch that seed and data set prescribe
@@ -23,6 +24,7 @@ from torch import Tensor
 from veritrain.encoding import CHUNK_BYTES, Digest, Value, digest, encode
 from veritrain.errors import InconclusiveError, UsageError
 from veritrain.job import Job
+from veritrain.numerics import resolve
 from veritrain.sources import commitment
 from veritrain.state import capture
 from veritrain.step import Program
@@ -94,13 +96,27 @@ class _Decision:
 
     def make(self) -> Ruling | Ask:
         """The first check with an answer decides."""
-        checks: list[Check] = [self._form, self._leaves, self._initial, self._inputs]
+        checks: list[Check] = [self._logs, self._form, self._leaves, self._initial, self._inputs]
         checks += [self._structure, self._reads, self._results]
         for check in checks:
             decided = check()
             if decided is not None:
                 return decided
         raise InconclusiveError("nothing in which the entries differ was found false")
+
+    def _logs(self) -> Ruling | None:
+        """The numerics say of which steps a leaf names a rounding log."""
+        case = self._case
+        has_log = case.step > 0 and resolve(self._job.numerics).has_log
+        what = "no rounding log, and the numerics have one"
+        if not has_log:
+            what = "a rounding log where there is none"
+        problems = {
+            role: what
+            for role, leaf in zip(PARTIES, (case.trainer, case.challenger), strict=True)
+            if (leaf.rounding is not None) != has_log
+        }
+        return _ruling(problems, f"leaf of step {case.step} names")
 
     def _form(self) -> Ruling | None:
         problems: dict[Role, str] = {}

@@ -124,13 +124,13 @@ class _StepReplay:
         """See `Witness.own_leaf`."""
         end = TraceEntry.from_bytes(self._encoded[-1], where="own entry").body
         if end["kind"] != "outcome" or end["refused"]:
-            return self._recorded()
+            return self._recorded()[0]
         names = ("state", "batch", "loss", "rounding")
         found = {name: cast("Any", end[name]) for name in names}
         return Leaf(step=self._step, previous=self._previous, **found)
 
-    def _recorded(self) -> Leaf:
-        """The step as a trainer records it."""
+    def _recorded(self) -> tuple[Leaf, bytes | None]:
+        """The step as a trainer records it, and its rounding log."""
         program = Program.build(self._job)
         restore(program, self._state)
         batch = self._batches[self._step]
@@ -139,14 +139,15 @@ class _StepReplay:
         loss = run_step(program, self._step, batch, rounding)
         log = None if rounding is None else rounding.finish()
         state = state_root(state_entries(capture(program)))
-        return Leaf(
+        leaf = Leaf(
             step=self._step,
             previous=self._previous,
             state=state,
             batch=found,
             loss=loss,
-            rounding=None if log is None else digest("rounding log", log),
+            rounding=_log_digest(log),
         )
+        return leaf, log
 
     @property
     def _previous(self) -> Digest:
@@ -203,7 +204,7 @@ class _StepReplay:
             step=self._step,
             previous=leaf.previous,
             state=state_root(self._tensors),
-            rounding=leaf.rounding,
+            rounding=_log_digest(self._log),
         )
         following = cast("Following | None", program.following(self._log))
         return trace(program, before, self._batches[self._step], following, kept)
@@ -214,7 +215,11 @@ class _StepReplay:
 
     @cached_property
     def _log(self) -> bytes | None:
-        return self._transcript.rounding_log(self._step)
+        """The run's; the party's own where the run's leaf names none and should. None where it should not."""
+        if self._step == 0 or not self._batches.profile.has_log:
+            return None
+        log = self._transcript.rounding_log(self._step)
+        return log if log is not None else self._recorded()[1]
 
     @cached_property
     def _tensors(self) -> tuple[TensorEntry, ...]:
@@ -240,6 +245,10 @@ class _StepReplay:
         if state_root(state_entries(state)) != self._transcript.leaves[before].state:
             raise InconclusiveError(f"step {before} does not come to the state of its leaf here")
         return state
+
+
+def _log_digest(log: bytes | None) -> Digest | None:
+    return None if log is None else digest("rounding log", log)
 
 
 def _number(what: dict[str, Value], name: str) -> int:
