@@ -20,6 +20,7 @@ from veritrain.transcript.slices import (
     MAX_SLICES_BYTES,
     Slices,
     Tree,
+    opened_size,
     verify,
     verify_groups,
 )
@@ -174,6 +175,23 @@ def test_buffers_of_any_kind(shift):
 
 
 # Slices.
+
+
+@given(contents_with_ranges())
+def test_the_size_of_slices_is_known_before_they_are_made(given):
+    data, ranges = given
+    made = Tree("tensor", data).open(ranges).to_value()
+    num_bytes, num_values = opened_size(len(data), ranges)
+    found = len(encode(made))
+    assert found <= num_bytes <= found + 1300 + 20 * len(made["runs"])
+    assert count(made) <= num_values
+
+
+def count(value):
+    """CBOR values, keys of maps among them."""
+    if isinstance(value, dict):
+        return 1 + len(value) + sum(map(count, value.values()))
+    return 1 + sum(map(count, value)) if isinstance(value, list) else 1
 
 
 @settings(max_examples=200, deadline=None)

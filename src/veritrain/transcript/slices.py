@@ -30,10 +30,11 @@ from veritrain.transcript.record import Record, check_equal
 if TYPE_CHECKING:
     from veritrain.transcript.chaining import Mode, Numbers, Words
 
-__all__ = ["CHUNK_BYTES", "Opened", "Slices", "Tree", "verify", "verify_groups"]
+__all__ = ["CHUNK_BYTES", "Opened", "Slices", "Tree", "opened_size", "verify", "verify_groups"]
 
 Run: TypeAlias = tuple[int, int]  # number of the first chunk, how many chunks
 
+_NODE, _RUN, _FRAME = DIGEST_BYTES + 2, 19, 128  # bytes that these take in a record, at most
 MAX_TOTAL = 2**63 - 1  # bytes; the work depends on what is opened, hardly on this
 MAX_SLICES_BYTES = 1 << 24  # of the encoded record; hostile ones take 100 times that to decode
 
@@ -136,6 +137,19 @@ class Tree:
             for first, count in runs
         )
         return Slices(total=self.total, runs=runs, data=data, proof=tuple(_digests(proof)))
+
+
+def opened_size(total: int, ranges: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """Bytes, and CBOR values, that `Tree.open(ranges)` of a content of `total` bytes comes to at most.
+
+    Raises:
+        UsageError: a range that is not inside the content.
+    """
+    runs = _runs(ranges, total)
+    plan = _plan(_num_chunks(total), _numbers(runs))
+    num_nodes = sum(len(level.missing) for level in plan)
+    num_bytes = CHUNK_BYTES * sum(count for _, count in runs) + _NODE * num_nodes + _RUN * len(runs)
+    return num_bytes + _FRAME, num_nodes + 3 * len(runs) + 16
 
 
 class Opened:

@@ -16,11 +16,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import veritrain as vt
-from tests.verify.trace.court import Liar, Scene, settle
-from tests.verify.trace.test_judge import CHEATS, STEP, build
-from veritrain.encoding import digest
+from tests.verify.trace.court import Liar, Scene, read, settle
+from tests.verify.trace.test_judge import CHEATS, STEP, Faulty, build
+from veritrain.encoding import digest, encode
 from veritrain.transcript import TensorEntry, merkle
 from veritrain.verify.dispute.judge import Loser
+from veritrain.verify.trace import judge
 
 SIDES = ("trainer", "challenger")
 
@@ -258,6 +259,83 @@ def test_what_is_left_out_of_an_opening_convicts(scene, path):
     verdict = settle(scene, STEP, trainer=Leaving(liar, path))
     assert verdict.loser is Loser.TRAINER, verdict.reason
     assert "opened is false" in verdict.reason
+
+
+class Terse:
+    """Claims of a party whose messages hold no more than so many bytes."""
+
+    def __init__(self, claims, leaves, most):
+        self.leaves, self._claims, self._most = leaves, claims, most
+        self.leaf, self.trace, self.operator = claims.leaf, claims.trace, claims.operator
+
+    def up_to(self, step):
+        return self
+
+    def detail(self, step, index, what):
+        found = self._claims.detail(step, index, what)
+        return found if len(encode(found)) <= self._most else None
+
+
+class Table(Base):
+    """Its table alone is more than a message holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(3000, 6)
+
+    def forward(self, x):
+        return self.layer(x + self.table.weight[:8])
+
+
+class TableInLonger(Table):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("longer", torch.randn(4000, 6)[:3000])
+
+    def forward(self, x):
+        return super().forward(x + self.longer[:8])
+
+
+LARGE = {
+    "a parameter": (Table, "model/table.weight"),
+    "a moment": (Table, "optimizer/table.weight/exp_avg"),
+    "part of a cell": (TableInLonger, "model/longer"),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("side", SIDES)
+def test_nobody_loses_for_a_tensor_that_is_too_long_to_open(tmp_path, monkeypatch, name, side):
+    model, tensor = LARGE[name]
+    most = 1 << 16
+    monkeypatch.setattr(judge, "_MOST_BYTES", most)
+    scene = Scene.of(job(model), tmp_path / "run")
+    liar = Liar(scene, STEP, change=of_met(["state", tensor], "other"))
+    sides = {
+        "trainer": Terse(scene.witness(), scene.leaves, most),
+        "challenger": Terse(scene.witness(STEP + 1), scene.leaves, most),
+    }
+    liar = liar if side == "trainer" else liar.up_to(STEP)
+    sides[side] = Terse(liar, liar.leaves, most)
+    verdict = settle(scene, STEP, **sides)
+    expected = "none" if name == "part of a cell" else side
+    assert verdict.loser.value == expected, verdict.reason
+
+
+@pytest.mark.parametrize("most", [1 << 9, 1 << 30])
+@pytest.mark.parametrize("side", SIDES)
+def test_nobody_loses_for_parts_that_are_too_long_to_open(scene, monkeypatch, most, side):
+    monkeypatch.setattr(judge, "_WHOLE_BYTES", 0)
+    monkeypatch.setattr(judge, "_MOST_BYTES", most)
+    product = next(e for e in read(scene.witness()._replay(STEP)._encoded) if is_product(e.body))
+    liar = Faulty(scene, STEP, product.index)
+    sides = {"trainer": Terse(scene.witness(), scene.leaves, 4 * most)}
+    verdict = settle(scene, STEP, **{**sides, side: liar})
+    assert verdict.loser.value == (side if most > 1 << 9 else "none"), verdict.reason
+
+
+def is_product(body):
+    return str(body.get("operator")).startswith("aten.addmm")
 
 
 class Mute:

@@ -30,8 +30,10 @@ from veritrain.state import capture
 from veritrain.step import Program
 from veritrain.transcript import merkle
 from veritrain.transcript.fields import differences, shown
+from veritrain.transcript.limits import LIMITS as TRANSCRIPT
 from veritrain.transcript.records import Leaf, TensorEntry
 from veritrain.verify.dispute.judge import Answered, Ask, Case, Loser, Ruling
+from veritrain.verify.dispute.limits import LIMITS
 from veritrain.verify.dispute.messages import PARTIES, Role
 from veritrain.verify.trace import calls
 from veritrain.verify.trace.bodies import check_entry, peaks_of, position_after, rows
@@ -48,6 +50,7 @@ from veritrain.verify.trace.openings import (
     opened_operands,
     opened_part,
     opened_records,
+    tile_size,
 )
 from veritrain.verify.trace.recompute import recompute, recompute_tile, state_tensor
 from veritrain.verify.trace.recorder import initial_trace
@@ -56,7 +59,9 @@ from veritrain.verify.trace.tiles import Tile, group_chunks, has_parts, tile
 
 T = TypeVar("T")
 _WHOLE_BYTES = 1 << 18  # of operands that are opened whole; of more, parts are, where they decide
-_MOST_BYTES = 1 << 27  # of operands of one operator
+# of operands of one operator: what a message holds beside a rounding log
+_MOST_BYTES = LIMITS.detail_bytes - TRANSCRIPT.rounding_bytes - (1 << 20)
+_OPTIMIZER = "optimizer/"
 Check = Callable[[], "Ruling | Ask | None"]
 
 
@@ -281,9 +286,13 @@ class _Decision:
 
     def _state_cell(self, name: str, size: int) -> Digest | Ask:
         """The digest of a cell that holds a tensor of the state before, laid out as the model has it."""
-
         program = Program.build(self._job)
-        names = _sharing(capture(program), name)
+        layout = capture(program)
+        names = _sharing(layout, name)
+        full = next((n for n in names if _fills_its_cell(layout, n)), None)
+        if full is not None:
+            return self._full_cell(full, size)
+        _require_openable(f"tensor {shown(name)}", sum(layout[n].nbytes for n in names))
 
         def read(detail: Value) -> StateBefore:
             state = StateBefore.opened(detail, self._before.state)
@@ -293,13 +302,27 @@ class _Decision:
             state.restore(program)
             return state
 
-        state = self._opened({"open": "state", "names": list(names)}, read)
+        state = self._opened({"open": "state", "names": list(names)}, read, PARTIES)
         if isinstance(state, Ask):
             return state
         tensor = capture(program)[name]
         if tensor.untyped_storage().nbytes() != size:
             raise InconclusiveError(f"tensor {shown(name)} shares its memory with others")
         return cell_digest(tensor)
+
+    def _full_cell(self, name: str, size: int) -> Digest | Ask:
+        """The digest of a cell that a tensor fills: that of the tensor."""
+        state = self._opened(
+            {"open": "state", "names": []},
+            lambda detail: StateBefore.opened(detail, self._before.state),
+            PARTIES,
+        )
+        if isinstance(state, Ask):
+            return state
+        found = next((tensor for tensor in state.tensors if tensor.name == name), None)
+        if found is None or found.num_bytes != size:
+            raise InconclusiveError(f"the state has no tensor {shown(name)} of {size} bytes")
+        return found.digest
 
     def _prefix(self) -> Prefix | Ask:
         return self._opened(
@@ -379,6 +402,7 @@ class _Decision:
         start = first * chunks * CHUNK_BYTES
         stop = min(size, start + chunks * CHUNK_BYTES)
         part = cast(Tile, tile(body, cell, start, stop))  # there is one: see `_divisible`
+        _require_openable(str(body["operator"]), *tile_size(part, size, rows(body, "reads")))
         what: dict[str, Value] = {"open": "tile", "cell": cell, "start": start, "stop": stop}
         parts = self._both(
             what, [lambda detail, row=row: opened_part(detail, row, part) for row in pair]
@@ -413,11 +437,7 @@ class _Decision:
 
     def _operator(self) -> dict[str, Value] | Ask:
         body = self._bodies[0]
-        size = sum(row[1] for row in rows(body, "reads"))
-        if size > _MOST_BYTES:
-            raise InconclusiveError(
-                f"{body['operator']}: {size} bytes of operands are too many to open"
-            )
+        _require_openable(str(body["operator"]), sum(row[1] for row in rows(body, "reads")))
         rounding = self._case.trainer.rounding if body["log"] is not None else None
         opened = self._opened(
             {"open": "operands", "log": rounding is not None},
@@ -453,6 +473,7 @@ class _Decision:
         tensor = cast("dict[str, Any]", body["tensor"])
         if view.is_whole and view.offset == 0 and view.end() == row[1]:
             return TensorEntry.from_value({**tensor, "digest": row[3]})
+        _require_openable(f"tensor {shown(tensor['name'])}", row[1])
         contents = self._opened(
             {"open": "operands", "log": False}, lambda detail: opened_cells(detail, [row])
         )
@@ -505,12 +526,30 @@ class _Decision:
         return Ask(of=of, what=what)
 
 
-def _sharing(state: Mapping[str, Tensor], name: str) -> list[str]:
-    """The tensors of a state in one cell with this one; it alone where the optimiser is to make it."""
-    if name not in state:
+def _require_openable(what: str, size: int, values: int = 0) -> None:
+    """Before it is asked for: nobody can open more than a message holds, and nobody loses by that.
+
+    Raises:
+        InconclusiveError: so many bytes, or CBOR values, are too many.
+    """
+    if size > _MOST_BYTES or values > LIMITS.message_items // 2:
+        raise InconclusiveError(f"{what}: {size} bytes, {values} values are too many to open")
+
+
+def _sharing(layout: Mapping[str, Tensor], name: str) -> list[str]:
+    """The tensors of a state in one cell with this one; an optimiser's have cells of their own."""
+    if name.startswith(_OPTIMIZER):
         return [name]
-    cell = state[name].untyped_storage().data_ptr()
-    return sorted(n for n, x in state.items() if x.untyped_storage().data_ptr() == cell)
+    own = {n: x.untyped_storage().data_ptr() for n, x in layout.items()}
+    return [n for n in sorted(own) if own[n] == own[name] and not n.startswith(_OPTIMIZER)]
+
+
+def _fills_its_cell(layout: Mapping[str, Tensor], name: str) -> bool:
+    """Whether the tensor is all of its cell, in C order, as those of an optimiser are (`state.restore`)."""
+    if name.startswith(_OPTIMIZER):
+        return True
+    tensor = layout[name]
+    return tensor.is_contiguous() and tensor.nbytes == tensor.untyped_storage().nbytes()
 
 
 def _ruling(problems: Mapping[Role, str], what: str) -> Ruling | None:

@@ -29,12 +29,12 @@ from veritrain.step import Program
 from veritrain.transcript import TensorEntry, merkle, state_root
 from veritrain.transcript.fields import shown
 from veritrain.transcript.records import Header
-from veritrain.transcript.slices import Opened, Slices, Tree, verify, verify_groups
+from veritrain.transcript.slices import Opened, Slices, Tree, opened_size, verify, verify_groups
 from veritrain.transcript.tensors import DTYPES, content
 from veritrain.verify.trace.cells import is_short_content
 from veritrain.verify.trace.entry import TraceEntry
 from veritrain.verify.trace.packing import pack, unpack
-from veritrain.verify.trace.tiles import Tile
+from veritrain.verify.trace.tiles import Tile, clipped
 
 
 class FalseOpeningError(VeritrainError):
@@ -227,10 +227,19 @@ def tile_opening(tile: Tile, result: bytes, operands: Mapping[int, bytes]) -> Va
     """A part of a written cell, and the parts of the operands that decide it."""
     cells: list[Value] = []
     for cell, ranges in sorted(tile.ranges().items()):
-        inside = [(start, min(stop, len(operands[cell]))) for start, stop in ranges]
+        inside = clipped(ranges, len(operands[cell]))
         cells.append([cell, Tree("tensor", operands[cell]).open(inside).to_value()])
     part = Tree("tensor", result).open([(tile.start, tile.stop)])
     return {"result": part.to_value(), "cells": cells}
+
+
+def tile_size(tile: Tile, size: int, reads: Sequence[Sequence[Any]]) -> tuple[int, int]:
+    """Bytes, and CBOR values, of what `tile_opening` makes at most; `size` is the written cell's."""
+    totals = {row[0]: row[1] for row in reads}
+    spans = {cell: clipped(ranges, totals[cell]) for cell, ranges in tile.ranges().items()}
+    sizes = [opened_size(totals[cell], ranges) for cell, ranges in spans.items()]
+    sizes.append(opened_size(size, [(tile.start, tile.stop)]))
+    return sum(n for n, _ in sizes), sum(n for _, n in sizes)
 
 
 def opened_part(detail: Value, row: Sequence[Any], tile: Tile) -> bytes:
@@ -270,8 +279,8 @@ def _verified(
     """Slices that lead to a digest and have these ranges."""
     try:
         opened = verify("tensor", expected, size, Slices.from_value(value))
-        for start, stop in ranges:
-            opened.read(start, min(stop, size))
+        for start, stop in clipped(ranges, size):
+            opened.read(start, stop)
     except (UsageError, VerificationError) as error:
         raise FalseOpeningError(str(error)) from None
     return opened

@@ -28,10 +28,12 @@ from veritrain.verify.trace import calls
 from veritrain.verify.trace.bodies import rows
 from veritrain.verify.trace.cells import View, fill
 from veritrain.verify.trace.recorder import Origins, Recorder
-from veritrain.verify.trace.tiles import Tile
+from veritrain.verify.trace.shapes import require_affordable
+from veritrain.verify.trace.tiles import Tile, clipped
 
 _OPERATOR = re.compile(r"aten\.([A-Za-z0-9_]{1,80})\.([A-Za-z0-9_]{1,80})")
 
+_MOST_RESERVED = 1 << 34  # bytes of a cell of which parts are opened; the others are never touched
 Contents = Mapping[int, bytes]  # by cell
 
 
@@ -65,13 +67,16 @@ def recompute(
     recorder.begin_at(cast(int, body["cells"]))
     watched = Watched(plain, recorder)
     args, kwargs = _arguments(body, storages)
+    func = None if body["operator"] == calls.SETTLE else _operator(str(body["operator"]))
+    if func is not None:
+        require_affordable(func, args, kwargs)
     with watched.active(seed=job.seed, purpose="step", step=step, rounding=following):
         calls.set_draw(cast(int, body["draw"]))
         try:
-            if body["operator"] == calls.SETTLE:
+            if func is None:
                 watched.settle(args)
             else:
-                _operator(str(body["operator"]))(*args, **kwargs)
+                func(*args, **kwargs)
         except (TranscriptError, VerificationError):
             pass  # the entry says so
     return recorder.last_body()
@@ -86,14 +91,16 @@ def recompute_tile(
         VerificationError: a part is not opened.
         ValueError: the entry's call has no meaning.
     """
-    storages = {cell: _sparse(opened[cell], ranges) for cell, ranges in tile.ranges().items()}
-    args = tile.arguments(storages)
+    func = _operator(str(body["operator"]))
     named = {
         name: calls.unplain(v, _no_view)
         for name, v in cast("dict[str, Value]", body["named"]).items()
     }
+    require_affordable(func, tile.bare_arguments(), named)
+    storages = {cell: _sparse(opened[cell], ranges) for cell, ranges in tile.ranges().items()}
+    args = tile.arguments(storages)
     with resolve(job.numerics).active(seed=job.seed, purpose="step", step=step):
-        results = _operator(str(body["operator"]))(*args, **named)
+        results = func(*args, **named)
     return tile.content(results, args)
 
 
@@ -142,11 +149,12 @@ def _storage(data: bytes) -> torch.UntypedStorage:
 
 def _sparse(opened: Opened, ranges: Sequence[tuple[int, int]]) -> torch.UntypedStorage:
     """A cell of which only these ranges are there; memory that nobody touches costs nothing."""
+    if opened.total > _MOST_RESERVED:
+        raise InconclusiveError(f"a cell of {opened.total} bytes is too large to compute with")
     storage = torch.UntypedStorage(opened.total)
     whole = _whole(storage).numpy().data
-    for start, stop in ranges:
-        end = min(stop, opened.total)
-        whole[start:end] = opened.read(start, end)
+    for start, stop in clipped(ranges, opened.total):
+        whole[start:stop] = opened.read(start, stop)
     return storage
 
 

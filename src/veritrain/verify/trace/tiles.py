@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from veritrain.encoding import CHUNK_BYTES, Value
+from veritrain.errors import InconclusiveError
 from veritrain.verify.trace import calls
 from veritrain.verify.trace.bodies import rows
 from veritrain.verify.trace.cells import View
@@ -25,6 +26,7 @@ from veritrain.verify.trace.cells import View
 Box = tuple[slice, ...]  # one slice for each axis
 _ALL = slice(None)
 _MOST_GROUPS = 1 << 14  # digests in one list
+_MOST_ELEMENTS = 1 << 24  # of a part; finding their chunks takes 24 bytes for each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,13 @@ class Part:
     needed: bool = True
 
     def ranges(self) -> list[tuple[int, int]]:
-        """The byte ranges of its cell, in whole chunks."""
+        """The byte ranges of its cell, in whole chunks.
+
+        Raises:
+            InconclusiveError: it has too many elements to open.
+        """
+        if math.prod(self.shape) > _MOST_ELEMENTS:
+            raise InconclusiveError(f"{math.prod(self.shape)} elements are too many to open")
         offsets = np.asarray(self.view.offset, np.int64)
         axes = zip(self.view.shape, self.view.strides, self.box, strict=True)
         for size, stride, part in axes:
@@ -53,16 +61,28 @@ class Part:
             for a, b in zip(first, last, strict=True)
         ]
 
+    @property
+    def shape(self) -> list[int]:
+        """How many elements it has along each axis."""
+        axes = zip(self.view.shape, self.box, strict=True)
+        return [len(range(*part.indices(size))) for size, part in axes]
+
+    def bare(self) -> Tensor:
+        """Its shape, without memory."""
+        return torch.empty(self.shape, dtype=self.view.dtype, device="meta")
+
     def of(self, storages: Mapping[int, torch.UntypedStorage]) -> Tensor:
         """The part, in memory of its own."""
         if not self.needed:
-            shape = [
-                len(range(*p.indices(n))) for n, p in zip(self.view.shape, self.box, strict=True)
-            ]
-            return torch.zeros(shape, dtype=self.view.dtype)
+            return torch.zeros(self.shape, dtype=self.view.dtype)
         return self.view.of(storages[self.view.cell])[self.box].clone(
             memory_format=torch.contiguous_format
         )
+
+
+def clipped(ranges: Sequence[tuple[int, int]], size: int) -> list[tuple[int, int]]:
+    """Ranges of whole chunks, up to the end of a cell of `size` bytes."""
+    return [(start, min(stop, size)) for start, stop in ranges]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +112,11 @@ class Tile:
 
     def arguments(self, storages: Mapping[int, torch.UntypedStorage]) -> list[Any]:
         """The operator's arguments, with parts of tensors."""
-        return cast("list[Any]", _filled(self.args, storages))
+        return cast("list[Any]", _filled(self.args, lambda part: part.of(storages)))
+
+    def bare_arguments(self) -> list[Any]:
+        """The same without memory."""
+        return cast("list[Any]", _filled(self.args, Part.bare))
 
     def content(self, results: Any, args: list[Any]) -> bytes:
         """The bytes, after the operator ran on the parts."""
@@ -197,11 +221,11 @@ def _plain(box: Box, shape: Sequence[int]) -> Box:
     return tuple(slice(*part.indices(size)[:2]) for part, size in zip(box, shape, strict=True))
 
 
-def _filled(value: Any, storages: Mapping[int, torch.UntypedStorage]) -> Any:
+def _filled(value: Any, make: Callable[[Part], Tensor]) -> Any:
     if isinstance(value, Part):
-        return value.of(storages)
+        return make(value)
     if isinstance(value, list):
-        return [_filled(item, storages) for item in cast("list[Any]", value)]
+        return [_filled(item, make) for item in cast("list[Any]", value)]
     return value
 
 
