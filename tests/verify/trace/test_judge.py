@@ -12,16 +12,18 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from tests import jobs, zoo
-from tests.verify.trace.court import Liar, Scene, changed, read, rechained, settle
+from tests.verify.trace.court import Liar, Scene, changed, hold, read, rechained, settle
 from veritrain.adversaries import rounders, trainers
 from veritrain.data import Batches
 from veritrain.encoding import digest
-from veritrain.errors import TranscriptError
+from veritrain.errors import InconclusiveError, TranscriptError
 from veritrain.numerics.logged.grid import follow, round_to
 from veritrain.numerics.logged.rounding import Following
+from veritrain.verify.dispute.check import check
 from veritrain.verify.dispute.judge import Loser
 from veritrain.verify.trace import judge
 from veritrain.verify.trace.dissent import challenger_witness, first_difference
+from veritrain.verify.trace.judge import OperatorJudge
 from veritrain.verify.trace.recorder import Recorder
 from veritrain.verify.trace.witness import Witness
 
@@ -111,6 +113,29 @@ def test_a_false_final_model_loses(scene):
 def test_a_cheating_challenger_loses(scene, cheat):
     verdict = settle(scene, STEP, challenger=Liar(scene, STEP, CHEATS[cheat](scene.job)))
     assert verdict.loser is Loser.CHALLENGER, verdict.reason
+
+
+def without_the_job(scene, referee):
+    """The verdict that somebody comes to who has the bundle and the referee's key; None where it takes the job."""
+    key = scene.referee.public_key
+    try:
+        return check(referee.bundle(), judge=OperatorJudge(None), referees=[key])
+    except InconclusiveError as error:
+        return None if "needs the job" in str(error) else pytest.fail(str(error))
+
+
+@pytest.mark.parametrize("side", ["trainer", "challenger"])
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_a_bundle_alone_shows_who_lied_unless_it_takes_the_jobs_code(scene, cheat, side):
+    referee = hold(scene, STEP, **{side: Liar(scene, STEP, CHEATS[cheat](scene.job))})
+    coded = ("entry", "batch", "what the trainer opened is false: record")
+    expected = None if referee.verdict.reason.startswith(coded) else referee.verdict
+    assert without_the_job(scene, referee) == expected, referee.verdict.reason
+
+
+def test_step_0_takes_the_job(scene):
+    referee = hold(scene, 0, trainer=Liar(scene, 0, trainers.wrong_start(scene.job)))
+    assert without_the_job(scene, referee) is None
 
 
 def change_somewhere(seed, path):
@@ -332,8 +357,10 @@ def test_one_wrong_bit_of_a_result_is_found_whole_or_in_parts(scene, monkeypatch
         liar = Faulty(scene, STEP, entry.index, place=entry.index)
         if liar.entries[entry.index] == entries[entry.index].to_bytes():
             continue  # no float32 result of its own
-        verdict = settle(scene, STEP, trainer=liar)
+        referee = hold(scene, STEP, trainer=liar)
+        verdict = referee.verdict
         assert verdict.loser is Loser.TRAINER, (entry.body["operator"], verdict.reason)
+        assert without_the_job(scene, referee) == verdict
         assert f"entry {entry.index}" in verdict.reason
         assert settle(scene, STEP, challenger=liar).loser is Loser.CHALLENGER
         parts += "in bytes" in verdict.reason

@@ -18,6 +18,7 @@ from veritrain.step import Program, run_step
 from veritrain.transcript import state_entries, state_root
 from veritrain.transcript.slices import Tree, verify
 from veritrain.verify.trace import calls
+from veritrain.verify.trace.arithmetic import Arithmetic
 from veritrain.verify.trace.bodies import check_entry, rows
 from veritrain.verify.trace.cells import cell_digest, is_short
 from veritrain.verify.trace.entry import TraceEntry
@@ -124,7 +125,9 @@ def test_logged_steps_have_traces_too(numerics):
     for index in random.Random(1).sample(range(1, len(entries) - 20), 10):
         body = entries[index].body
         if body["kind"] == "operator":
-            again = recompute(step.job, 2, body, step.trace(index).operands, step.log)
+            again = recompute(
+                Arithmetic.of(step.job), 2, body, step.trace(index).operands, step.log
+            )
             assert all(
                 encode(again[key]) == encode(body[key]) for key in ("results", "writes", "logged")
             )
@@ -141,7 +144,7 @@ def test_operators_are_computed_again_whole_and_in_parts(name):
             by_name[str(entry.body["operator"])] = entry.index
     for index in by_name.values():
         body, kept = entries[index].body, step.trace(index)
-        again = recompute(step.job, 2, body, kept.operands, None)
+        again = recompute(Arithmetic.of(step.job), 2, body, kept.operands, None)
         assert all(
             encode(again[key]) == encode(body[key]) for key in ("results", "writes", "drawn")
         )
@@ -153,7 +156,7 @@ def test_operators_are_computed_again_whole_and_in_parts(name):
                     number: opened_of(kept.operands[number], r)
                     for number, r in part.ranges().items()
                 }
-                data = recompute_tile(step.job, 2, body, part, opened)
+                data = recompute_tile(Arithmetic.of(step.job), 2, body, part, opened)
                 assert data == kept.results[cell][part.start : part.stop], body["operator"]
 
 

@@ -36,6 +36,7 @@ from veritrain.verify.dispute.judge import Answered, Ask, Case, Loser, Ruling
 from veritrain.verify.dispute.limits import LIMITS
 from veritrain.verify.dispute.messages import PARTIES, Role
 from veritrain.verify.trace import calls
+from veritrain.verify.trace.arithmetic import Arithmetic
 from veritrain.verify.trace.bodies import check_entry, peaks_of, position_after, rows
 from veritrain.verify.trace.cells import View, cell_digest, tight
 from veritrain.verify.trace.entry import TraceEntry
@@ -61,20 +62,26 @@ T = TypeVar("T")
 _WHOLE_BYTES = 1 << 18  # of operands that are opened whole; of more, parts are, where they decide
 # of operands of one operator: what a message holds beside a rounding log
 _MOST_BYTES = LIMITS.detail_bytes - TRANSCRIPT.rounding_bytes - (1 << 20)
+_MOST_RECORDS = 1 << 27  # of a data set whose order is made again; each takes 8 bytes and more
 _OPTIMIZER = "optimizer/"
 Check = Callable[[], "Ruling | Ask | None"]
 
 
 class OperatorJudge:
-    """A `Judge` who has the job, and needs neither data set nor a big machine."""
+    """A `Judge` who needs neither data set nor a big machine.
 
-    def __init__(self, job: Job) -> None:
+    With the job it decides all that can be decided. Without, it decides what follows from the entries and
+    from computing an operator again, whose settings are in the header; what the job's code says is
+    INCONCLUSIVE then.
+    """
+
+    def __init__(self, job: Job | None) -> None:
         self._job = job
-        self._commitment = encode(commitment(job))
+        self._commitment = None if job is None else encode(commitment(job))
 
     def next(self, case: Case, answered: Sequence[Answered]) -> Ruling | Ask:
         """See `Judge.next`."""
-        if encode(case.header.job) != self._commitment:
+        if self._commitment is not None and encode(case.header.job) != self._commitment:
             raise InconclusiveError("the run is of another job than the referee's")
         try:
             return _Decision(self._job, case, answered).make()
@@ -93,16 +100,16 @@ class _CaughtError(Exception):
 
 
 class _Decision:
-    def __init__(self, job: Job, case: Case, answered: Sequence[Answered]) -> None:
-        self._job = job
+    def __init__(self, job: Job | None, case: Case, answered: Sequence[Answered]) -> None:
+        self._known_job = job
         self._case = case
         self._answered = answered
         self._bodies = [entry.body for entry in case.entries]
 
     def make(self) -> Ruling | Ask:
         """The first check with an answer decides."""
-        checks: list[Check] = [self._logs, self._form, self._leaves, self._initial, self._inputs]
-        checks += [self._structure, self._reads, self._results]
+        checks: list[Check] = [self._logs, self._form, self._leaves, self._initial]
+        checks += [self._records, self._inputs, self._structure, self._reads, self._results]
         for check in checks:
             decided = check()
             if decided is not None:
@@ -112,7 +119,7 @@ class _Decision:
     def _logs(self) -> Ruling | None:
         """The numerics say of which steps a leaf names a rounding log."""
         case = self._case
-        has_log = case.step > 0 and resolve(self._job.numerics).has_log
+        has_log = case.step > 0 and resolve(self._arithmetic.numerics).has_log
         what = "no rounding log, and the numerics have one"
         if not has_log:
             what = "a rounding log where there is none"
@@ -163,6 +170,13 @@ class _Decision:
             if entry.digest != expected
         }
         return _ruling(problems, f"entry {index} of step 0")
+
+    def _records(self) -> None:
+        """Where the batch is to be made again, the records' order is: it takes memory for each of them."""
+        begins = [(body.get("state"), body.get("rounding")) for body in self._bodies]
+        count = self._case.header.dataset_count
+        if self._case.index == 0 and begins[0] == begins[1] and count > _MOST_RECORDS:
+            raise InconclusiveError(f"{count} records are too many to put in order")
 
     def _inputs(self) -> Ruling | Ask | None:
         if self._case.index != 0:
@@ -412,7 +426,7 @@ class _Decision:
         )
         if isinstance(parts, Ask) or isinstance(operands, Ask):
             return Ask(of=PARTIES, what=what)
-        expected = recompute_tile(self._job, self._case.step, body, part, operands)
+        expected = recompute_tile(self._arithmetic, self._case.step, body, part, operands)
         problems = {
             role: f"another in bytes {start} to {stop}"
             for role, found in zip(PARTIES, parts, strict=True)
@@ -448,7 +462,7 @@ class _Decision:
         )
         if isinstance(opened, Ask):
             return opened
-        found = recompute(self._job, self._case.step, body, *opened)
+        found = recompute(self._arithmetic, self._case.step, body, *opened)
         names = ("refused",) if "refused" in found else ("results", "writes", "drawn", "logged")
         absent = {"results", "writes", "drawn", "logged", "refused"} - set(names)
         return {**{name: found[name] for name in names}, **dict.fromkeys(absent)}
@@ -489,6 +503,19 @@ class _Decision:
                 return log
             refused = len(log or b"") != self._bodies[0]["log"]
         return {"state": merkle.Frontier.resumed(place, peaks).root(), "refused": refused}
+
+    @property
+    def _job(self) -> Job:
+        """For what its code says."""
+        if self._known_job is None:
+            raise InconclusiveError("what differs follows from the job's code: this needs the job")
+        return self._known_job
+
+    @property
+    def _arithmetic(self) -> Arithmetic:
+        if self._known_job is None:
+            return Arithmetic.from_header(self._case.header)
+        return Arithmetic.of(self._known_job)
 
     @property
     def _before(self) -> Leaf:

@@ -16,7 +16,6 @@ from torch._ops import OpOverload
 
 from veritrain.encoding import DIGEST_BYTES, Value
 from veritrain.errors import InconclusiveError, TranscriptError, VerificationError
-from veritrain.job import Job
 from veritrain.numerics.logged.rounding import Following
 from veritrain.numerics.profile import Exact, resolve
 from veritrain.numerics.rules import lookup
@@ -25,6 +24,7 @@ from veritrain.transcript.records import TensorEntry
 from veritrain.transcript.slices import Opened
 from veritrain.transcript.tensors import entry
 from veritrain.verify.trace import calls
+from veritrain.verify.trace.arithmetic import Arithmetic
 from veritrain.verify.trace.bodies import rows
 from veritrain.verify.trace.cells import View, fill
 from veritrain.verify.trace.recorder import Origins, Recorder
@@ -38,12 +38,16 @@ Contents = Mapping[int, bytes]  # by cell
 
 
 def recompute(
-    job: Job, step: int, body: Mapping[str, Value], contents: Contents, log: bytes | None
+    arithmetic: Arithmetic,
+    step: int,
+    body: Mapping[str, Value],
+    contents: Contents,
+    log: bytes | None,
 ) -> dict[str, Value]:
     """What an operator's entry says after its operator ran, or that it is refused.
 
     Args:
-        job: whose numerics and seed.
+        arithmetic: of the run's job.
         step: of the trace.
         body: of the entry; its structure and reads are agreed.
         contents: of the cells that it reads.
@@ -53,11 +57,9 @@ def recompute(
         InconclusiveError: this machine cannot say.
         ValueError: the entry's call has no meaning.
     """
-    plain = resolve(job.numerics)
-    if not isinstance(plain, Exact):
-        raise InconclusiveError(f"{plain.name} numerics have no definite results")
+    plain = _definite(arithmetic)
     storages = {cell: _storage(data) for cell, data in contents.items()}
-    following = cast("Following | None", plain.following(job.thresholds, log))
+    following = cast("Following | None", plain.following(arithmetic.thresholds, log))
     position = cast("int | None", body["log"])
     if following is not None and position is not None:
         following.seek(position)
@@ -70,7 +72,7 @@ def recompute(
     func = None if body["operator"] == calls.SETTLE else _operator(str(body["operator"]))
     if func is not None:
         require_affordable(func, args, kwargs)
-    with watched.active(seed=job.seed, purpose="step", step=step, rounding=following):
+    with watched.active(seed=arithmetic.seed, purpose="step", step=step, rounding=following):
         calls.set_draw(cast(int, body["draw"]))
         try:
             if func is None:
@@ -83,14 +85,20 @@ def recompute(
 
 
 def recompute_tile(
-    job: Job, step: int, body: Mapping[str, Value], tile: Tile, opened: Mapping[int, Opened]
+    arithmetic: Arithmetic,
+    step: int,
+    body: Mapping[str, Value],
+    tile: Tile,
+    opened: Mapping[int, Opened],
 ) -> bytes:
     """Bytes of a tile, from the opened parts of its operands.
 
     Raises:
+        InconclusiveError: this machine cannot say.
         VerificationError: a part is not opened.
         ValueError: the entry's call has no meaning.
     """
+    plain = _definite(arithmetic)
     func = _operator(str(body["operator"]))
     named = {
         name: calls.unplain(v, _no_view)
@@ -99,7 +107,7 @@ def recompute_tile(
     require_affordable(func, tile.bare_arguments(), named)
     storages = {cell: _sparse(opened[cell], ranges) for cell, ranges in tile.ranges().items()}
     args = tile.arguments(storages)
-    with resolve(job.numerics).active(seed=job.seed, purpose="step", step=step):
+    with plain.active(seed=arithmetic.seed, purpose="step", step=step):
         results = func(*args, **named)
     return tile.content(results, args)
 
@@ -114,6 +122,13 @@ def state_tensor(body: Mapping[str, Value], contents: Contents) -> TensorEntry:
     tensor = found.of(_storage(contents[found.cell]))
     name = cast("dict[str, Any]", body["tensor"])["name"]
     return entry(name, tensor)
+
+
+def _definite(arithmetic: Arithmetic) -> Exact:
+    plain = resolve(arithmetic.numerics)
+    if not isinstance(plain, Exact):
+        raise InconclusiveError(f"{plain.name} numerics have no definite results")
+    return plain
 
 
 def _operator(name: str) -> OpOverload:
