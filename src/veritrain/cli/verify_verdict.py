@@ -26,8 +26,8 @@ _ENVELOPE = b"{"  # how the JSON of a verdict begins; no bundle does
     "verify-verdict",
     epilog="""\b
 Examples:
-  veritrain verify-verdict 5f3c.bundle --job job.py --referee 0b9c...e1 --run runs/a
   veritrain verify-verdict 5f3c.bundle --referee 0b9c...e1 --run 7d41...09
+  veritrain verify-verdict 5f3c.bundle --job job.py --referee 0b9c...e1 --run runs/a
   veritrain verify-verdict 5f3c.verdict.json --referee PUBLIC_KEY
   veritrain verify-verdict --equivocation first second --key PUBLIC_KEY
 
@@ -68,8 +68,8 @@ def command(
 ) -> int:
     """Check FILE, the bundle of a dispute or the verdict alone (a DSSE envelope).
 
-    With --job the dispute is played again from the bundle, with the operator recomputed. Without it all
-    else is checked, which decides where somebody fell silent, resigned or broke the rules. A verdict
+    The dispute is played again from the bundle, and the operator recomputed. Only where it depends on what the
+    job's code says (which operator comes next, which batch, the initial state) --job is needed. A verdict
     alone shows the referee's signature and nothing more.
 
     Anybody can make keys and a bundle. So a verdict counts with --referee only, and it is for you to know
@@ -144,15 +144,11 @@ def _replayed(data: bytes, bundle: Bundle, job: Path | None) -> tuple[Verdict, l
 
 
 def _judge(job: Path | None) -> Judge:
-    from veritrain.verify.dispute.unjudged import Absent
-
-    if job is None:
-        return Absent()
     from veritrain.job import load_job
     from veritrain.verify.dispute.versions import SameVersions
     from veritrain.verify.trace.judge import OperatorJudge
 
-    return SameVersions(OperatorJudge(load_job(job)))
+    return SameVersions(OperatorJudge(None if job is None else load_job(job)))
 
 
 def _signed(data: bytes, trusted: list[bytes | str], run: Digest | None) -> _Found:
