@@ -334,6 +334,19 @@ def test_nobody_loses_for_parts_that_are_too_long_to_open(scene, monkeypatch, mo
     assert verdict.loser.value == (side if most > 1 << 9 else "none"), verdict.reason
 
 
+def other_strides(bodies):
+    next(body for body in bodies if is_product(body))["results"]["view"][4] = [1, 99]
+    return bodies
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_false_layout_of_a_result_needs_no_operands(scene, monkeypatch, side):
+    monkeypatch.setattr(judge, "_MOST_BYTES", 64)
+    monkeypatch.setattr(judge, "_WHOLE_BYTES", 0)
+    verdict = settle(scene, STEP, **{side: Liar(scene, STEP, change=other_strides)})
+    assert verdict.loser.value == side, verdict.reason
+
+
 def is_product(body):
     return str(body.get("operator")).startswith("aten.addmm")
 

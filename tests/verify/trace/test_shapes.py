@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from tests.verify.trace.test_trace import SMALL, Step, read
-from veritrain.encoding import digest
+from veritrain.encoding import digest, encode
 from veritrain.errors import InconclusiveError
 from veritrain.verify.trace import calls
 from veritrain.verify.trace.arithmetic import Arithmetic
 from veritrain.verify.trace.recompute import _operator, recompute
-from veritrain.verify.trace.shapes import require_affordable, results_of
+from veritrain.verify.trace.shapes import layout_of, require_affordable, results_of
+from veritrain.verify.trace.tiles import has_parts
 
 ONE = b"\0\0\x80?"
 aten = torch.ops.aten
@@ -42,6 +43,10 @@ def test_honest_operators_are_affordable_and_make_what_is_expected(name):
         if found is not None:
             results = list(calls.tensors_in(calls.unplain(body["results"], bare)))
             assert laid_out(found) == laid_out(results), func
+        if has_parts(body):
+            expected = [body["results"], [row[:2] for row in body["writes"]]]
+            found = layout_of(func, body)
+            assert found is None or encode([*found]) == encode(expected), func
 
 
 def meta(*shape, dtype=torch.float32):

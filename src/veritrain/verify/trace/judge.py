@@ -53,8 +53,9 @@ from veritrain.verify.trace.openings import (
     opened_records,
     tile_size,
 )
-from veritrain.verify.trace.recompute import recompute, recompute_tile, state_tensor
+from veritrain.verify.trace.recompute import operator_of, recompute, recompute_tile, state_tensor
 from veritrain.verify.trace.recorder import initial_trace
+from veritrain.verify.trace.shapes import layout_of
 from veritrain.verify.trace.structure import UNKNOWN, next_structure, structure_of
 from veritrain.verify.trace.tiles import Tile, group_chunks, has_parts, tile
 
@@ -346,7 +347,7 @@ class _Decision:
         )
 
     def _results(self) -> Ruling | Ask | None:
-        return self._bookkeeping() or self._result()
+        return self._bookkeeping() or self._layout() or self._result()
 
     def _bookkeeping(self) -> Ruling | None:
         """What follows without a value, of operators that have parts."""
@@ -364,6 +365,28 @@ class _Decision:
             )
         }
         return _ruling(problems, f"{body['operator']}, entry {self._case.index}")
+
+    def _layout(self) -> Ruling | None:
+        """How results lie, of operators that have parts and operands too large to be computed again whole."""
+        body = self._bodies[0]
+        if (
+            body["kind"] != "operator"
+            or not has_parts(body)
+            or _num_operand_bytes(body) <= _MOST_BYTES
+        ):
+            return None
+        if any("refused" in body for body in self._bodies):
+            return None
+        claims = [encode(_laid_out(body)) for body in self._bodies]
+        expected = encode(_layout(body)) if claims[0] != claims[1] else None
+        if expected not in claims:
+            return None
+        problems = {
+            role: "it lies in another way"
+            for role, claim in zip(PARTIES, claims, strict=True)
+            if claim != expected
+        }
+        return _ruling(problems, f"result of {body['operator']}, entry {self._case.index}")
 
     def _result(self) -> Ruling | Ask | None:
         row = self._divisible()
@@ -392,7 +415,7 @@ class _Decision:
             return None
         if any(encode(ours[name]) != encode(theirs[name]) for name in ("results", "drawn")):
             return None
-        if sum(row[1] for row in rows(ours, "reads")) <= _WHOLE_BYTES:
+        if _num_operand_bytes(ours) <= _WHOLE_BYTES:
             return None
         if [row[:2] for row in rows(ours, "writes")] != [row[:2] for row in rows(theirs, "writes")]:
             return None
@@ -451,7 +474,7 @@ class _Decision:
 
     def _operator(self) -> dict[str, Value] | Ask:
         body = self._bodies[0]
-        _require_openable(str(body["operator"]), sum(row[1] for row in rows(body, "reads")))
+        _require_openable(str(body["operator"]), _num_operand_bytes(body))
         rounding = self._case.trainer.rounding if body["log"] is not None else None
         opened = self._opened(
             {"open": "operands", "log": rounding is not None},
@@ -551,6 +574,24 @@ class _Decision:
                     raise _CaughtError(role, error) from None
             raise InconclusiveError(f"neither party can give away the {what['open']}")
         return Ask(of=of, what=what)
+
+
+def _num_operand_bytes(body: Mapping[str, Value]) -> int:
+    return sum(row[1] for row in rows(body, "reads"))
+
+
+def _layout(body: Mapping[str, Value]) -> Value:
+    """How an operator lays out what it makes and writes; None where it takes computing to say."""
+    try:
+        found = layout_of(operator_of(body), body)
+    except InconclusiveError:
+        return None
+    return None if found is None else [found[0], [*found[1]]]
+
+
+def _laid_out(body: Mapping[str, Value]) -> Value:
+    """The same, as an entry says."""
+    return [body["results"], [row[:2] for row in rows(body, "writes")]]
 
 
 def _require_openable(what: str, size: int, values: int = 0) -> None:

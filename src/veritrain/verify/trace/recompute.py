@@ -69,7 +69,7 @@ def recompute(
     recorder.begin_at(cast(int, body["cells"]))
     watched = Watched(plain, recorder)
     args, kwargs = _arguments(body, storages)
-    func = None if body["operator"] == calls.SETTLE else _operator(str(body["operator"]))
+    func = None if body["operator"] == calls.SETTLE else operator_of(body)
     if func is not None:
         require_affordable(func, args, kwargs)
     with watched.active(seed=arithmetic.seed, purpose="step", step=step, rounding=following):
@@ -99,7 +99,7 @@ def recompute_tile(
         ValueError: the entry's call has no meaning.
     """
     plain = _definite(arithmetic)
-    func = _operator(str(body["operator"]))
+    func = operator_of(body)
     named = {
         name: calls.unplain(v, _no_view)
         for name, v in cast("dict[str, Value]", body["named"]).items()
@@ -122,6 +122,16 @@ def state_tensor(body: Mapping[str, Value], contents: Contents) -> TensorEntry:
     tensor = found.of(_storage(contents[found.cell]))
     name = cast("dict[str, Any]", body["tensor"])["name"]
     return entry(name, tensor)
+
+
+def operator_of(body: Mapping[str, Value]) -> OpOverload:
+    """The operator that an entry calls.
+
+    Raises:
+        ValueError: there is none of that name.
+        UnsupportedOperatorError: it has no rule.
+    """
+    return _operator(str(body["operator"]))
 
 
 def _definite(arithmetic: Arithmetic) -> Exact:

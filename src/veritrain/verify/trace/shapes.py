@@ -14,14 +14,18 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from veritrain.encoding import Value
 from veritrain.errors import InconclusiveError
 from veritrain.verify.trace import calls
+from veritrain.verify.trace.bodies import rows
+from veritrain.verify.trace.cells import View, tight, view
 
 MOST_BYTES = (
     1 << 29
 )  # of operands as they are viewed, elements that share memory counted each; of results
 MOST_WORK = 1 << 36  # products of numbers, or elements looked at
 _META = torch.device("meta")
+_UNKNOWN = object()  # what a call makes
 # Without a meta kernel. What they make is no longer than what they get, but for what `_by_value` counts.
 _KNOWN = {
     "_assert_async", "_fused_adam_", "_fused_adamw_", "_fused_sgd_", "_grouped_mm", "_local_scalar_dense",
@@ -39,14 +43,65 @@ def results_of(
     Raises:
         InconclusiveError: nobody can tell.
     """
-    given = {name: _bare(value) for name, value in named.items()}
+    bare_named = {name: _bare(value) for name, value in named.items()}
+    found = _made(func, _bare(list(args)), bare_named)
+    return None if found is _UNKNOWN else list(calls.tensors_in(found))
+
+
+def layout_of(
+    func: OpOverload, body: Mapping[str, Value]
+) -> tuple[Value, list[list[Value]]] | None:
+    """`results` of a call's entry, and cells and sizes of its `writes`; None where nobody can tell.
+
+    Raises:
+        ValueError: the entry's call has no meaning.
+    """
+    numbers: dict[int, int] = {}  # cells of tensors without memory, by identity
+    views: dict[int, Value] = {}
+
+    def bare(found: View) -> Tensor:
+        made = torch.empty_strided(found.shape, found.strides, dtype=found.dtype, device=_META)
+        numbers[id(made)] = found.cell
+        _, dtype, _, shape, strides = cast("list[Value]", view(made, 0))
+        views[id(made)] = [found.cell, dtype, found.offset, shape, strides]
+        return made
+
+    args = calls.unplain(body["arguments"], bare)
+    named = {n: calls.unplain(v, bare) for n, v in cast("dict[str, Value]", body["named"]).items()}
+    found = _made(func, args, named)
+    if found is _UNKNOWN:
+        return None
+    results = calls.mapped(found, lambda x: x if id(x) in numbers else tight(x))
+    sizes = {row[0]: row[1] for row in rows(body, "reads")}
+    written = {numbers[id(x)] for x in calls.written_tensors(func, args, named)}
+    for tensor in calls.tensors_in(results):
+        if id(tensor) not in numbers:
+            number = cast(int, body["cells"]) + len(sizes.keys() - _read(body))
+            numbers[id(tensor)], views[id(tensor)] = number, view(tensor, number)
+            sizes[number] = tensor.nbytes
+            written.add(number)
+    writes = [[number, sizes[number]] for number in sorted(written)]
+    return calls.plain(results, lambda x: views[id(x)]), writes
+
+
+def _read(body: Mapping[str, Value]) -> set[int]:
+    return {row[0] for row in rows(body, "reads")}
+
+
+def _made(func: OpOverload, args: list[Any], named: dict[str, Any]) -> Any:
+    """What a call on tensors without memory comes to, or `_UNKNOWN`.
+
+    Raises:
+        InconclusiveError: nobody can tell.
+    """
+    given = dict(named)
     if any(argument.name == "device" for argument in _schema(func).arguments):
         given["device"] = _META
     try:
-        return list(calls.tensors_in(func(*_bare(list(args)), **given)))
+        return func(*args, **given)
     except Exception as error:  # whatever PyTorch says to nonsense, or where it has no kernel
         if _name(func) in _KNOWN:
-            return None
+            return _UNKNOWN
         raise InconclusiveError(f"{func}: what it makes is not known before: {error}") from None
 
 
