@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 
@@ -28,14 +29,24 @@ from veritrain.verify.dispute.challenge import make_challenge, open_challenge
 from veritrain.verify.dispute.check import check_equivocation
 from veritrain.verify.dispute.claims import Entries
 from veritrain.verify.dispute.judge import Loser
-from veritrain.verify.dispute.messages import Kind, LeafAt, Message, Question, Role
+from veritrain.verify.dispute.messages import (
+    Kind,
+    LeafAt,
+    Message,
+    OperatorAt,
+    Question,
+    Role,
+    SignedMessage,
+    TraceOf,
+    read_reply,
+)
 from veritrain.verify.dispute.party import Party, Reply
 from veritrain.verify.dispute.referee import Deadlines
 from veritrain.verify.dispute.unjudged import check_unjudged
 from veritrain.verify.dispute.verdict import Verdict, unseal
 from veritrain.verify.trace.dissent import challenger_witness, first_difference
 from veritrain.verify.trace.judge import OperatorJudge
-from veritrain.verify.trace.witness import Witness
+from veritrain.verify.trace.witness import Witness, _StepReplay
 
 STEP = 3
 
@@ -198,6 +209,101 @@ def test_challenges_that_no_referee_asks_about_are_forgotten(scene, liar, traine
     with pytest.raises(VerificationError):
         trainer.answers.submit(ask(scene, every[0]))
     assert trainer.reply(ask(scene, every[-1]))
+
+
+def nonce(number):
+    return bytes(15) + bytes([number])
+
+
+def test_what_is_at_hand_is_answered_while_another_dispute_is_replayed(
+    scene, liar, trainer, monkeypatch
+):
+    real, goes_on = _StepReplay._trace, threading.Event()
+    second, entry = traced(scene, liar, trainer)
+    trainer.restart()
+    monkeypatch.setattr(
+        _StepReplay, "_trace", lambda self, kept: goes_on.wait(60) and real(self, kept)
+    )
+    first, third = (challenge(scene, liar, nonce=nonce(n)) for n in (1, 2))
+    for data in (first, second, third):
+        trainer.reply(data)
+    replay = trainer.answers.submit(ask(scene, first, topic=TraceOf(step=STEP)))
+    assert trainer.reply(ask(scene, third))  # a leaf
+    assert trainer.reply(entry)  # from the disk
+    assert trainer.answers.get(replay) is None
+    goes_on.set()
+    assert trainer.reply(ask(scene, first, topic=TraceOf(step=STEP)))
+
+
+def test_one_replay_runs_at_a_time(scene, liar, trainer, monkeypatch):
+    real, running, most = _StepReplay._trace, [], []
+
+    def slow(self, kept):
+        running.append(self)
+        most.append(len(running))
+        time.sleep(0.2)
+        running.pop()
+        return real(self, kept)
+
+    monkeypatch.setattr(_StepReplay, "_trace", slow)
+    every = [challenge(scene, liar, nonce=nonce(n)) for n in range(6)]
+    questions = [ask(scene, one, topic=TraceOf(step=STEP)) for one in every]
+    for one, asked in zip(every, questions, strict=True):
+        trainer.reply(one)
+        trainer.answers.submit(asked)
+    for asked in questions:
+        trainer.reply(asked)
+    assert most == [1] * 6
+    time.sleep(0.1)
+    assert len(trainer.answers._active) == 4
+
+
+def traced(scene, liar, trainer):
+    """A dispute in which the trainer has committed to its trace; a question for an entry of it."""
+    data = challenge(scene, liar)
+    trainer.reply(data)
+    answer = trainer.reply(ask(scene, data, topic=TraceOf(step=STEP)))
+    assert SignedMessage.from_bytes(answer, where="answer")
+    return data, ask(scene, data, number=2, topic=OperatorAt(step=STEP, index=1))
+
+
+def no_replay(monkeypatch):
+    def fail(self, kept):
+        raise AssertionError("replayed")
+
+    monkeypatch.setattr(_StepReplay, "_trace", fail)
+
+
+def test_a_trace_is_not_computed_again_after_a_restart(scene, liar, trainer, monkeypatch):
+    data, asked = traced(scene, liar, trainer)
+    expected = scene.witness().operator(STEP, 1)
+    no_replay(monkeypatch)
+    trainer.restart()
+    trainer.reply(data)
+    message = SignedMessage.from_bytes(trainer.reply(asked), where="answer").opened(where="answer")
+    _, opening = read_reply(message.body, OperatorAt.answer)
+    assert opening == expected
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda old: old[:-1], lambda old: old.replace(b"sum", b"sun"), lambda old: None]
+)
+def test_a_kept_trace_that_is_not_the_signed_one_is_computed_again(
+    scene, liar, trainer, monkeypatch, damage
+):
+    _, asked = traced(scene, liar, trainer)
+    (place,) = trainer.state.glob("*/trace")
+    old = place.read_bytes()
+    place.unlink()
+    if (new := damage(old)) is not None:
+        place.write_bytes(new)
+        assert new != old
+    trainer.restart()
+    assert trainer.reply(asked)
+    assert place.read_bytes() == old
+    no_replay(monkeypatch)
+    trainer.restart()
+    assert trainer.reply(asked)
 
 
 @pytest.mark.parametrize(

@@ -7,21 +7,31 @@ when writing returns, and is read back strictly. One process at a time uses a sh
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NoReturn
+from typing import ClassVar, NoReturn, Self
 
-from veritrain.encoding import Digest
-from veritrain.errors import TranscriptError, UsageError
+from veritrain.encoding import Digest, Value
+from veritrain.errors import TranscriptError, UsageError, VeritrainError
 from veritrain.transcript import fields as check
-from veritrain.transcript.record import Record
+from veritrain.transcript.record import MAX_STEP, Record
 from veritrain.transcript.store import TEMPORARY_PREFIX, AlreadyWrittenError, LocalStore
+from veritrain.verify.dispute.claims import Entries
 from veritrain.verify.dispute.limits import LIMITS
+from veritrain.verify.dispute.messages import (
+    Question,
+    SignedMessage,
+    TraceClaim,
+    TraceOf,
+    read_reply,
+)
 from veritrain.verify.dispute.party import Reply
+from veritrain.verify.trace.entry import MAX_ENTRIES
 
 _CHALLENGE = "challenge"
+_TRACE = "trace"
 _NUMBERED = re.compile(r"(reply|message)-([0-9]{4})", re.ASCII)
 _DISPUTE = re.compile("[0-9a-f]{64}", re.ASCII)
 
@@ -41,6 +51,35 @@ class KeptReply(Record):
         for name in ("question", "answer"):
             if type(getattr(self, name)) is not bytes:
                 raise check.wrong(name, "a byte string", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptTrace(Record):
+    """The trace of a step, as it lies on the disk."""
+
+    type_name: ClassVar[str] = "kept trace"
+    max_bytes: ClassVar[int] = 1 << 28
+    max_items: ClassVar[int | None] = MAX_ENTRIES + 16
+
+    step: int
+    entries: tuple[bytes, ...]
+
+    def __post_init__(self) -> None:
+        check.check_integer("step", self.step, 0, MAX_STEP)
+        if not self.entries or any(type(entry) is not bytes for entry in self.entries):
+            raise check.wrong("entries", "byte strings", self.entries)
+
+    def to_value(self) -> dict[str, Value]:
+        """The record as a map of its fields and its type."""
+        return {**super().to_value(), "entries": list(self.entries)}
+
+    @classmethod
+    def from_value(cls, value: Value) -> Self:
+        """See `Record.from_value`."""
+        taken = cls._take(value)
+        if not isinstance(taken["entries"], list):
+            raise check.wrong("entries", "an array", taken["entries"])
+        return cls(step=taken["step"], entries=tuple(taken["entries"]))
 
 
 class Shelf:
@@ -118,6 +157,19 @@ class Docket:
     def replies(self) -> KeptReplies:
         """What was answered."""
         return KeptReplies(self._store, self._numbers("reply"))
+
+    def traces(self, replies: KeptReplies) -> KeptTraces:
+        """What was computed, see `KeptTraces`; `replies` are those of this dispute."""
+        return KeptTraces(self._store, replies)
+
+    def forget_trace(self) -> None:
+        """Delete the trace, if there is one.
+
+        Raises:
+            UsageError: it cannot be deleted.
+        """
+        if (self._folder / _TRACE).exists():
+            self._store.delete(_TRACE)
 
     def messages(self) -> list[bytes]:
         """The messages that counted, in their order.
@@ -200,6 +252,54 @@ class KeptReplies(MutableMapping[int, Reply]):
 
     def __len__(self) -> int:
         return len(self._numbers)
+
+
+class KeptTraces:
+    """The trace of the disputed step, so that it need not be computed again; see `Traces`. It is taken for the trace
+    only where a reply that was signed commits to just this one."""
+
+    def __init__(self, store: LocalStore, replies: Mapping[int, Reply]) -> None:
+        self._store = store
+        self._replies = replies
+
+    def get(self, step: int) -> Sequence[bytes] | None:
+        """See `Traces.get`; what cannot be used is not here."""
+        try:
+            claim = _claim(self._replies, step)
+            if claim is None:
+                return None
+            data = self._store.read(_TRACE, KeptTrace.max_bytes)
+            kept = KeptTrace.from_bytes(data, where=_TRACE)
+        except VeritrainError:
+            return None
+        found = Entries(kept.entries).commitment
+        is_it = (kept.step, found.size, found.root) == (step, claim.size, claim.root)
+        return kept.entries if is_it else None
+
+    def keep(self, step: int, entries: Sequence[bytes]) -> None:
+        """See `Traces.keep`: on the disk when it returns, in the place of another one."""
+        with suppress(UsageError):  # too large, a full disk: it is computed again if need be
+            data = KeptTrace(step=step, entries=tuple(entries)).to_bytes()
+            with suppress(UsageError):  # there is none
+                self._store.delete(_TRACE)
+            self._store.write(_TRACE, (data,))
+
+
+def _claim(replies: Mapping[int, Reply], step: int) -> TraceClaim | None:
+    """What was signed about the trace of a step.
+
+    Raises:
+        VeritrainError: a reply that cannot be read, or no answer.
+    """
+    for reply in replies.values():
+        asked = SignedMessage.from_bytes(reply.question, where="kept question").opened(
+            where="kept question"
+        )
+        topic = Question.from_value(asked.body).topic
+        if isinstance(topic, TraceOf) and topic.step == step:
+            signed = SignedMessage.from_bytes(reply.answer, where="kept answer")
+            return read_reply(signed.opened(where="kept answer").body, TraceClaim)[1]
+    return None
 
 
 def _name(kind: str, number: int) -> str:

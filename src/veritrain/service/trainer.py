@@ -1,20 +1,21 @@
 """The trainer's side of disputes, behind a service: takes challenges and questions, computes signed answers.
 
 Anybody may bring a challenge that names a trusted referee; it is remembered for a while, and nothing is written or
-computed until that referee signed a question in it. One answer is computed at a time, on a thread of its own. What was
-signed is on the disk before it is shown, so a trainer that was killed says the same again (see `Party`).
+computed until that referee signed a question in it. Each dispute is answered on a thread of its own: one replay runs at a
+time, and what is at hand is opened meanwhile. What was signed is on the disk before it is shown, so a trainer that
+was killed says the same again (see `Party`); so is a trace that was computed.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from veritrain.encoding import Digest, decode, digest
 from veritrain.errors import TranscriptError, UsageError, VerificationError
@@ -33,7 +34,7 @@ from veritrain.verify.trace.witness import Witness
 
 _MESSAGE_ITEMS = 1 << 16  # CBOR values in what somebody sends, before it is known who
 _PENDING = 16  # challenges that no referee has asked about
-_ACTIVE = 4  # disputes whose replays are held in memory
+_ACTIVE = 4  # disputes whose replays are held in memory, beside those that are being answered
 _WAITING = 16  # questions
 _SHOWN_BYTES = (
     2 * LIMITS.detail_bytes
@@ -45,37 +46,53 @@ _FRAME_BYTES = (
 _SOON_SECONDS = 0.2
 
 
-class _Dispute:
-    """One dispute of this trainer. `party` is for the working thread alone."""
-
-    def __init__(
-        self, job: Job, transcript: Transcript, contest: Contest, signer: Signer, docket: Docket
-    ) -> None:
-        self.contest = contest
-        self.docket = docket
-        self._job = job
-        self._transcript = transcript
-        self._signer = signer
-
-    @cached_property
-    def party(self) -> Party:
-        leaves = self._transcript.leaves[: self.contest.head.size]
-        return Party(
-            role=Role.TRAINER,
-            signer=self._signer,
-            contest=self.contest,
-            claims=Witness(self._job, self._transcript, [leaf.to_bytes() for leaf in leaves]),
-            replies=self.docket.replies(),
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Task:
     """A question that waits for its answer."""
 
     name: Digest
-    dispute: _Dispute
     question: bytes
+
+
+class _Dispute:
+    """One dispute of this trainer. `party` is for the thread that answers alone, of which there is one at most."""
+
+    def __init__(
+        self,
+        job: Job,
+        transcript: Transcript,
+        contest: Contest,
+        signer: Signer,
+        docket: Docket,
+        replaying: AbstractContextManager[Any, Any],
+    ) -> None:
+        self.contest = contest
+        self.docket = docket
+        self.tasks: deque[_Task] = deque()
+        self.is_answering = False  # is there a thread?
+        self._job = job
+        self._transcript = transcript
+        self._signer = signer
+        self._replaying = replaying
+
+    @cached_property
+    def party(self) -> Party:
+        leaves = self._transcript.leaves[: self.contest.head.size]
+        replies = self.docket.replies()
+        witness = Witness(
+            self._job,
+            self._transcript,
+            [leaf.to_bytes() for leaf in leaves],
+            traces=self.docket.traces(replies),
+            replaying=self._replaying,
+        )
+        return Party(
+            role=Role.TRAINER,
+            signer=self._signer,
+            contest=self.contest,
+            claims=witness,
+            replies=replies,
+        )
 
 
 class TrainerAnswers:
@@ -92,7 +109,7 @@ class TrainerAnswers:
         on_verdict: Callable[[Verdict], None],
         report: Callable[[str], None],
     ) -> None:
-        """Begins to work on its own thread.
+        """Nothing is computed yet.
 
         Args:
             job: of the run.
@@ -120,13 +137,12 @@ class TrainerAnswers:
             raise UsageError(f"{run} was signed by another key than {signer.fingerprint}")
         require_job(job, self._transcript.header.job, str(run))
         self._shelf = Shelf(state)
+        self._replaying = threading.RLock()  # a job's program has the process for itself
         self._lock = threading.Condition()  # of all that follows
         self._pending: OrderedDict[Digest, tuple[bytes, Contest]] = OrderedDict()
         self._active: OrderedDict[Digest, _Dispute] = OrderedDict()
         self._waiting: set[Digest] = set()
         self._shown = _Shown(_SHOWN_BYTES)
-        self._tasks: queue.Queue[_Task] = queue.Queue()
-        threading.Thread(target=self._work, name="answers", daemon=True).start()
 
     def submit(self, question: bytes) -> bytes:
         """See `Answers.submit`; a challenge is taken too, and its answer is empty.
@@ -173,7 +189,7 @@ class TrainerAnswers:
             opened = unseal(verdict, referee)
             check_equal("dispute of the verdict", dispute, opened.dispute)
             is_new = self._shelf.write(f"{dispute.hex()}.verdict.json", verdict)
-            self._active.pop(dispute, None)
+            self._forget(dispute)
         if is_new:
             self._on_verdict(opened)
 
@@ -220,7 +236,11 @@ class TrainerAnswers:
             dispute = self._activated(challenge, opened)
         self._active.move_to_end(message.dispute)
         self._waiting.add(name)
-        self._tasks.put(_Task(name=name, dispute=dispute, question=data))
+        dispute.tasks.append(_Task(name=name, question=data))
+        if not dispute.is_answering:
+            dispute.is_answering = True
+            threading.Thread(target=self._work, args=[dispute], name="answers", daemon=True).start()
+        self._make_room()
 
     def _known(self, dispute: Digest) -> tuple[bytes, Contest | None]:
         """The challenge that was brought lately, or was kept."""
@@ -240,26 +260,49 @@ class TrainerAnswers:
             raise UsageError(f"{self._shelf.folder} holds {_KEPT} disputes; use another folder")
         docket.begin(challenge)
         self._pending.pop(contest.dispute, None)
-        made = _Dispute(self._job, self._transcript, contest, self._signer, docket)
+        made = _Dispute(self._job, self._transcript, contest, self._signer, docket, self._replaying)
         self._active[contest.dispute] = made
-        while len(self._active) > _ACTIVE:
-            self._active.popitem(last=False)
         return made
 
-    def _work(self) -> None:
-        while True:
-            task = self._tasks.get()
-            answer = None
-            try:
-                answer = task.dispute.party.answer(task.question)
-            except (Exception, SystemExit) as error:  # a job's code too; it stays unanswered
-                self._report(f"a question is not answered: {type(error).__name__}: {error}")
-                self._keep_conflicts(task.dispute)
+    def _make_room(self) -> None:
+        """Of the disputes that nobody waits for, drop from memory those that were asked about longest ago."""
+        idle = [name for name, dispute in self._active.items() if not dispute.is_answering]
+        for name in idle[: max(0, len(self._active) - _ACTIVE)]:
+            del self._active[name]
+
+    def _forget(self, dispute: Digest) -> None:
+        """Drop what was computed for a dispute that is over."""
+        active = self._active.get(dispute)
+        if active is None or not active.is_answering:
+            self._active.pop(dispute, None)
+            with suppress(UsageError):
+                self._shelf.docket(dispute).forget_trace()
+
+    def _work(self, dispute: _Dispute) -> None:
+        """Answer what waits in a dispute, then end."""
+        while (task := self._next(dispute)) is not None:
+            answer = self._answered(dispute, task.question)
             with self._lock:
                 self._waiting.discard(task.name)
                 if answer is not None:
                     self._shown.add(task.name, answer)
                 self._lock.notify_all()
+
+    def _next(self, dispute: _Dispute) -> _Task | None:
+        with self._lock:
+            if dispute.tasks:
+                return dispute.tasks.popleft()
+            dispute.is_answering = False
+            self._make_room()
+            return None
+
+    def _answered(self, dispute: _Dispute, question: bytes) -> bytes | None:
+        try:
+            return dispute.party.answer(question)
+        except (Exception, SystemExit) as error:  # a job's code too; it stays unanswered
+            self._report(f"a question is not answered: {type(error).__name__}: {error}")
+            self._keep_conflicts(dispute)
+            return None
 
     def _keep_conflicts(self, dispute: _Dispute) -> None:
         party = dispute.__dict__.get("party")

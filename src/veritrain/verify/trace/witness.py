@@ -7,8 +7,9 @@ one for the trace, from the checkpoint before, and one of the step itself for wh
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from torch import Tensor
 
@@ -34,6 +35,20 @@ from veritrain.verify.trace.openings import (
 from veritrain.verify.trace.recorder import Before, Recorder, initial_trace, trace
 from veritrain.verify.trace.tiles import tile
 
+_ALONE = nullcontext()
+
+
+class Traces(Protocol):
+    """Where a party keeps the traces that it computed."""
+
+    def get(self, step: int) -> Sequence[bytes] | None:
+        """The entries of the trace of a step, if they are here."""
+        ...
+
+    def keep(self, step: int, entries: Sequence[bytes]) -> None:
+        """Keep them, if there is room."""
+        ...
+
 
 class Witness:
     """Answers for one side of a dispute; `Claims` of a `Party`.
@@ -42,11 +57,23 @@ class Witness:
         job: the party's own.
         transcript: the run in dispute.
         leaves: encoded; those under the challenged head for its trainer, up to the challenge's for a challenger.
+        traces: where what it computed is kept; None for in memory alone.
+        replaying: is held while the job computes; what is at hand is opened without it. Reentrant.
     """
 
-    def __init__(self, job: Job, transcript: Transcript, leaves: Sequence[bytes]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        transcript: Transcript,
+        leaves: Sequence[bytes],
+        *,
+        traces: Traces | None = None,
+        replaying: AbstractContextManager[Any, Any] = _ALONE,
+    ) -> None:
         self._job = job
         self._transcript = transcript
+        self._traces = traces
+        self._replaying = replaying
         self._leaves = Entries(leaves)
         self._replays: dict[int, _StepReplay] = {}  # of one step at most
 
@@ -58,11 +85,14 @@ class Witness:
             InconclusiveError: the state before is not the run's here.
             NumericsError, UsageError: the step comes to nothing that a leaf can hold.
         """
-        return self._replay(step).own_leaf()
+        with self._replaying:
+            return self._replay(step).own_leaf()
 
     def with_leaves(self, leaves: Sequence[bytes]) -> Witness:
         """The same party with other leaves; what it replayed is not replayed again."""
-        made = Witness(self._job, self._transcript, leaves)
+        made = Witness(
+            self._job, self._transcript, leaves, traces=self._traces, replaying=self._replaying
+        )
         made._replays = self._replays
         return made
 
@@ -91,31 +121,63 @@ class Witness:
         """
         if not isinstance(what, dict) or not isinstance(what.get("open"), str):
             raise UsageError("the judge asks for nothing that can be opened")
-        return self._replay(step).open(index, what)
+        with self._replaying:
+            return self._replay(step).open(index, what)
 
     def _replay(self, step: int) -> _StepReplay:
         if step not in self._replays:
             self._replays.clear()
-            self._replays[step] = _StepReplay(self._job, self._transcript, step)
+            self._replays[step] = _StepReplay(
+                self._job, self._transcript, step, self._traces, self._replaying
+            )
         return self._replays[step]
 
 
 class _StepReplay:
     """One step of a run, replayed when it is asked for."""
 
-    def __init__(self, job: Job, transcript: Transcript, step: int) -> None:
+    def __init__(
+        self,
+        job: Job,
+        transcript: Transcript,
+        step: int,
+        traces: Traces | None,
+        replaying: AbstractContextManager[Any, Any],
+    ) -> None:
         self._job = job
         self._transcript = transcript
         self._step = step
+        self._traces = traces
+        self._replaying = replaying
         self._kept: dict[int, Recorder] = {}  # of one entry at most
+        self._entries: Entries | None = None
+        self._found: Sequence[bytes] | None = None
 
-    @cached_property
+    # No cached properties here: in Python 3.11 those of all instances share one lock, which a replay would hold.
+    @property
     def entries(self) -> Entries:
         """The trace."""
-        return Entries(self._encoded)
+        if self._entries is None:
+            self._entries = Entries(self._encoded)
+        return self._entries
 
-    @cached_property
+    @property
     def _encoded(self) -> Sequence[bytes]:
+        if self._found is None:
+            self._found = self._kept_or_computed()
+        return self._found
+
+    def _kept_or_computed(self) -> Sequence[bytes]:
+        kept = None if self._traces is None else self._traces.get(self._step)
+        if kept is not None:
+            return kept
+        with self._replaying:
+            made = self._computed()
+        if self._traces is not None:
+            self._traces.keep(self._step, made)
+        return made
+
+    def _computed(self) -> Sequence[bytes]:
         if self._step == 0:
             return initial_trace(Program.build(self._job), self._transcript.header.digest)
         return tuple(self._trace(None).entries)
