@@ -23,13 +23,16 @@ from veritrain.errors import (
 from veritrain.job import load_job
 from veritrain.service.court import RefereeCourt
 from veritrain.service.kept import KeptReplies, Shelf
+from veritrain.service.problems import StoppedError
 from veritrain.service.trainer import TrainerAnswers
 from veritrain.transcript import Signer
 from veritrain.verify.dispute.challenge import make_challenge, open_challenge
 from veritrain.verify.dispute.check import check_equivocation
 from veritrain.verify.dispute.claims import Entries
-from veritrain.verify.dispute.judge import Loser
+from veritrain.verify.dispute.evidence import Bundle
+from veritrain.verify.dispute.judge import Ask, Loser, Ruling
 from veritrain.verify.dispute.messages import (
+    DetailOf,
     Kind,
     LeafAt,
     Message,
@@ -450,6 +453,107 @@ def test_what_the_referee_computes_is_not_taken_from_the_parties_time(scene, lia
     hold(hall, dispute, parties(scene, liar, data))
     verdict = hall.verdict()
     assert (verdict.loser, verdict.timed_out, hall.now > 1000) == (Loser.CHALLENGER, False, True)
+
+
+class AskingJudge:
+    """Wants the log opened twice, then decides; `meanwhile` happens each time."""
+
+    def __init__(self, meanwhile):
+        self._meanwhile = meanwhile
+
+    def next(self, case, answered):
+        self._meanwhile(len(answered))
+        if len(answered) < 2:
+            return Ask(of=(Role.TRAINER, Role.CHALLENGER), what={"open": "log", "n": len(answered)})
+        return Ruling(loser=Loser.CHALLENGER, reason="it is so")
+
+
+def asked_for_details(scene, liar, out):
+    """A referee that asked for a detail twice, has one of the second two answers, and is killed; the other answer."""
+    hall = Hall(scene, out, judge=AskingJudge(lambda n: None))
+    data = challenge(scene, liar)
+    sides, dispute = parties(scene, liar, data), hall.court.open(data)
+    while True:
+        asked = hall.question(dispute, "trainer")
+        message = SignedMessage.from_bytes(asked, where="").opened(where="")
+        topic = Question.from_value(message.body).topic
+        hall.court.receive(dispute, sides["trainer"].answer(asked))
+        if isinstance(topic, DetailOf) and topic.what["n"] == 1:
+            break
+        if hall.court.question(dispute, "challenger") == asked:
+            hall.court.receive(dispute, sides["challenger"].answer(asked))
+        hall.question(dispute, "trainer", after=asked)
+    while hall.court.question(dispute, "trainer") is not None:
+        time.sleep(0.01)
+    hall.court._shelf._store.unlock()
+    return dispute, sides["challenger"].answer(asked)
+
+
+@pytest.mark.parametrize("comes_early", [True, False])
+def test_what_a_referee_takes_again_takes_no_time(scene, liar, tmp_path, comes_early):
+    """The judge is slow, and the last answer comes while it works, or long after: in time."""
+    dispute, last = asked_for_details(scene, liar, tmp_path)
+    made = []
+
+    def meanwhile(number):
+        while not made:
+            time.sleep(0.01)
+        if comes_early and number == 0:
+            made[0].court.receive(dispute, last)
+        made[0].now += 1000 if number < 2 else 0
+
+    again = Hall(scene, tmp_path, judge=AskingJudge(meanwhile))
+    made.append(again)
+    if not comes_early:
+        again.question(dispute, "challenger")
+        again.now += 99
+        again.court.receive(dispute, last)
+    assert (again.verdict().loser, again.verdict().reason) == (Loser.CHALLENGER, "it is so")
+
+
+@pytest.mark.parametrize(("dies_at", "is_decided"), [(".bundle", False), (".verdict.json", True)])
+def test_a_referee_that_was_killed_while_it_decided(
+    scene, liar, tmp_path, monkeypatch, dies_at, is_decided
+):
+    """It never says two things: the bundle decides."""
+    real, told, data = Shelf.write, [], challenge(scene, liar)
+
+    def dies(self, name, data):
+        if name.endswith(dies_at):
+            raise UsageError("no space left")
+        return real(self, name, data)
+
+    monkeypatch.setattr(Shelf, "write", dies)
+    hall = Hall(scene, tmp_path, report=told.append)
+    dispute = hall.court.open(data)
+    hall.question(dispute, "trainer")
+    hall.now += 11
+    hall.court._sittings[dispute].receive(ask(scene, data, signer=scene.trainer))
+    while not told:
+        time.sleep(0.01)
+    assert dispute.hex() in told[0]
+    assert "no space left" in told[0]
+    for look in (hall.court.verdict, hall.court.evidence):
+        with pytest.raises(StoppedError):
+            look(dispute)
+    with pytest.raises(StoppedError):
+        hall.court.question(dispute, "trainer")
+    with pytest.raises(StoppedError):
+        hall.court.receive(dispute, b"")
+    hall.court._shelf._store.unlock()
+    monkeypatch.undo()
+    for _ in range(2):
+        again = Hall(scene, tmp_path)
+        if not is_decided:
+            hold(again, dispute, parties(scene, liar, data))
+            again.verdict()
+            is_decided = True
+        sealed = again.court.verdict(dispute)
+        bundle = Bundle.from_bytes(again.court.evidence(dispute), where="bundle")
+        assert bundle.verdict == sealed
+        assert unseal(sealed, scene.referee.public_key).timed_out == (dies_at != ".bundle")
+        assert list(tmp_path.glob("*/")) == []
+        again.court._shelf._store.unlock()
 
 
 def test_an_operator_needs_a_judge(scene, liar, tmp_path):

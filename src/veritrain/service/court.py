@@ -2,7 +2,8 @@
 
 Each dispute has a thread of its own, on which everything happens in the order in which it came, and is stamped with
 the time at which it came. What counted is on the disk before the question that follows is shown; a referee that was
-killed takes it once more. Of a dispute that is over, the bundle and the verdict stay: `ID.bundle`, `ID.verdict.json`.
+killed takes it once more, in no time. The bundle decides a dispute: once it is on the disk there is no other verdict.
+Of a dispute that is over, the bundle and the verdict stay: `ID.bundle`, `ID.verdict.json`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from veritrain.encoding import Digest
 from veritrain.errors import UsageError, VerificationError
 from veritrain.service.kept import Docket, Shelf
+from veritrain.service.problems import StoppedError
 from veritrain.transcript.records import Header
 from veritrain.transcript.signing import Signer, fingerprint, is_trusted
 from veritrain.verify.dispute.challenge import Contest, open_challenge
@@ -58,12 +60,14 @@ class Sitting:
         on_over: Callable[[Referee], bytes],
         report: Callable[[str], None],
     ) -> None:
-        """The docket holds the challenge, and what counted before. `on_over` returns the signed verdict."""
+        """The docket holds the challenge, and what counted before. `on_over` returns the signed verdict. The
+        referee's time is the clock's, and not later than now."""
         self.contest = contest
         self.challenge = docket.challenge
         self._referee = referee
         self._docket = docket
         self._clock = clock
+        self._began = clock()  # what comes from here on is later
         self._on_over = on_over
         self._report = report
         self._kept = 0  # messages on the disk, without the challenge
@@ -72,6 +76,7 @@ class Sitting:
         self._view = View()
         self._is_busy = False
         self._is_over = False
+        self._is_stopped = False
 
     def start(self) -> None:
         """Begin, on a thread of its own."""
@@ -86,6 +91,11 @@ class Sitting:
     def is_over(self) -> bool:
         """Is there nothing more to come?"""
         return self._is_over
+
+    @property
+    def is_stopped(self) -> bool:
+        """Did an error end it without a verdict? It goes on when the referee starts again."""
+        return self._is_stopped
 
     def receive(self, message: bytes) -> None:
         """Take a message that came now.
@@ -135,18 +145,23 @@ class Sitting:
                     self._referee.receive(*came)
                     self._publish()
             verdict = self._on_over(self._referee)
-        except (Exception, SystemExit) as error:  # a full disk: it goes on after a new start
-            self._report(f"a dispute stopped: {type(error).__name__}: {error}")
+        except (Exception, SystemExit) as error:  # a full disk
+            self._report(
+                f"dispute {self.contest.dispute.hex()} stopped, and goes on when the referee starts again: "
+                f"{type(error).__name__}: {error}"
+            )
         with self._changed:
+            self._is_stopped = verdict is None
             self._view = View(verdict=verdict)
             self._is_over = True
             self._changed.notify_all()
 
     def _resume(self) -> None:
-        """Take what counted before; the open question gets its whole time once more."""
-        self._referee.receive(self.challenge, self._clock())
+        """Take what counted before, at one time, however long that takes: no deadline passes meanwhile. The open
+        question gets its whole time once more."""
+        self._referee.receive(self.challenge, self._began)
         for message in self._docket.messages():
-            self._referee.receive(message, self._clock())
+            self._referee.receive(message, self._began)
         self._publish()
 
     def _next(self) -> tuple[bytes, float] | None:
@@ -228,7 +243,9 @@ class RefereeCourt:
         with self._lock:
             for dispute in self._shelf.disputes():
                 docket = self._shelf.docket(dispute)
-                if not docket.is_empty and not self._shelf.is_decided(dispute):
+                if self._shelf.is_decided(dispute):
+                    self._clean(dispute, docket)
+                elif not docket.is_empty:
                     self._hold(self._opened(docket.challenge), docket)
 
     def about(self) -> tuple[bytes, bytes]:
@@ -263,16 +280,16 @@ class RefereeCourt:
     def receive(self, dispute: bytes, message: bytes) -> None:
         """See `Court.receive`."""
         sitting = self._sitting(dispute)
-        if sitting is not None and not sitting.is_over:
+        if sitting is not None:
             sitting.receive(message)
 
     def verdict(self, dispute: bytes) -> bytes | None:
         """See `Court.verdict`."""
-        return self._file(dispute, "verdict.json", LIMITS.verdict_bytes)
+        return self._file(dispute, _verdict(dispute), LIMITS.verdict_bytes)
 
     def evidence(self, dispute: bytes) -> bytes | None:
         """See `Court.evidence`."""
-        found = self._file(dispute, "bundle", Bundle.max_bytes)
+        found = self._file(dispute, _bundle(dispute), Bundle.max_bytes)
         if found is not None:
             self._collected.add(dispute)
         return found
@@ -313,13 +330,13 @@ class RefereeCourt:
         self._attend(sitting)
 
     def _keep(self, dispute: Digest, docket: Docket, referee: Referee) -> bytes:
-        """Write what is left of a dispute, the bundle last: with it the dispute is over. The signed verdict."""
+        """Write what is left of a dispute, the bundle first: with it the dispute is over. The signed verdict."""
         verdict = referee.verdict
         if verdict is None:
             raise UsageError("the dispute is not over")
         sealed = verdict.seal(self._signer)
-        self._shelf.write(f"{dispute.hex()}.verdict.json", sealed)
-        self._shelf.write(f"{dispute.hex()}.bundle", referee.bundle())
+        self._shelf.write(_bundle(dispute), referee.bundle())
+        self._shelf.write(_verdict(dispute), sealed)
         with suppress(UsageError):
             docket.clear()
         with self._lock:
@@ -327,22 +344,40 @@ class RefereeCourt:
         self._on_verdict(dispute, verdict)
         return sealed
 
+    def _clean(self, dispute: Digest, docket: Docket) -> None:
+        """Do what a referee that was killed when it had decided has not done any more."""
+        if self._shelf.read(_verdict(dispute), LIMITS.verdict_bytes) is None:
+            data = self._shelf.read(_bundle(dispute), Bundle.max_bytes) or b""
+            bundle = Bundle.from_bytes(data, where=_bundle(dispute))
+            self._shelf.write(_verdict(dispute), bundle.verdict)
+        with suppress(UsageError):
+            docket.clear()
+
     def _sitting(self, dispute: Digest) -> Sitting | None:
         """None: it is over.
 
         Raises:
             LookupError: there is no such dispute.
+            StoppedError: an error ended it.
         """
         with self._lock:
             sitting = self._sittings.get(dispute)
         if sitting is None and not self._shelf.is_decided(dispute):
             raise LookupError(dispute)
+        if sitting is not None and sitting.is_stopped:
+            raise StoppedError(dispute)
         return sitting
 
-    def _file(self, dispute: Digest, ending: str, limit: int) -> bytes | None:
-        if self._sitting(dispute) is not None:
-            return None
-        return self._shelf.read(f"{dispute.hex()}.{ending}", limit)
+    def _file(self, dispute: Digest, name: str, limit: int) -> bytes | None:
+        return None if self._sitting(dispute) is not None else self._shelf.read(name, limit)
+
+
+def _bundle(dispute: Digest) -> str:
+    return f"{dispute.hex()}.bundle"
+
+
+def _verdict(dispute: Digest) -> str:
+    return f"{dispute.hex()}.verdict.json"
 
 
 class _OneAtATime:

@@ -24,7 +24,7 @@ from starlette.responses import Response
 
 from veritrain.errors import VeritrainError
 from veritrain.service.limits import SERVICE_LIMITS, ServiceLimits
-from veritrain.service.problems import Problem, ProblemError
+from veritrain.service.problems import Problem, ProblemError, StoppedError
 
 _Result = TypeVar("_Result")
 _BYTES = "application/octet-stream"
@@ -66,7 +66,7 @@ class Answers(Protocol):
 
 class Court(Protocol):
     """A referee. Called from several threads; may block. Each method with a dispute raises `LookupError`
-    where there is no such one."""
+    where there is no such one, and `StoppedError` where an error stopped it."""
 
     def about(self) -> tuple[bytes, bytes]:
         """The referee's public key, and the digest of the header of the run that it hears disputes about."""
@@ -325,6 +325,8 @@ def _refusals() -> Generator[None]:
         raise ProblemError(Problem.REFUSED) from None
     except LookupError:
         raise ProblemError(Problem.MISSING) from None
+    except StoppedError:
+        raise ProblemError(Problem.STOPPED) from None
 
 
 def _found(body: bytes, kind: str = _BYTES) -> Response:
