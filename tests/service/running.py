@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from veritrain.errors import TranscriptError
 
@@ -80,8 +80,15 @@ class FakeCourt:
     def verdict(self, dispute: bytes) -> bytes | None:
         return b'{"payload":""}' if self.disputes[dispute] else None
 
-    def evidence(self, dispute: bytes) -> bytes | None:
-        return b"".join(self.disputes[dispute]) or None
+    def evidence(self, dispute: bytes) -> BinaryIO | None:
+        if not self.disputes[dispute]:
+            return None
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - whoever gets it closes it
+        file.writelines(self.disputes[dispute])
+        return file
+
+    def collected(self, dispute: bytes) -> None:
+        print("collected", dispute.hex(), file=sys.stderr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +96,7 @@ class Running:
     """A service that answers."""
 
     port: int
+    process: int  # its number
     log_file: Path
     folder: Path | None = None
     scheme: str = "http"
@@ -166,6 +174,7 @@ def running(folder: Path | None = None, **options: Any) -> Iterator[Running]:
             assert line, log.read_text()
             yield Running(
                 port=int(line),
+                process=process.pid,
                 log_file=log,
                 folder=folder,
                 scheme="https" if certificate else "http",

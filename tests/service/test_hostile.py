@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -74,6 +75,63 @@ def test_a_body_that_never_ends(parties):
     got, took = drip(parties, head, b"x")
     assert took < 5
     assert kind_of(got) == "late"
+
+
+def opened(service: Running, challenge: bytes) -> str:
+    """The path of a new dispute."""
+    return (
+        f"/disputes/{json.loads(service.get('/disputes', None, 'POST', challenge)[2])['dispute']}"
+    )
+
+
+def test_a_large_body_that_goes_on_is_taken(parties):
+    path, part = f"{opened(parties, b'upload')}/messages", bytes(5000)
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n".encode()
+    with parties.connect() as connection:
+        connection.sendall(head)
+        for _ in range(20):
+            connection.sendall(part)
+            time.sleep(0.1)
+        assert connection.recv(12) == b"HTTP/1.1 202"
+
+
+def test_large_evidence_is_sent_as_fast_as_it_is_read(parties):
+    path, data = opened(parties, b"download"), bytes(range(256)) * 32768
+    assert parties.get(f"{path}/messages", None, "POST", data)[0] == 202
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        connection.connect(("127.0.0.1", parties.port))
+        connection.sendall(f"GET {path}/evidence HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        got = bytearray()
+        while not got.endswith(data[-256:]) or len(got) < len(data):
+            part = connection.recv(1 << 18)
+            assert part, len(got)
+            got += part
+            time.sleep(len(part) / 3e6)
+    assert got.endswith(data)
+    assert any("collected" in line for line in parties.log())
+
+
+def test_evidence_that_nobody_reads_takes_no_memory(parties):
+    path, data = opened(parties, b"memory"), bytes(1 << 24)
+    parties.get(f"{path}/messages", None, "POST", data)
+    before, readers = memory_of(parties), []
+    for _ in range(8):
+        reader = socket.socket()
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.connect(("127.0.0.1", parties.port))
+        reader.sendall(f"GET {path}/evidence HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        readers.append(reader)
+    time.sleep(0.3)
+    assert memory_of(parties) - before < 3 * len(data)
+    for reader in readers:
+        reader.close()
+
+
+def memory_of(service: Running) -> int:
+    """Bytes that the process holds."""
+    status = Path(f"/proc/{service.process}/status").read_text()
+    return 1024 * int(status.partition("VmRSS:")[2].split()[0])
 
 
 def test_a_body_in_endless_chunks(parties):

@@ -420,7 +420,10 @@ def test_a_referee_goes_on_after_it_was_killed(scene, liar, tmp_path):
     assert again.verdict().loser is Loser.CHALLENGER
     sealed = again.court.verdict(dispute)
     assert unseal(sealed, scene.referee.public_key) == again.verdict()
-    assert again.court.evidence(dispute) == (tmp_path / f"out/{dispute.hex()}.bundle").read_bytes()
+    assert (
+        again.court.evidence(dispute).read()
+        == (tmp_path / f"out/{dispute.hex()}.bundle").read_bytes()
+    )
     assert again.court.open(data) == dispute  # and it is not heard twice
     assert again.court.question(dispute, "trainer") is None
 
@@ -430,7 +433,7 @@ def test_silence_needs_no_judge(scene, liar, tmp_path):
     dispute = hall.court.open(challenge(scene, liar))
     verdict = hall.verdict()
     assert (verdict.loser, verdict.timed_out) == (Loser.TRAINER, True)
-    bundle = hall.court.evidence(dispute)
+    bundle = hall.court.evidence(dispute).read()
     assert check_unjudged(bundle, referees=[scene.referee.public_key]) == verdict
 
 
@@ -549,7 +552,7 @@ def test_a_referee_that_was_killed_while_it_decided(
             again.verdict()
             is_decided = True
         sealed = again.court.verdict(dispute)
-        bundle = Bundle.from_bytes(again.court.evidence(dispute), where="bundle")
+        bundle = Bundle.from_bytes(again.court.evidence(dispute).read(), where="bundle")
         assert bundle.verdict == sealed
         assert unseal(sealed, scene.referee.public_key).timed_out == (dies_at != ".bundle")
         assert list(tmp_path.glob("*/")) == []
@@ -563,7 +566,7 @@ def test_an_operator_needs_a_judge(scene, liar, tmp_path):
     hold(hall, dispute, parties(scene, liar, data))
     hall.verdict()
     with pytest.raises(InconclusiveError, match="not recomputed"):
-        check_unjudged(hall.court.evidence(dispute), referees=[scene.referee.public_key])
+        check_unjudged(hall.court.evidence(dispute).read(), referees=[scene.referee.public_key])
 
 
 def test_what_a_referee_does_not_take(scene, liar, tmp_path):

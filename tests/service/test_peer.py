@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +20,7 @@ from veritrain.service.challenger import CourtAt
 from veritrain.service.courier import attend
 from veritrain.service.court import View
 from veritrain.service.peer import Answer, Peer, UnansweredError
+from veritrain.service.sending import CHUNK_BYTES, bytes_response
 from veritrain.verify.dispute.messages import Kind, LeafAt, Message, Question, Role
 from veritrain.verify.dispute.messages import SignedMessage as Signed
 
@@ -39,6 +43,42 @@ def test_an_answer_and_none(server):
     assert peer(server).get("/y", 9).status == 404
     with pytest.raises(TranscriptError):
         peer(server).get("/x", 8)
+
+
+def test_a_large_body_has_the_time_that_it_needs():
+    """The other side takes it slowly: longer than any one time limit."""
+    limits = replace(QUICK, connect_seconds=0.3, header_seconds=5)
+    count, got = 20_000_000, []
+
+    def take(listener):
+        with listener.accept()[0] as connection:
+            while sum(got) < count:
+                got.append(len(connection.recv(1 << 16)))
+                time.sleep(0.004)
+            connection.sendall(HEAD + b"Content-Length: 0\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=take, args=[listener], daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        assert Peer(url, limits=limits).post("/x", bytes(count), 9).status == 200
+
+
+def test_a_large_answer_is_sent_in_parts_without_a_copy():
+    body, sent = bytes(CHUNK_BYTES * 2 + 5), []
+
+    async def receive():
+        await asyncio.sleep(60)
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(bytes_response(body, {})({}, receive, send))
+    start, *parts = sent
+    assert start["status"] == 200
+    assert (b"content-length", str(len(body)).encode()) in start["headers"]
+    assert [len(part["body"]) for part in parts] == [CHUNK_BYTES, CHUNK_BYTES, 5]
+    assert [part["more_body"] for part in parts] == [True, True, False]
+    assert all(part["body"].obj is body for part in parts)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """How long a connection may take for what it does, and how many there may be.
 
 uvicorn bounds the pause between two requests and nothing else. Here each phase has a bound: the header of
-a request, its body, and what a client takes to read an answer. Whoever is slower is told so, or cut off.
+a request, its body (a time, and a pace for what is large), and what a client takes to read each part of an answer.
+Whoever is slower is told so, or cut off.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class _Guarded(H11Protocol):
     _client = ""
     _receiving: Any = None  # the state that `_reading` is for
     _reading: asyncio.TimerHandle | None = None
+    _end_of_body = 0.0  # when the body that is being received comes too late, in the loop's time
     _writing: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore
@@ -94,6 +96,7 @@ class _Guarded(H11Protocol):
         if not self.transport.is_closing():
             super().data_received(data)
             self._watch_reading()
+            self._end_of_body += len(data) / self.limits.body_bytes_per_second
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(Problem.MALFORMED)
@@ -132,7 +135,15 @@ class _Guarded(H11Protocol):
         if state is h11.IDLE:
             self._reading = self.loop.call_later(self.limits.header_seconds, self._too_late)
         elif state is h11.SEND_BODY:
-            self._reading = self.loop.call_later(self.limits.body_seconds, self._too_late)
+            self._end_of_body = self.loop.time() + self.limits.body_seconds
+            self._watch_body()
+
+    def _watch_body(self) -> None:
+        """What came gives the rest more time; look again when that is over."""
+        if self.loop.time() < self._end_of_body:
+            self._reading = self.loop.call_at(self._end_of_body, self._watch_body)
+        else:
+            self._too_late()
 
     def _stop_reading(self) -> None:
         if self._reading is not None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from veritrain.encoding import Digest
 from veritrain.errors import UsageError, VerificationError
@@ -285,14 +286,17 @@ class RefereeCourt:
 
     def verdict(self, dispute: bytes) -> bytes | None:
         """See `Court.verdict`."""
-        return self._file(dispute, _verdict(dispute), LIMITS.verdict_bytes)
+        if self._sitting(dispute) is not None:
+            return None
+        return self._shelf.read(_verdict(dispute), LIMITS.verdict_bytes)
 
-    def evidence(self, dispute: bytes) -> bytes | None:
+    def evidence(self, dispute: bytes) -> BinaryIO | None:
         """See `Court.evidence`."""
-        found = self._file(dispute, _bundle(dispute), Bundle.max_bytes)
-        if found is not None:
-            self._collected.add(dispute)
-        return found
+        return None if self._sitting(dispute) is not None else self._shelf.open(_bundle(dispute))
+
+    def collected(self, dispute: bytes) -> None:
+        """See `Court.collected`."""
+        self._collected.add(dispute)
 
     def is_collected(self, dispute: bytes) -> bool:
         """Has somebody fetched the evidence?"""
@@ -367,9 +371,6 @@ class RefereeCourt:
         if sitting is not None and sitting.is_stopped:
             raise StoppedError(dispute)
         return sitting
-
-    def _file(self, dispute: Digest, name: str, limit: int) -> bytes | None:
-        return None if self._sitting(dispute) is not None else self._shelf.read(name, limit)
 
 
 def _bundle(dispute: Digest) -> str:

@@ -13,7 +13,8 @@ import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from functools import partial
-from typing import Annotated, Any, Protocol, TypeVar
+from os import SEEK_END
+from typing import Annotated, Any, BinaryIO, Protocol, TypeVar
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
@@ -25,9 +26,9 @@ from starlette.responses import Response
 from veritrain.errors import VeritrainError
 from veritrain.service.limits import SERVICE_LIMITS, ServiceLimits
 from veritrain.service.problems import Problem, ProblemError, StoppedError
+from veritrain.service.sending import BYTES, FileStream, bytes_response
 
 _Result = TypeVar("_Result")
-_BYTES = "application/octet-stream"
 _LOOK_SECONDS = 0.2  # between two looks for a question that is waited for
 _PRIVATE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
@@ -99,8 +100,12 @@ class Court(Protocol):
         """The verdict, a DSSE envelope in JSON, once there is one."""
         ...
 
-    def evidence(self, dispute: bytes) -> bytes | None:
-        """What anybody needs to check the verdict, once there is one."""
+    def evidence(self, dispute: bytes) -> BinaryIO | None:
+        """What anybody needs to check the verdict, once there is one; whoever gets it closes it."""
+        ...
+
+    def collected(self, dispute: bytes) -> None:
+        """Somebody was sent all of the evidence."""
         ...
 
 
@@ -300,7 +305,10 @@ def court_router(court: Court, limits: ServiceLimits, budget: BodyBudget) -> API
         """Fetch what the verdict rests on."""
         with _refusals():
             found = await ask(court.evidence, bytes.fromhex(dispute))
-        return _found(found) if found is not None else _empty(204)
+        if found is None:
+            return _empty(204)
+        size, on_sent = found.seek(0, SEEK_END), partial(court.collected, bytes.fromhex(dispute))
+        return FileStream(found, 0, size, 200, _PRIVATE, on_sent)
 
     return router
 
@@ -329,8 +337,8 @@ def _refusals() -> Generator[None]:
         raise ProblemError(Problem.STOPPED) from None
 
 
-def _found(body: bytes, kind: str = _BYTES) -> Response:
-    return Response(body, 200, _PRIVATE, kind)
+def _found(body: bytes, kind: str = BYTES) -> Response:
+    return bytes_response(body, _PRIVATE, kind)
 
 
 def _empty(status: int) -> Response:
@@ -349,7 +357,7 @@ def _problem(status: int) -> dict[int | str, Any]:
 
 def _bytes(status: int, what: str) -> dict[int | str, Any]:
     schema = {"type": "string", "format": "binary"}
-    return {status: {"description": what, "content": {_BYTES: {"schema": schema}}}}
+    return {status: {"description": what, "content": {BYTES: {"schema": schema}}}}
 
 
 def _json(status: int, what: str) -> dict[int | str, Any]:
@@ -360,6 +368,6 @@ def _none(status: int, what: str) -> dict[int | str, Any]:
     return {status: {"description": what}}
 
 
-def _body(limit: int, kind: str = _BYTES) -> dict[str, Any]:
+def _body(limit: int, kind: str = BYTES) -> dict[str, Any]:
     schema = {"type": "string", "format": "binary", "maxLength": limit}
     return {"requestBody": {"required": True, "content": {kind: {"schema": schema}}}}

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NoReturn, Self
+from typing import BinaryIO, ClassVar, NoReturn, Self
 
 from veritrain.encoding import Digest, Value
 from veritrain.errors import TranscriptError, UsageError, VeritrainError
@@ -123,6 +123,14 @@ class Shelf:
             TranscriptError: unreadable or too large.
         """
         return self._store.read(name, limit) if (self.folder / name).exists() else None
+
+    def open(self, name: str) -> BinaryIO | None:
+        """A file beside the disputes, for reading; None if there is none.
+
+        Raises:
+            TranscriptError: unreadable.
+        """
+        return self._store.open_plain(name) if (self.folder / name).exists() else None
 
 
 class Docket:

@@ -20,7 +20,8 @@ class ServiceLimits:
     header_seconds: float = 10  # from the first byte of a request to the end of its header
     handshake_seconds: float = 10  # of TLS
     idle_seconds: int = 5  # between two requests on a connection
-    body_seconds: float = 60  # from the end of the header to the end of the body
+    body_seconds: float = 60  # from the end of the header to the end of the body, and beside that:
+    body_bytes_per_second: int = 16_384  # the slowest pace at which a body may come
     write_seconds: float = 30  # for a client to take what is being written, 256 KiB at most
     question_bytes: int = LIMITS.challenge_bytes  # body of `POST /dispute/questions`
     verdict_bytes: int = LIMITS.verdict_bytes  # body of `POST /dispute/verdicts/{id}`

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import ssl
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -29,6 +30,8 @@ from veritrain.transcript.download import (
 )
 from veritrain.transcript.store import too_large
 
+_KIND = {"Content-Type": "application/octet-stream"}
+_PART_BYTES = 1 << 17
 _LENGTHS = ("Content-Length", "Transfer-Encoding")
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})  # statuses that may pass
 
@@ -87,14 +90,14 @@ class Peer:
         return self._request("POST", path, body, at_most)
 
     def _request(self, method: str, path: str, body: bytes | None, at_most: int) -> Answer:
-        kind = {} if body is None else {"Content-Type": "application/octet-stream"}
+        about = {} if body is None else {"Content-Length": str(len(body)), **_KIND}
         response = None
         try:
             response = self._pool.urlopen(
                 method,
                 f"{urlsplit(self.url).path}{path}",
-                body=body,
-                headers={**self._headers, **kind},
+                body=None if body is None else _parts(body),
+                headers={**self._headers, **about},
                 redirect=False,
                 retries=False,
                 preload_content=False,
@@ -132,6 +135,12 @@ class Peer:
                 if len(got) > at_most:
                     raise too_large(path, at_most)
         return bytes(got)
+
+
+def _parts(body: bytes) -> Iterator[bytes]:
+    """The body in parts, each of which has `connect_seconds` to leave: all of it would have no more."""
+    for start in range(0, len(body), _PART_BYTES):
+        yield body[start : start + _PART_BYTES]
 
 
 def token_in(path: Path | None) -> str | None:

@@ -1,8 +1,10 @@
-"""Files as answers: a small part in one piece, a large one in chunks as fast as the client takes them."""
+"""Answers: a small one in one piece, a large one in chunks as fast as the client takes them."""
 
 from __future__ import annotations
 
 import asyncio
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from typing import BinaryIO
 
 from anyio.to_thread import run_sync
@@ -15,7 +17,7 @@ from veritrain.service.served import OpenFile
 
 CHUNK_BYTES = 1 << 18
 _YEAR = 365 * 24 * 3600  # seconds; the longest time that caches are told, RFC 9111 section 5.2.2.1
-_TYPE = "application/octet-stream"
+BYTES = "application/octet-stream"
 
 
 def for_ever(*, private: bool) -> str:
@@ -36,7 +38,7 @@ def file_response(opened: OpenFile, method: str, fields: Fields, caching: str) -
     if selection.status == 206:
         headers["Content-Range"] = f"bytes {selection.start}-{selection.stop - 1}/{opened.size}"
     if selection.status in (200, 206) and method == "GET" and length > CHUNK_BYTES:
-        return _Stream(opened.file, selection.start, length, selection.status, headers)
+        return FileStream(opened.file, selection.start, length, selection.status, headers)
     with opened.file as file:
         if selection.status == 416:
             return Problem.RANGE.response({"Content-Range": f"bytes */{opened.size}"})
@@ -45,24 +47,31 @@ def file_response(opened: OpenFile, method: str, fields: Fields, caching: str) -
         if selection.status == 304:
             return Response(status_code=304, headers=headers)
         if method == "HEAD":
-            return Response(b"", 200, {**headers, "Content-Length": str(length)}, _TYPE)
+            return Response(b"", 200, {**headers, "Content-Length": str(length)}, BYTES)
         file.seek(selection.start)
-        return Response(file.read(length), selection.status, headers, _TYPE)
+        return Response(file.read(length), selection.status, headers, BYTES)
+
+
+def bytes_response(body: bytes, headers: Mapping[str, str], kind: str = BYTES) -> Response:
+    """The answer that has this body, of which no copy is made for each reader."""
+    if len(body) <= CHUNK_BYTES:
+        return Response(body, 200, headers, kind)
+    return _BytesStream(body, headers, kind)
 
 
 class _Stream(Response):
-    """A part of a file, read and sent by chunks. Where the file ends too early the connection breaks:
-    a client must not take what came for the whole."""
+    """A body that is read and sent by chunks. Where it ends too early the connection breaks: a client must not
+    take what came for the whole."""
 
-    def __init__(
-        self, file: BinaryIO, start: int, length: int, status: int, headers: dict[str, str]
-    ) -> None:
-        super().__init__(None, status, {**headers, "Content-Length": str(length)}, _TYPE)
-        self._file = file
-        self._start = start
+    def __init__(self, length: int, status: int, headers: Mapping[str, str], kind: str) -> None:
+        super().__init__(None, status, {**headers, "Content-Length": str(length)}, kind)
         self._length = length
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    @abstractmethod
+    async def _part(self, start: int, count: int) -> bytes | memoryview:
+        """The next part of the body, from `start` on; called in order."""
+
+    async def _send(self, receive: Receive, send: Send) -> None:
         start: Message = {
             "type": "http.response.start",
             "status": self.status_code,
@@ -70,17 +79,59 @@ class _Stream(Response):
         }
         gone = asyncio.ensure_future(_disconnected(receive))
         try:
-            with self._file as file:
-                file.seek(self._start)
-                await send(start)
-                left = self._length
-                while not gone.done() and (
-                    part := await run_sync(file.read, min(left, CHUNK_BYTES))
-                ):
-                    left -= len(part)
-                    await send({"type": "http.response.body", "body": part, "more_body": left > 0})
+            await send(start)
+            sent = 0
+            while not gone.done() and (
+                part := await self._part(sent, min(self._length - sent, CHUNK_BYTES))
+            ):
+                sent += len(part)
+                more = sent < self._length
+                await send({"type": "http.response.body", "body": part, "more_body": more})
         finally:
             gone.cancel()
+
+
+class FileStream(_Stream):
+    """A part of a file, which is closed in the end."""
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        start: int,
+        length: int,
+        status: int,
+        headers: Mapping[str, str],
+        on_sent: Callable[[], None] | None = None,
+    ) -> None:
+        """`on_sent` is called when all of it is on its way."""
+        super().__init__(length, status, headers, BYTES)
+        self._file = file
+        self._start = start
+        self._on_sent = on_sent
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._file as file:
+            file.seek(self._start)
+            await self._send(receive, send)
+            if self._on_sent is not None and file.tell() == self._start + self._length:
+                self._on_sent()
+
+    async def _part(self, start: int, count: int) -> bytes | memoryview:
+        return await run_sync(self._file.read, count)
+
+
+class _BytesStream(_Stream):
+    """What is in memory; many readers share it."""
+
+    def __init__(self, body: bytes, headers: Mapping[str, str], kind: str) -> None:
+        super().__init__(len(body), 200, headers, kind)
+        self._body = memoryview(body)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._send(receive, send)
+
+    async def _part(self, start: int, count: int) -> bytes | memoryview:
+        return self._body[start : start + count]
 
 
 async def _disconnected(receive: Receive) -> None:
