@@ -163,6 +163,15 @@ def test_bodies_are_bounded_one_by_one_and_together(parties):
     assert parties.get(at, method="POST", body=bytes(90_000))[0] == 202
 
 
+def test_a_body_is_no_larger_than_what_was_asked_for(parties):
+    at = f"/disputes/{open_dispute(parties, b'small')}/messages"
+    head = f"POST {at} HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n".encode()
+    assert b"413 " in parties.raw(head).partition(b"\r\n")[0]  # nothing is waited for
+    assert parties.get(at, method="POST", body=bytes(10))[0] == 202
+    unknown = f"/disputes/{'0' * 64}/messages"
+    assert parties.get(unknown, method="POST", body=bytes(100_000))[0] == 404
+
+
 def test_who_leaves_in_the_middle_leaves_nothing(parties):
     at = f"/disputes/{open_dispute(parties, b'leaving')}"
     head = f"POST {at}/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n".encode()

@@ -31,6 +31,7 @@ from veritrain.verify.dispute.check import check_equivocation
 from veritrain.verify.dispute.claims import Entries
 from veritrain.verify.dispute.evidence import Bundle
 from veritrain.verify.dispute.judge import Ask, Loser, Ruling
+from veritrain.verify.dispute.limits import LIMITS
 from veritrain.verify.dispute.messages import (
     DetailOf,
     Kind,
@@ -426,6 +427,25 @@ def test_a_referee_goes_on_after_it_was_killed(scene, liar, tmp_path):
     )
     assert again.court.open(data) == dispute  # and it is not heard twice
     assert again.court.question(dispute, "trainer") is None
+
+
+def test_how_large_a_message_may_be(scene, liar, tmp_path):
+    """As large as an answer to the open question; small where there is none."""
+    hall, data, sizes = Hall(scene, tmp_path / "out"), challenge(scene, liar), {}
+    sides, dispute = parties(scene, liar, data), hall.court.open(data)
+    while (asked := hall.question(dispute, "trainer")) is not None:
+        message = SignedMessage.from_bytes(asked, where="").opened(where="")
+        sizes[message.body["ask"]] = hall.court.at_most(dispute)
+        for role, party in sides.items():
+            if role in message.body["of"]:
+                hall.court.receive(dispute, party.answer(asked))
+        hall.question(dispute, "trainer", after=asked)
+    sizes["over"] = hall.court.at_most(dispute)
+    small, entry = LIMITS.leaf_bytes, LIMITS.entry_bytes
+    details = {"detail": LIMITS.detail_bytes, "over": small}
+    assert sizes == {"leaf": small, "trace": entry, "operator": entry, **details}
+    with pytest.raises(LookupError):
+        hall.court.at_most(bytes(32))
 
 
 def test_silence_needs_no_judge(scene, liar, tmp_path):

@@ -182,11 +182,7 @@ def place(text):
     ],
 )
 def test_a_courier_goes_on_until_there_is_an_answer(answers):
-    question = Message(
-        run=bytes(32), dispute=bytes(32), sender=Role.REFEREE, number=1, kind=Kind.QUESTION,
-        body=Question(of=(Role.TRAINER,), topic=LeafAt(index=1)).to_value(),
-    )  # fmt: skip
-    data = Signed(message=question.to_bytes(), signature=bytes(64)).to_bytes()
+    data = a_question()
     sitting, trainer = FakeSitting(data), FakeTrainer(*answers)
     attend(sitting, trainer, lambda text: None)
     assert sitting.got.wait(20)
@@ -194,6 +190,24 @@ def test_a_courier_goes_on_until_there_is_an_answer(answers):
     asked = [one for one in trainer.asked if one[1] != b"verdict"]
     assert {path for path, _ in asked} <= {"/dispute/questions", PLACE}
     assert {body for _, body in asked} <= {data, b"challenge", b""}
+
+
+def test_a_courier_introduces_a_dispute_again_at_once(monkeypatch):
+    """Strangers' challenges can push it out of the trainer's memory before the question comes."""
+    monkeypatch.setattr(courier.time, "sleep", lambda seconds: pytest.fail("waits"))
+    data = a_question()
+    sitting = FakeSitting(data)
+    trainer = FakeTrainer(*[Answer(status=422, body=b""), Answer(status=200, body=b"")] * 4)
+    courier._Courier(sitting, trainer, pytest.fail)._deliver(data)
+    assert [body for _, body in trainer.asked] == [data, b"challenge"] * 4 + [data]
+
+
+def a_question():
+    message = Message(
+        run=bytes(32), dispute=bytes(32), sender=Role.REFEREE, number=1, kind=Kind.QUESTION,
+        body=Question(of=(Role.TRAINER,), topic=LeafAt(index=1)).to_value(),
+    )  # fmt: skip
+    return Signed(message=message.to_bytes(), signature=bytes(64)).to_bytes()
 
 
 @pytest.mark.parametrize(

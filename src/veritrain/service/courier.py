@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 
 from veritrain.errors import TranscriptError, VeritrainError
-from veritrain.service.court import Sitting
+from veritrain.service.court import Sitting, answer_bytes
 from veritrain.service.peer import Answer, Peer, UnansweredError
-from veritrain.verify.dispute.messages import Question, Role, SignedMessage
+from veritrain.verify.dispute.messages import Role
 
 _QUESTIONS = "/dispute/questions"
 _VERDICTS = "/dispute/verdicts"
@@ -19,6 +19,9 @@ _PLACE = re.compile(r"/dispute/answers/[0-9a-f]{64}", re.ASCII)
 _SMALL_BYTES = 1 << 16  # of an answer that holds no message
 _PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds; the last one again and again
 _UNKNOWN = (404, 422)  # the trainer has not heard of the dispute, or started again
+_INTRODUCTIONS = (
+    5  # in a row: challenges of strangers may push this one out before the question comes
+)
 
 
 def attend(sitting: Sitting, trainer: Peer, report: Callable[[str], None]) -> None:
@@ -80,9 +83,11 @@ class _Courier:
         Raises:
             VeritrainError: there is none yet.
         """
-        at_most = max(_answer_bytes(question), _SMALL_BYTES)
+        at_most = max(answer_bytes(question), _SMALL_BYTES)
         answer = self._trainer.post(_QUESTIONS, question, at_most)
-        if answer.status in _UNKNOWN:
+        for _ in range(_INTRODUCTIONS):
+            if answer.status not in _UNKNOWN:
+                break
             self._trainer.post(_QUESTIONS, self._sitting.challenge, _SMALL_BYTES)
             answer = self._trainer.post(_QUESTIONS, question, at_most)
         if answer.status != 202:
@@ -98,12 +103,6 @@ class _Courier:
                 return _body(answer)
             attempt += 1
         raise UnansweredError("the dispute is over")
-
-
-def _answer_bytes(question: bytes) -> int:
-    """The most that an answer to the referee's own question can have."""
-    message = SignedMessage.from_bytes(question, where="question").opened(where="question")
-    return Question.from_value(message.body).topic.answer_bytes
 
 
 def _body(answer: Answer) -> bytes:

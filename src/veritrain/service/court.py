@@ -27,7 +27,7 @@ from veritrain.verify.dispute.challenge import Contest, open_challenge
 from veritrain.verify.dispute.evidence import Bundle
 from veritrain.verify.dispute.judge import Answered, Ask, Case, Judge, Ruling
 from veritrain.verify.dispute.limits import LIMITS
-from veritrain.verify.dispute.messages import PARTIES, Role, SignedMessage
+from veritrain.verify.dispute.messages import PARTIES, Question, Role, SignedMessage
 from veritrain.verify.dispute.referee import Deadlines, Referee
 from veritrain.verify.dispute.verdict import Verdict
 
@@ -45,6 +45,7 @@ class View:
     """What can be seen of a dispute from outside."""
 
     questions: Mapping[Role, bytes] = field(default_factory=dict[Role, bytes])
+    at_most: int = LIMITS.leaf_bytes  # bytes that a message may have now
     verdict: bytes | None = None  # signed
 
 
@@ -186,9 +187,9 @@ class Sitting:
             self._docket.add_message(number, message)
         self._kept = len(messages)
         self._referee.shown(self._clock())
-        asked = {role: self._referee.question(role) for role in PARTIES}
+        view = _view(self._referee)
         with self._changed:
-            self._view = View(questions={role: q for role, q in asked.items() if q is not None})
+            self._view = view
             self._is_busy = False
             self._changed.notify_all()
 
@@ -277,6 +278,11 @@ class RefereeCourt:
         """See `Court.question`."""
         sitting = self._sitting(dispute)
         return None if sitting is None else sitting.view.questions.get(Role(role))
+
+    def at_most(self, dispute: bytes) -> int:
+        """See `Court.at_most`."""
+        sitting = self._sitting(dispute)
+        return (View() if sitting is None else sitting.view).at_most
 
     def receive(self, dispute: bytes, message: bytes) -> None:
         """See `Court.receive`."""
@@ -371,6 +377,19 @@ class RefereeCourt:
         if sitting is not None and sitting.is_stopped:
             raise StoppedError(dispute)
         return sitting
+
+
+def answer_bytes(question: bytes) -> int:
+    """The most bytes that an answer to the referee's own question can have."""
+    message = SignedMessage.from_bytes(question, where="question").opened(where="question")
+    return Question.from_value(message.body).topic.answer_bytes
+
+
+def _view(referee: Referee) -> View:
+    asked = {role: referee.question(role) for role in PARTIES}
+    questions = {role: question for role, question in asked.items() if question is not None}
+    at_most = max(map(answer_bytes, questions.values()), default=View.at_most)
+    return View(questions=questions, at_most=at_most)
 
 
 def _bundle(dispute: Digest) -> str:

@@ -88,6 +88,10 @@ class Court(Protocol):
         """The signed question that "challenger" or "trainer" has to answer next, if there is one."""
         ...
 
+    def at_most(self, dispute: bytes) -> int:
+        """The most bytes that a message of a party may have now."""
+        ...
+
     def receive(self, dispute: bytes, message: bytes) -> None:
         """Take a signed message of a party.
 
@@ -279,8 +283,10 @@ def court_router(court: Court, limits: ServiceLimits, budget: BodyBudget) -> API
         responses=_responses(_none(202, "taken"), 413, 422),
     )
     async def receive(request: Request, dispute: _Digest) -> Response:
-        """Bring a signed message."""
-        message = await budget.read(request, limits.message_bytes)
+        """Bring a signed message. It may be as large as an answer to the open question can be."""
+        with _refusals():
+            at_most = await ask(court.at_most, bytes.fromhex(dispute))
+        message = await budget.read(request, min(limits.message_bytes, at_most))
         with _refusals():
             await ask(court.receive, bytes.fromhex(dispute), message)
         return _empty(202)
