@@ -1,9 +1,10 @@
 """Run by the matrix tests on each machine: train jobs under `logged` numerics, print digests of each step.
 
-python -m tests.logged_digests NUMERICS STEPS FOLDER write|follow NAME...
+python -m tests.logged_digests NUMERICS STEPS FOLDER write|follow|reorder NAME...
 
-The machine that writes leaves its rounding logs in FOLDER; the others follow them. A full-size model goes
-by its name in `benchmarks.large`.
+The machine that writes leaves its rounding logs and samples of its raw values in FOLDER; the others follow
+the logs. One that reorders has sums that run in another order, and measures how far raw values lie apart.
+A full-size model goes by its name in `benchmarks.large`.
 """
 
 from __future__ import annotations
@@ -17,37 +18,66 @@ from tests import zoo
 from veritrain.data import Batches
 from veritrain.errors import VeritrainError
 from veritrain.job import Job
+from veritrain.numerics.logged.rounding import Rounding
+from veritrain.numerics.logged.samples import Comparing, Sampling
 from veritrain.state import capture
 from veritrain.step import Program, run_step
 from veritrain.transcript import state_entries, state_root
 
 
-def job_digests(job: Job, steps: int, logs: Path, *, writes: bool) -> list[str]:
-    """One line per state: digest and loss; the last one is an error where the log does not lead on."""
+def job_digests(job: Job, steps: int, logs: Path, role: str, gaps: dict[str, float]) -> list[str]:
+    """One line per state: digest and loss; the last one is an error where the log does not lead on.
+
+    `gaps` takes the largest of each class, in units of u * S.
+    """
     program, batches = Program.build(job), Batches(job)
     lines = [state_root(state_entries(capture(program))).hex()]
     for step in range(1, steps + 1):
         file = logs.with_suffix(f".{step}")
-        rounding = program.recording() if writes else program.following(file.read_bytes())
+        rounding = rounding_of(program, role, file)
         try:
             loss = run_step(program, step, batches[step], rounding)
             log = rounding.finish()
         except VeritrainError as error:
             return [*lines, f"{type(error).__name__}: {error}"]
-        if writes:
+        if isinstance(rounding, Sampling):
             file.write_bytes(log)
+            _samples(file).write_bytes(rounding.samples())
+        if isinstance(rounding, Comparing):
+            for name, gap in rounding.gaps.items():
+                gaps[name] = max(gaps.get(name, 0.0), gap.largest)
         lines.append(f"{state_root(state_entries(capture(program))).hex()} {loss!r}")
     return lines
+
+
+def rounding_of(program: Program, role: str, file: Path) -> Rounding:
+    """Who decides on this machine."""
+    plain = program.recording()
+    assert plain is not None
+    if role == "write":
+        return Sampling(plain.target, plain.thresholds)
+    log = file.read_bytes()
+    if role == "reorder":
+        samples = _samples(file).read_bytes()
+        return Comparing(plain.target, plain.thresholds, log, samples, reordered=True)
+    following = program.following(log)
+    assert following is not None
+    return following
+
+
+def _samples(file: Path) -> Path:
+    return file.with_name(f"{file.name}.samples")
 
 
 if __name__ == "__main__":
     numerics, steps, folder, role, *names = sys.argv[1:]
     jobs = {} if names[0] in MODELS else zoo.jobs(int(steps), numerics)
-    found = {
+    gaps: dict[str, float] = {}
+    digests = {
         name: job_digests(
             MODELS[name].job(numerics, int(steps)) if name in MODELS else jobs[name], int(steps),
-            Path(folder) / name.replace(" ", "-"), writes=role == "write",
+            Path(folder) / name.replace(" ", "-"), role, gaps,
         )
         for name in names
     }  # fmt: skip
-    print(json.dumps(found))
+    print(json.dumps({"digests": digests, "gaps": gaps}))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from veritrain.numerics.logged.mode import _by_name, _is_plain
-from veritrain.numerics.logged.thresholds import REACH
+from veritrain.numerics.logged.thresholds import CLASSES, REACH
 from veritrain.numerics.logged.vendor import VENDOR, Call
 
 aten: Any = torch.ops.aten
@@ -107,6 +107,7 @@ def attentions(x: Make) -> list[tuple[Any, tuple]]:
     out, sums = forward(query, key, value)
     return [
         (forward, (query, key, value)),
+        (forward, (query, key, value, 0.0, True)),
         (backward, (grad, query, key, value, out, sums, 0.0, False)),
     ]
 
@@ -237,3 +238,56 @@ def test_every_operator_is_tried():
     tried = {o for ops in (products, convolutions, embeddings, normalisations, attentions)
              for o, _ in ops(lambda *shape: torch.ones(shape))}  # fmt: skip
     assert set(VENDOR) - tried == {aten.mean.default}
+
+
+def differences(operator: Any, arguments: tuple, dtype: torch.dtype) -> list[float]:
+    """For each result how far it moves where its sums run in another order, over what is possible."""
+    named = _by_name(operator, arguments, {})
+    wide = {
+        n: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v
+        for n, v in named.items()
+    }
+    vendor = VENDOR[operator]
+    found, other = operator(**wide), operator(**vendor.reordered(wide))
+    found, other = ([r] if isinstance(r, Tensor) else list(r) for r in (found, other))
+    call = Call(named, [r.float() if isinstance(r, Tensor) else r for r in found])
+    scale = torch.finfo(dtype).eps / 2 / UNIT
+    return [
+        _over_bound(found[r.place].double(), other[r.place].double(), r) / scale
+        for r in vendor.results(call)
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_in_another_order_are_the_same_up_to_rounding_and_not_beyond(dtype):
+    classes = set()
+    for operators in (products, convolutions, embeddings, normalisations, attentions):
+        for operator, arguments in operators(partial(even, torch.Generator().manual_seed(1))):
+            if VENDOR[operator].reordered is None:
+                continue
+            moved = differences(operator, arguments, dtype)
+            assert max(moved) < 0.5, operator
+            if max(moved) > 0.0:
+                classes.add(VENDOR[operator].name)
+    # binary64 sums of few binary32 numbers are exact
+    exact = {"embedding"} if dtype == torch.float64 else set()
+    assert classes >= set(CLASSES) - exact
+
+
+def test_masked_keys_are_reversed_with_their_mask():
+    generator = torch.Generator().manual_seed(1)
+    query, key, value = (even(generator, 2, 3, 40, 16) for _ in range(3))
+    mask = even(generator, 40, 40)
+    operator = aten._scaled_dot_product_flash_attention_for_cpu.default
+    named = _by_name(operator, (query, key, value), {"attn_mask": mask})
+    found, other = operator(**named), operator(**VENDOR[operator].reordered(named))
+    assert not torch.equal(found[0], other[0])
+    torch.testing.assert_close(found, other)
+
+
+@pytest.mark.parametrize("dims", [None, [], [1], [-1, 0]])
+def test_sums_are_reversed_along_what_they_sum(dims):
+    x = even(torch.Generator().manual_seed(1), 7, 30, 3)
+    operator = aten.sum.dim_IntList
+    named = _by_name(operator, (x, dims), {})
+    torch.testing.assert_close(operator(**VENDOR[operator].reordered(named)), operator(**named))

@@ -82,7 +82,7 @@ class Vendor:
     `when` names a flag without which it follows its exact rule; `wide` says that it does so unless the step
     computes in float64, because its scale is too far above its values for anything less; `writes` the arguments that the kernel
     updates besides, with their scales. `reordered` gives arguments of the same result whose sums run
-    the other way round: another machine for `calibrate`.
+    in another order, the other way round where that can be said: another machine for `calibrate`.
     """
 
     name: str  # of the class
@@ -117,6 +117,23 @@ def _flipped(**axes: int) -> Callable[[Arguments], Arguments]:
     def reordered(arguments: Arguments) -> Arguments:
         flipped = {name: arguments[name].flip(axis) for name, axis in axes.items()}
         return {**arguments, **flipped}
+
+    return reordered
+
+
+_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by number of axes
+
+
+def _channels_last(*names: str) -> Callable[[Arguments], Arguments]:
+    """Arguments that lie in memory otherwise, for which PyTorch has other kernels."""
+
+    def reordered(arguments: Arguments) -> Arguments:
+        tensors = {name: arguments[name] for name in names}
+        return arguments | {
+            name: x.contiguous(memory_format=_LAST[x.dim()])
+            for name, x in tensors.items()
+            if x.dim() in _LAST
+        }
 
     return reordered
 
@@ -179,7 +196,10 @@ def _convolution(call: Call) -> Results:
     yield Result(0, *_by_taps(call["input"], call["weight"], axis))
 
 
-@_vendor("convolution", aten.convolution_backward.default)
+@_vendor(
+    "convolution", aten.convolution_backward.default,
+    reordered=_channels_last("grad_output", "input", "weight"),
+)  # fmt: skip
 def _convolution_backward(call: Call) -> Results:
     grad, image = call["grad_output"], call["input"]
     to_image, to_weight, to_bias = call["output_mask"]
@@ -201,22 +221,33 @@ def _terms(call: Call) -> int:
     return max(1, call.size("self") // max(1, call.results[0].numel()))
 
 
-@_vendor("sum", aten.sum.default, aten.sum.dim_IntList, wide=True)
+def _terms_reversed(arguments: Arguments) -> Arguments:
+    x = arguments["self"]
+    return {**arguments, "self": x.flip(arguments.get("dim") or tuple(range(x.dim())))}
+
+
+@_vendor("sum", aten.sum.default, aten.sum.dim_IntList, reordered=_terms_reversed, wide=True)
 def _sum(call: Call) -> Results:
     yield Result(0, call.top("self") * _terms(call), math.sqrt(_terms(call)))
 
 
-@_vendor("sum", aten.mean.default, aten.mean.dim, wide=True)
+@_vendor("sum", aten.mean.default, aten.mean.dim, reordered=_terms_reversed, wide=True)
 def _mean(call: Call) -> Results:
     yield Result(0, call.top("self"), math.sqrt(_terms(call)))
 
 
-@_vendor("sum", aten.linalg_vector_norm.default)
+@_vendor("sum", aten.linalg_vector_norm.default, reordered=_terms_reversed)
 def _vector_norm(call: Call) -> Results:
     yield Result(0, None, math.sqrt(_terms(call)))
 
 
-@_vendor("embedding", aten.embedding_dense_backward.default, wide=True)
+def _rows_reversed(arguments: Arguments) -> Arguments:
+    grad, indices = arguments["grad_output"], arguments["indices"].reshape(-1)
+    rows = grad.reshape(indices.numel(), -1)
+    return {**arguments, "grad_output": rows.flip(0), "indices": indices.flip(0)}
+
+
+@_vendor("embedding", aten.embedding_dense_backward.default, reordered=_rows_reversed, wide=True)
 def _embedding_backward(call: Call) -> Results:
     repeats = int(torch.bincount(call["indices"].reshape(-1)).max())  # rows added to one
     yield Result(0, call.top("grad_output") * repeats, math.sqrt(repeats))
@@ -313,12 +344,17 @@ def _group(call: Call) -> _Norm:
     return _Norm((1, 1, *slices), (1, samples, channels, call["HxW"]))
 
 
-@_vendor("norm", aten.native_group_norm.default)
+@_vendor("norm", aten.native_group_norm.default, reordered=_channels_last("input"))
 def _group_norm(call: Call) -> Results:
     return _norm_forward(call, _group(call))
 
 
-@_vendor("norm", aten.native_group_norm_backward.default, wide=True)
+@_vendor(
+    "norm",
+    aten.native_group_norm_backward.default,
+    reordered=_channels_last("grad_out", "input"),
+    wide=True,
+)
 def _group_norm_backward(call: Call) -> Results:
     return _norm_backward(call, _group(call), "mean", "rstd")
 
@@ -338,12 +374,16 @@ def _variance_scale(call: Call) -> float:
 @_vendor(
     "norm", aten.native_batch_norm.default,
     when="training", writes={"running_mean": _mean_scale, "running_var": _variance_scale},
+    reordered=_channels_last("input"),
 )  # fmt: skip
 def _batch_norm(call: Call) -> Results:
     return _norm_forward(call, _batch(call))
 
 
-@_vendor("norm", aten.native_batch_norm_backward.default, when="train")
+@_vendor(
+    "norm", aten.native_batch_norm_backward.default, when="train",
+    reordered=_channels_last("grad_out", "input"),
+)  # fmt: skip
 def _batch_norm_backward(call: Call) -> Results:
     return _norm_backward(call, _batch(call), "save_mean", "save_invstd")
 
@@ -377,7 +417,22 @@ def _mask_reach(mask: Tensor | None, logits: float) -> float:
     return float(np.max(np.abs(rows), where=counts, initial=0.0))
 
 
-@_vendor("attention", aten._scaled_dot_product_flash_attention_for_cpu.default, wide=True)
+def _keys_reversed(arguments: Arguments) -> Arguments:
+    """The width too, whose products the logits sum: with a causal mask, keys keep their places."""
+    query, key = arguments["query"].flip(-1), arguments["key"].flip(-1)
+    value, mask = arguments["value"], arguments["attn_mask"]
+    if not arguments["is_causal"]:
+        key, value = key.flip(-2), value.flip(-2)
+        mask = None if mask is None else mask.flip(-1)
+    return {**arguments, "query": query, "key": key, "value": value, "attn_mask": mask}
+
+
+@_vendor(
+    "attention",
+    aten._scaled_dot_product_flash_attention_for_cpu.default,
+    reordered=_keys_reversed,
+    wide=True,
+)
 def _attention(call: Call) -> Results:
     growth = math.sqrt(max(call["query"].shape[-1], call["key"].shape[-2]))
     logits = _logits(call)
