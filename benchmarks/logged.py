@@ -83,8 +83,9 @@ def _corrections(workload: Workload, numerics: str) -> Row:
     decided = Sampling(plain.target, plain.thresholds)
     run_step(trainer, 1, batch, decided)
     following = Comparing(
-        plain.target, plain.thresholds, decided.finish(), decided.samples(), reordered=True
-    )
+        plain.target, plain.thresholds, decided.finish(), decided.decisions(), decided.samples(),
+        reordered=True,
+    )  # fmt: skip
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

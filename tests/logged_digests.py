@@ -42,8 +42,11 @@ def job_digests(job: Job, steps: int, logs: Path, role: str, gaps: dict[str, flo
             return [*lines, f"{type(error).__name__}: {error}"]
         if isinstance(rounding, Sampling):
             file.write_bytes(log)
-            _samples(file).write_bytes(rounding.samples())
+            _beside(file, "samples").write_bytes(rounding.samples())
+            _beside(file, "decisions").write_bytes(rounding.decisions())
         if isinstance(rounding, Comparing):
+            if rounding.disagreements:
+                return [*lines, rounding.disagreements[0]]
             for name, gap in rounding.gaps.items():
                 gaps[name] = max(gaps.get(name, 0.0), gap.largest)
         lines.append(f"{state_root(state_entries(capture(program))).hex()} {loss!r}")
@@ -58,15 +61,15 @@ def rounding_of(program: Program, role: str, file: Path) -> Rounding:
         return Sampling(plain.target, plain.thresholds)
     log = file.read_bytes()
     if role == "reorder":
-        samples = _samples(file).read_bytes()
-        return Comparing(plain.target, plain.thresholds, log, samples, reordered=True)
+        parts = [_beside(file, name).read_bytes() for name in ("decisions", "samples")]
+        return Comparing(plain.target, plain.thresholds, log, *parts, reordered=True)
     following = program.following(log)
     assert following is not None
     return following
 
 
-def _samples(file: Path) -> Path:
-    return file.with_name(f"{file.name}.samples")
+def _beside(file: Path, name: str) -> Path:
+    return file.with_name(f"{file.name}.{name}")
 
 
 if __name__ == "__main__":

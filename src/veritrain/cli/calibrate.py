@@ -107,6 +107,9 @@ def _lines(found: Calibration) -> list[output.Line]:
     lines.append("units       u * S, u the roundoff of the arithmetic, S the scale of the result")
     lines.append(f"log         {found.log_bytes[1]} bytes a step ({found.log_bytes[0]} a priori)")
     lines.append(f"job         thresholds={found.thresholds}")
+    if found.disagreements_before:
+        lines += ["", "While measuring, with other thresholds:"]
+        lines += [(text, "yellow") for text in found.disagreements_before]
     if found.disagreements:
         lines += ["", *((text, "red") for text in found.disagreements)]
         return [*lines, ("DISAGREEMENT: raise --safety or --steps", "bold red")]
@@ -125,21 +128,7 @@ def _result(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
     if len(data) > _MAX_RESULT_BYTES:
         raise UsageError(f"{path}: expected at most {_MAX_RESULT_BYTES} bytes")
-    result = _map(data.decode(errors="replace"), str(path))
-    if not _is_result(result.get("gaps")):
-        raise UsageError(f"{path}: not a result of --against")
-    return result
-
-
-def _is_result(gaps: object) -> bool:
-    return isinstance(gaps, dict) and all(
-        isinstance(gap, dict)
-        and type(gap.get("samples")) is int
-        and type(gap.get("largest")) in (int, float)
-        and 0 <= gap["largest"] < 2.0**40
-        and isinstance(gap.get("operator"), str)
-        for gap in gaps.values()
-    )
+    return _map(data.decode(errors="replace"), str(path))
 
 
 def _map(text: str, where: str) -> dict[str, Any]:

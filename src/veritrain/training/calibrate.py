@@ -2,9 +2,10 @@
 
 One machine does some steps and writes its rounding logs with samples of its unrounded results; each other
 one does the same steps by these logs and measures the largest gap of each class of operators. The threshold
-is that gap times a safety factor. The published procedure searches by bisection for the smallest threshold
-without an unlogged disagreement (Srivastava, Arora and Boneh 2024, algorithm 3); that is the largest gap,
-which is measured here at once. A second round then shows that with the new thresholds all agree.
+is that gap times a safety factor, and never above what rounding errors explain. The published procedure
+searches by bisection for the smallest threshold without an unlogged disagreement (Srivastava, Arora and
+Boneh 2024, algorithm 3); that is the largest gap, which is measured here at once. A disagreement on the way
+is noted, and the measurement goes on. A second round then shows that with the new thresholds all agree.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,10 +26,10 @@ import torch
 
 from veritrain.data import Batches
 from veritrain.encoding import DIGEST_BYTES, digest_value
-from veritrain.errors import InconclusiveError, TranscriptError, UsageError
+from veritrain.errors import TranscriptError, UsageError, VerificationError
 from veritrain.job import Job
 from veritrain.numerics import resolve
-from veritrain.numerics.logged.thresholds import CLASSES, Thresholds
+from veritrain.numerics.logged.thresholds import Thresholds
 from veritrain.numerics.profile import Logged
 from veritrain.sources import commitment
 from veritrain.step import Program, run_step
@@ -38,6 +39,7 @@ DEFAULT_SAFETY = 8.0
 DEFAULT_STEPS = 3
 _REORDERED = "sums in another order"
 _LENGTH_BYTES = 8
+_TOLD = 8  # disagreements of one machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,7 @@ class Calibration:
     machines: tuple[str, ...]
     classes: tuple[ClassGap, ...]
     log_bytes: tuple[int, int]  # of a step, mean: a priori, and with the new thresholds
+    disagreements_before: tuple[str, ...]  # while gaps were measured, on other computers too
     disagreements: tuple[str, ...]  # of the second round
 
     @property
@@ -77,6 +80,7 @@ class Calibration:
             "log_bytes_a_priori": self.log_bytes[0],
             "log_bytes": self.log_bytes[1],
             "thresholds": self.thresholds,
+            "disagreements_before": list(self.disagreements_before),
             "disagreements": list(self.disagreements),
         }
 
@@ -99,12 +103,15 @@ def calibrate(
         on_machine: called as each machine starts: how many were done, how many there are, its name.
 
     Raises:
-        UsageError: not a job of logged numerics, made in a script, or a machine failed.
+        UsageError: not a job of logged numerics, made in a script, a machine failed, a result is of
+            another job, or a gap that rounding errors do not explain.
     """
     if job.origin is None:
         raise UsageError("calibrate: expected a job from load_job(); other processes load its file")
     if not safety >= 1.0:
         raise UsageError(f"safety: expected 1 or more, got {safety}")
+    for name, result in (measured or {}).items():
+        _require_result(name, result, _identity(job, steps))
     settings = machines(torch.get_num_threads())
     turns = itertools.count()
 
@@ -114,9 +121,13 @@ def calibrate(
 
     with tempfile.TemporaryDirectory() as folder:
         before = _round(job, {}, steps, settings, Path(folder) / "a", tell)
-        found = _widest([*before.results.values(), *(measured or {}).values()])
+        bounds = _bounds(before.results.values())
+        results = {**before.results, **(measured or {})}
+        for name, result in results.items():
+            _require_explained(name, result, bounds)
+        found = _widest(results.values())
         thresholds = {
-            name: _threshold(item["largest"], safety)
+            name: min(_threshold(item["largest"], safety), bounds[name])
             for name, item in sorted(found.items())
             if item["largest"] > 0.0  # where no machine differed nothing is known of others
         }
@@ -133,11 +144,8 @@ def calibrate(
             for name, item in sorted(found.items())
         ),
         log_bytes=(before.log_bytes, after.log_bytes),
-        disagreements=tuple(
-            f"{name}: {result['disagreement']}"
-            for name, result in after.results.items()
-            if result["disagreement"]
-        ),
+        disagreements_before=_disagreements(results),
+        disagreements=_disagreements(after.results),
     )  # fmt: skip
 
 
@@ -201,7 +209,7 @@ def write(job: Job, file: Path, *, steps: int, thresholds: Mapping[str, float]) 
         for step in range(1, steps + 1):
             rounding = Sampling(profile.target, Thresholds(thresholds))
             run_step(program, step, batches[step], rounding)
-            for part in (rounding.finish(), rounding.samples()):
+            for part in (rounding.finish(), rounding.decisions(), rounding.samples()):
                 out.write(len(part).to_bytes(_LENGTH_BYTES, "little") + part)
             sizes += len(rounding.finish())
     return {"log_bytes": sizes // steps}
@@ -220,33 +228,49 @@ def compare(
     """
     from veritrain.numerics.logged.samples import Comparing, Gap
 
-    profile = _logged(job)
+    profile, identity = _logged(job), _identity(job, steps)
     program, batches = Program.build(job), Batches(job)
     gaps: dict[str, Gap] = {}
-    disagreement = ""
+    disagreements: list[str] = []
     with _opened(file) as source:
-        if source.read(DIGEST_BYTES) != digest_value("job", commitment(job)):
+        if source.read(DIGEST_BYTES).hex() != identity["job"]:
             raise UsageError(f"{file} is of another job")
         for step in range(1, steps + 1):
-            log, samples = _part(source, file), _part(source, file)
+            parts = [_part(source, file) for _ in range(3)]
             rounding = Comparing(
-                profile.target, Thresholds(thresholds), log, samples, reordered=reordered
+                profile.target, Thresholds(thresholds), *parts, reordered=reordered
             )
+            is_lost = False
             try:
                 run_step(program, step, batches[step], rounding)
                 rounding.finish()
-            except InconclusiveError as error:
-                disagreement = f"step {step}: {error}"
+            except VerificationError as error:
+                is_lost = True  # no operands to go on with that both have
+                rounding.disagreements.append(str(error))
+            disagreements += (f"step {step}: {text}" for text in rounding.disagreements)
             gaps = {
                 name: gaps.get(name, Gap()) + rounding.gaps.get(name, Gap())
                 for name in gaps.keys() | rounding.gaps.keys()
             }
-            if disagreement:
+            if is_lost:
                 break
     return {
+        **identity,
+        "thresholds": dict(thresholds),
         "gaps": {name: vars(gap) for name, gap in sorted(gaps.items())},
-        "disagreement": disagreement,
+        "disagreements": _shortened(disagreements),
     }
+
+
+def _identity(job: Job, steps: int) -> dict[str, Any]:
+    """What a result says it is of."""
+    digest = digest_value("job", commitment(job))
+    return {"numerics": job.numerics, "job": digest.hex(), "steps": steps}
+
+
+def _shortened(texts: list[str]) -> list[str]:
+    more = len(texts) - _TOLD
+    return [*texts[:_TOLD], f"and {more} more"] if more > 0 else texts
 
 
 def _opened(file: Path) -> BinaryIO:
@@ -264,13 +288,77 @@ def _part(source: BinaryIO, file: Path) -> bytes:
     return source.read(length)
 
 
-def _widest(results: list[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _require_result(name: str, result: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Check what another computer says that it measured.
+
+    Raises:
+        UsageError: it is no result of `compare`, or one of another job or of other steps.
+    """
+    if not _is_result(result):
+        raise UsageError(f"{name}: not a result of --against")
+    for key, expected in identity.items():
+        if result.get(key) != expected:
+            raise UsageError(
+                f"{name}: measured on something else: {key}: expected {expected!r}, "
+                f"got {result.get(key)!r}"
+            )
+
+
+def _is_result(result: Mapping[str, Any]) -> bool:
+    gaps, told = result.get("gaps"), result.get("disagreements")
+    return (
+        isinstance(gaps, dict)
+        and all(isinstance(gap, dict) and _is_gap(gap) for gap in gaps.values())
+        and isinstance(told, list)
+        and all(isinstance(text, str) for text in told)
+    )
+
+
+def _is_gap(gap: dict[str, Any]) -> bool:
+    return (
+        type(gap.get("samples")) is int
+        and isinstance(gap.get("operator"), str)
+        and all(
+            type(gap.get(key)) in (int, float) and gap[key] >= 0 for key in ("largest", "reach")
+        )
+    )
+
+
+def _bounds(results: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """What rounding errors explain of each class at most, as this computer has it."""
+    bounds: dict[str, float] = {}
+    for result in results:
+        for name, gap in result["gaps"].items():
+            bounds[name] = max(bounds.get(name, 0.0), gap["bound"])
+    return bounds
+
+
+def _require_explained(
+    machine: str, result: Mapping[str, Any], bounds: Mapping[str, float]
+) -> None:
+    """Raises UsageError where a gap is no matter of rounding errors."""
+    for name, gap in result["gaps"].items():
+        if name not in bounds:
+            raise UsageError(f"{machine}: {name!r} is no class of the job's operators")
+        if not (gap["largest"] <= bounds[name] and gap["reach"] <= 1.0):
+            raise UsageError(
+                f"{machine}: class {name}: {gap['operator']} lies {gap['largest']:.3g} u * S apart, and "
+                f"rounding errors explain {bounds[name]:.3g} at most: its kernels are broken, the result "
+                "is made up, or the operator is too ill-conditioned for logged numerics"
+            )
+
+
+def _disagreements(results: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    return tuple(
+        f"{name}: {text}" for name, result in results.items() for text in result["disagreements"]
+    )
+
+
+def _widest(results: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The largest gap of each class over all machines."""
     found: dict[str, dict[str, Any]] = {}
     for result in results:
         for name, gap in result["gaps"].items():
-            if name not in CLASSES:
-                raise UsageError(f"measured: {name!r} is no class of operators")
             old = found.get(name, {"samples": 0, "largest": -1.0, "operator": ""})
             wider = gap if gap["largest"] > old["largest"] else old
             found[name] = {**wider, "samples": old["samples"] + gap["samples"]}
