@@ -202,6 +202,8 @@ def show(name: str, rows: list[Row]) -> None:
 
 
 def _shown(value: object) -> str:
+    if value is None:
+        return "-"  # not measured
     if not isinstance(value, float):
         return str(value)
     return f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"

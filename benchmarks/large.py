@@ -28,11 +28,11 @@ METHODS = ("native", "exact", "exact by float64", "exact14", "fp64 with hooks")
 Row = dict[str, Any]
 
 
-def gpt2() -> nn.Module:
-    """GPT-2 of 124M parameters, random weights."""
+def gpt2(**changes: Any) -> nn.Module:
+    """GPT-2 of 124M parameters, random weights; `changes` of its configuration."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    return GPT2LMHeadModel(GPT2Config(use_cache=False))
+    return GPT2LMHeadModel(GPT2Config(use_cache=False, **changes))
 
 
 def language_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -2,7 +2,8 @@
 
 The unrounded step is PyTorch's own, with model and data in the computing precision. The published encoding
 takes 1.6 bits for every rounded value; both counts are of this run. Corrections are those of an auditor whose
-sums run the other way round, on one thread.
+sums run the other way round, on one thread; those of attention are of the same model without dropout there,
+since PyTorch fuses it then.
 """
 
 from __future__ import annotations
@@ -11,25 +12,28 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from benchmarks.large import MODELS, peak
+from benchmarks.large import MODELS, gpt2, peak
 from benchmarks.measure import interleaved, milliseconds, ratio
 from benchmarks.models import Workload
 from veritrain.adversaries import rounders
 from veritrain.data import Batches
-from veritrain.numerics.logged.rounding import Rounding
-from veritrain.numerics.logged.samples import Comparing, Gap, Sampling
-from veritrain.numerics.logged.tally import Tally
+from veritrain.numerics.logged.rounding import Recording, Rounding
+from veritrain.numerics.logged.samples import Comparing, Sampling
 from veritrain.numerics.logged.thresholds import CLASSES
 from veritrain.step import Program, run_step
 
 _PUBLISHED_BITS = 1.6  # of a value: five of three kinds to the byte
 _NUMERICS = {"logged": torch.float64, "logged-bf16": torch.float32}
+_WITHOUT_DROPOUT = {
+    "GPT-2 124M": replace(MODELS["GPT-2 124M"], model=partial(gpt2, attn_pdrop=0.0))
+}
 Row = dict[str, Any]
 
 
@@ -68,14 +72,16 @@ def _row(model: str, numerics: str) -> Row:
         "log kB": max(map(len, logs)) / 1e3,
         "published log kB": values * _PUBLISHED_BITS / 8e3,
         **_corrections(workload, numerics),
-        "steered / honest step": _steered(workload, numerics),
+        **_of_attention(model, numerics),
+        **_steered(workload, numerics),
     }
 
 
 def _corrections(workload: Workload, numerics: str) -> Row:
     """Decisions that another machine takes over, for each million values, by class; largest gap over threshold.
 
-    The gaps are those of samples of all values, whether a decision hung on them or not.
+    The gaps are those of samples of all values, whether a decision hung on them or not; None where the
+    model has no operator of a class.
     """
     trainer, auditor = (Program.build(workload.job(numerics, 1000)) for _ in range(2))
     batch = _batch(workload)
@@ -94,25 +100,44 @@ def _corrections(workload: Workload, numerics: str) -> Row:
         torch.set_num_threads(threads)
     found: Row = {}
     for name in CLASSES:
-        tally = following.tally.get(name, Tally(values=1))
-        found[f"{name} corrected / million"] = tally.corrected / tally.values * 1e6
-        found[f"{name} gap / threshold"] = following.gaps.get(name, Gap()).share
+        tally, gap = following.tally.get(name), following.gaps.get(name)
+        found[f"{name} corrected / million"] = (
+            None if tally is None else tally.corrected / tally.values * 1e6
+        )
+        found[f"{name} gap / threshold"] = None if gap is None else gap.share
     return found
 
 
-def _steered(workload: Workload, numerics: str) -> float:
-    """How far always rounding down moves the weights in a step, over how far the step itself does: 2-norms."""
-    honest = _weights_after(workload, numerics, steered=False)
-    steered = _weights_after(workload, numerics, steered=True)
+def _of_attention(model: str, numerics: str) -> Row:
+    """Corrections of the class attention, which PyTorch fuses without dropout only: of another model."""
+    if model not in _WITHOUT_DROPOUT:
+        return {}
+    found = _corrections(_WITHOUT_DROPOUT[model], numerics)
+    return {name: value for name, value in found.items() if name.startswith("attention")}
+
+
+def _steered(workload: Workload, numerics: str) -> Row:
+    """How far steering moves the weights in a step, over how far the step itself does: 2-norms.
+
+    Once with every decision down, and once with as many as audits accept, all in the largest parameter.
+    """
     start = _weights(Program.build(workload.job(numerics, 1000)))
-    return _distance(steered, honest) / _distance(honest, start)
+    honest = _weights_after(workload, numerics, Recording)
+    size = max(weight.numel() for weight in start)
+    cheats = {
+        "steered / honest step": rounders.Steering,
+        "accepted steering / honest step": partial(rounders.Concentrating, size=size),
+    }
+    return {
+        name: _distance(_weights_after(workload, numerics, make), honest) / _distance(honest, start)
+        for name, make in cheats.items()
+    }
 
 
-def _weights_after(workload: Workload, numerics: str, *, steered: bool) -> list[Tensor]:
+def _weights_after(workload: Workload, numerics: str, make: rounders.MakeRecording) -> list[Tensor]:
     program = Program.build(workload.job(numerics, 1000))
-    honest = _required(program.recording())
-    decided = rounders.Steering(honest.target, honest.thresholds) if steered else honest
-    run_step(program, 1, _batch(workload), decided)
+    plain = _required(program.recording())
+    run_step(program, 1, _batch(workload), make(plain.target, plain.thresholds))
     return _weights(program)
 
 

@@ -17,10 +17,14 @@ import numpy as np
 
 from veritrain.numerics.logged.grid import Rounded, follow, round_to
 from veritrain.numerics.logged.rounding import Recording, Rounding, Target, Tensors
+from veritrain.numerics.logged.tally import Tally
 from veritrain.numerics.logged.thresholds import Thresholds
 from veritrain.numerics.profile import Logged
 from veritrain.transcript.limits import LIMITS
 
+ACCEPTED = (
+    1 / 8
+)  # of a class's logged decisions: what honest machines may differ in (`Tally.is_steered`)
 MakeRecording: TypeAlias = Callable[[Target, Thresholds], Recording]
 
 
@@ -78,6 +82,32 @@ class Diluting(_Cheating):
         near = super().decide(tensors)
         up = np.where(np.isin(wider.places, near.places), False, wider.up)
         return _redecided(self, tensors, wider, up)
+
+
+class Concentrating(_Cheating):
+    """Steers no more than audits accept, and all of it in results of `size` entries: the gradient of one
+    parameter, say. There as many of the largest values as it may go down, although they are nearer above.
+    """
+
+    def __init__(self, target: Target, thresholds: Thresholds, *, size: int) -> None:
+        super().__init__(target, thresholds)
+        self.size = size
+        self.steered = 0
+
+    def decide(self, tensors: Tensors) -> Rounded:
+        """See `Recording.decide`."""
+        honest = super().decide(tensors)
+        if tensors.values.size != self.size:
+            return honest
+        logged = self.tally.get(tensors.kind, Tally()).logged + honest.places.size
+        room = max(0, int(logged * ACCEPTED) - self.steered)
+        raised = np.flatnonzero(honest.up)
+        order = np.argsort(-abs(tensors.values[honest.places[raised]]), kind="stable")
+        chosen = raised[order[:room]]
+        self.steered += chosen.size
+        up = honest.up.copy()
+        up[chosen] = False
+        return _redecided(self, tensors, honest, up)
 
 
 class _AtLast(Recording):
