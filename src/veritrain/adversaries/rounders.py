@@ -85,8 +85,8 @@ class Diluting(_Cheating):
 
 
 class Concentrating(_Cheating):
-    """Steers no more than audits accept, and all of it in results of `size` entries: the gradient of one
-    parameter, say. There as many of the largest values as it may go down, although they are nearer above.
+    """Decides no more otherwise than audits accept, and all of it in results of `size` entries: the gradient
+    of one parameter, say. Of these the largest ambiguous values, which move farthest.
     """
 
     def __init__(self, target: Target, thresholds: Thresholds, *, size: int) -> None:
@@ -101,12 +101,10 @@ class Concentrating(_Cheating):
             return honest
         logged = self.tally.get(tensors.kind, Tally()).logged + honest.places.size
         room = max(0, int(logged * ACCEPTED) - self.steered)
-        raised = np.flatnonzero(honest.up)
-        order = np.argsort(-abs(tensors.values[honest.places[raised]]), kind="stable")
-        chosen = raised[order[:room]]
+        chosen = np.argsort(-abs(tensors.values[honest.places]), kind="stable")[:room]
         self.steered += chosen.size
         up = honest.up.copy()
-        up[chosen] = False
+        up[chosen] = ~up[chosen]
         return _redecided(self, tensors, honest, up)
 
 
