@@ -15,7 +15,9 @@ from tests.service.conftest import JOB
 from tests.service.disputants import Command
 from veritrain.adversaries import trainers
 from veritrain.cli import main
+from veritrain.service.kept import Shelf
 from veritrain.transcript import Header, Signer
+from veritrain.verify.trace import dissent
 
 STEP = 5  # the first after a checkpoint
 PARTIES = ("trainer", "referee", "challenger")
@@ -200,13 +202,17 @@ def test_a_referee_with_other_versions_does_not_begin(court, capfd):
     assert "torch: expected '1.0'" in capfd.readouterr().err
 
 
-def test_nothing_differs(scene, capfd):
-    words = [scene / "honest", "--referee", "http://127.0.0.1:9", "--job", scene / "job.py"]
-    words += ["--key", scene / "challenger.key", "--json"]
-    for more in ([], ["--step", STEP]):
-        assert main(["dispute", *map(str, [*words, *more])]) == 0
+def words_of(court, url):
+    words = [court.scene / "honest", "--referee", url, *court.job, *court.key("challenger")]
+    return ["dispute", *map(str, [*words, "--out", court.folder / "mine", "--json"])]
+
+
+def test_nothing_differs(court, capfd):
+    words = words_of(court, court.referee(court.trainer("honest").url()).url())
+    for more in ([], ["--step", str(STEP)]):
+        assert main([*words, *more]) == 0
         found = json.loads(capfd.readouterr().out)
-        assert found == {"difference": None, "step": more[1] if more else None, "verdict": None}
+        assert found == {"difference": None, "step": STEP if more else None, "verdict": None}
 
 
 def test_a_run_of_another_data_set_is_rejected_without_a_dispute(scene, tmp_path, capfd):
@@ -220,3 +226,14 @@ def test_a_run_of_another_data_set_is_rejected_without_a_dispute(scene, tmp_path
     for more in ([], ["--step", STEP]):
         assert main(["dispute", *map(str, [*words, *more])]) == 1
         assert "of another data set: reject it" in capfd.readouterr().err
+
+
+def test_what_does_not_fit_shows_before_the_run_is_recomputed(court, capfd, monkeypatch):
+    monkeypatch.setattr(dissent, "first_difference", pytest.fail)
+    assert main(words_of(court, "http://127.0.0.1:9")) == 2
+    assert "127.0.0.1:9" in capfd.readouterr().err
+    url = court.referee(court.trainer("honest").url()).url()
+    held = Shelf(court.folder / "mine")
+    assert main(words_of(court, url)) == 2
+    assert "by another process" in capfd.readouterr().err
+    held._store.unlock()

@@ -74,9 +74,9 @@ def command(
 ) -> int:
     """Challenge RUN, a folder, HTTP address or fsspec URL, before a referee, and answer until the verdict.
 
-    First compares the data set with the one that the run committed to: another one needs no dispute.
-    Recomputes the run to find the first step that differs, unless --step names one; the job is executed.
-    Then the referee asks both sides. The verdict counts when this side comes to it too, from
+    First compares the data set with the one that the run committed to: another one needs no dispute. Asks the referee
+    who it is, then recomputes the run to find the first step that differs, unless --step names one; the
+    job is executed. Then the referee asks both sides. The verdict counts when this side comes to it too, from
     the evidence. Keep it running: who falls silent loses. After an interruption the same command goes
     on with the same dispute, from what it keeps in --out.
     """
@@ -91,6 +91,9 @@ def command(
     with output.only_results_on_stdout() as stdout:
         side = _Side(job=load_job(job), transcript=_opened(run), signer=signer)
         side.require_agreed()
+        # What does not fit shows now, not when the run is recomputed.
+        judge = side.referee(court, expected)
+        shelf = Shelf(out)
         found = side.difference() if step is None else step
         witness = None if found is None else side.witness(found)
         if witness is None:
@@ -99,8 +102,7 @@ def command(
             lines: list[output.Line] = [f"nothing to dispute: {where} to the same here"]
             output.emit(data, lines, as_json=as_json, stream=stdout)
             return 0
-        shelf = Shelf(out)
-        ended = side.dispute(court, witness, expected, shelf)
+        ended = side.dispute(court, witness, judge, shelf)
         place = _save(shelf, ended)
         verdict = side.checked(ended)
     data = {
@@ -152,16 +154,13 @@ class _Side:
         own = witness.leaf(step).entry
         return None if own == self.transcript.leaves[step].to_bytes() else witness
 
-    def dispute(
-        self, court: CourtAt, witness: Witness, expected: bytes | str | None, shelf: Shelf
-    ) -> _Ended:
-        """Lead a dispute to its end; the one that was interrupted, if there is one."""
+    def dispute(self, court: CourtAt, witness: Witness, referee: bytes, shelf: Shelf) -> _Ended:
+        """Lead a dispute before the referee with this key to its end; the one that was interrupted, if there is one."""
         from veritrain.service.challenger import contend
         from veritrain.verify.dispute.challenge import open_challenge
         from veritrain.verify.dispute.messages import Role
         from veritrain.verify.dispute.party import Party
 
-        referee = self._referee(court, expected)
         challenge = self._challenge(referee, witness, shelf)
         contest = open_challenge(challenge, referee=referee)
         docket = shelf.docket(contest.dispute)
@@ -219,7 +218,7 @@ class _Side:
             raise InconclusiveError(f"the referee's verdict does not follow: {error}") from error
         return verdict
 
-    def _referee(self, court: CourtAt, expected: bytes | str | None) -> bytes:
+    def referee(self, court: CourtAt, expected: bytes | str | None) -> bytes:
         """The referee's public key.
 
         Raises:

@@ -58,7 +58,7 @@ def require_protection(
     if token is None and certificate is None and not public and not _is_loopback(host):
         raise UsageError(
             f"{host} can be reached from other machines: give --token-file or --certificate and "
-            "--key, or say --public if everyone may read the run, unencrypted"
+            "--certificate-key, or say --public if everyone may read the run, unencrypted"
         )
 
 
