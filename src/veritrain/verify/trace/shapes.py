@@ -23,7 +23,7 @@ from veritrain.verify.trace.cells import View, tight, view
 MOST_BYTES = (
     1 << 29
 )  # of operands as they are viewed, elements that share memory counted each; of results
-MOST_WORK = 1 << 36  # products of numbers, or elements looked at
+MOST_WORK = 1 << 35  # products of numbers, or elements looked at
 _META = torch.device("meta")
 _UNKNOWN = object()  # what a call makes
 # Without a meta kernel. What they make is no longer than what they get, but for what `_by_value` counts.
