@@ -37,6 +37,7 @@ _STRUCTURE = (
     "rounding",
 )  # fmt: skip
 UNKNOWN = (0x00, 0x5A)  # bytes of values that nobody computes: whoever acts upon them shows
+_MOST_BYTES = 1 << 31  # of one cell; the referee holds those that are alive
 _READERS = ("numpy", "tolist", "__array__", "data_ptr")
 
 
@@ -235,6 +236,10 @@ class _Follower:
 
         def to_tensor(found: View) -> Tensor:
             if found.cell not in storages:
+                if sizes[found.cell] > _MOST_BYTES:
+                    raise InconclusiveError(
+                        f"{func}: {sizes[found.cell]} bytes are too many to hold"
+                    )
                 data = torch.full((sizes[found.cell],), self._unknown, dtype=torch.uint8)
                 storages[found.cell] = data.untyped_storage()
             return found.of(storages[found.cell])
