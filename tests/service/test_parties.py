@@ -27,7 +27,7 @@ from veritrain.service.problems import StoppedError
 from veritrain.service.trainer import TrainerAnswers
 from veritrain.transcript import Signer
 from veritrain.verify.dispute.challenge import make_challenge, open_challenge
-from veritrain.verify.dispute.check import check_equivocation
+from veritrain.verify.dispute.check import check, check_equivocation
 from veritrain.verify.dispute.claims import Entries
 from veritrain.verify.dispute.evidence import Bundle
 from veritrain.verify.dispute.judge import Ask, Loser, Ruling
@@ -46,7 +46,6 @@ from veritrain.verify.dispute.messages import (
 )
 from veritrain.verify.dispute.party import Party, Reply
 from veritrain.verify.dispute.referee import Deadlines
-from veritrain.verify.dispute.unjudged import check_unjudged
 from veritrain.verify.dispute.verdict import Verdict, unseal
 from veritrain.verify.trace.dissent import challenger_witness, first_difference
 from veritrain.verify.trace.judge import OperatorJudge
@@ -454,7 +453,7 @@ def test_silence_needs_no_judge(scene, liar, tmp_path):
     verdict = hall.verdict()
     assert (verdict.loser, verdict.timed_out) == (Loser.TRAINER, True)
     bundle = hall.court.evidence(dispute).read()
-    assert check_unjudged(bundle, referees=[scene.referee.public_key]) == verdict
+    assert check(bundle, judge=OperatorJudge(None), referees=[scene.referee.public_key]) == verdict
 
 
 class SlowJudge:
@@ -585,8 +584,9 @@ def test_an_operator_needs_a_judge(scene, liar, tmp_path):
     dispute = hall.court.open(data)
     hold(hall, dispute, parties(scene, liar, data))
     hall.verdict()
-    with pytest.raises(InconclusiveError, match="not recomputed"):
-        check_unjudged(hall.court.evidence(dispute).read(), referees=[scene.referee.public_key])
+    bundle = hall.court.evidence(dispute).read()
+    with pytest.raises(InconclusiveError, match="not recomputed|needs the job"):
+        check(bundle, judge=OperatorJudge(None), referees=[scene.referee.public_key])
 
 
 def test_what_a_referee_does_not_take(scene, liar, tmp_path):

@@ -13,6 +13,7 @@ from tests.verify.dispute.simulator import settle
 from tests.verify.dispute.toy import (
     SIGNERS,
     STRANGER,
+    Absent,
     Lie,
     Run,
     RunClaims,
@@ -32,7 +33,6 @@ from veritrain.verify.dispute.check import check, check_equivocation, check_fork
 from veritrain.verify.dispute.evidence import Bundle
 from veritrain.verify.dispute.judge import Answered, Ask, Case, Judge, Loser, Ruling
 from veritrain.verify.dispute.messages import PARTIES, Role
-from veritrain.verify.dispute.unjudged import Absent, check_unjudged
 from veritrain.verify.dispute.verdict import PAYLOAD_TYPE, Conclusion, Verdict, unseal
 
 TRAINER, CHALLENGER = PARTIES
@@ -197,7 +197,7 @@ def test_another_judge_disagrees_or_abstains() -> None:
     with pytest.raises(InconclusiveError, match="MemoryError"):
         check(HONEST, judge=ABSTAINING[1], referees=referees)
     with pytest.raises(InconclusiveError, match="not recomputed"):
-        check_unjudged(HONEST, referees=referees)
+        check(HONEST, judge=Absent(), referees=referees)
 
 
 @pytest.mark.parametrize("judge", [*ABSTAINING[:2], Absent()])
@@ -211,7 +211,7 @@ def test_a_judge_that_says_nothing_shows_nothing(judge: Judge) -> None:
     with pytest.raises(InconclusiveError):
         check(hidden, judge=judge, referees=referees)
     with pytest.raises(InconclusiveError, match="not recomputed"):
-        check_unjudged(hidden, referees=referees)
+        check(hidden, judge=Absent(), referees=referees)
 
 
 def test_a_ruling_that_nobody_loses_is_confirmed() -> None:
@@ -223,7 +223,7 @@ def test_a_ruling_that_nobody_loses_is_confirmed() -> None:
 @pytest.mark.parametrize("behaviour", ["silent", "resigning", "garbage", "equivocating"])
 def test_what_needs_no_judge_is_checked_without(behaviour: str) -> None:
     data = play(behaviour)
-    assert check_unjudged(data, referees=[REFEREE.public_key]) == checked(data)
+    assert check(data, judge=Absent(), referees=[REFEREE.public_key]) == checked(data)
 
 
 @pytest.mark.parametrize("change", [{"step": 1}, {"index": None}, {"root": bytes(32)}])
@@ -232,7 +232,7 @@ def test_what_a_verdict_is_about_needs_no_judge(change) -> None:
     verdict = unseal(bundle.verdict, REFEREE.public_key)
     lie = replace(bundle, verdict=replace(verdict, **change).seal(REFEREE)).to_bytes()
     with pytest.raises(VerificationError, match=next(iter(change))):
-        check_unjudged(lie, referees=[REFEREE.public_key])
+        check(lie, judge=Absent(), referees=[REFEREE.public_key])
 
 
 def test_messages_that_are_not_replayed_are_of_a_party_all_the_same() -> None:
@@ -240,8 +240,10 @@ def test_messages_that_are_not_replayed_are_of_a_party_all_the_same() -> None:
     events = bundle.evidence.events
     forged = message_in(events[-1]).signed(STRANGER).to_bytes()
     with pytest.raises(VerificationError, match="not signed by a party"):
-        check_unjudged(
-            resigned(bundle, events=(*events[:-1], forged)), referees=[REFEREE.public_key]
+        check(
+            resigned(bundle, events=(*events[:-1], forged)),
+            judge=Absent(),
+            referees=[REFEREE.public_key],
         )
 
 

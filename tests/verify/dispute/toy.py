@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NoReturn
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from veritrain.adversaries.disputants import Trace, chained
 from veritrain.encoding import Digest, Value, digest_value
+from veritrain.errors import InconclusiveError
 from veritrain.transcript.records import Head, Header, Leaf, SignedHead
 from veritrain.transcript.signing import Signer
 from veritrain.verify.dispute.challenge import Contest, make_challenge, open_challenge
@@ -171,6 +173,13 @@ class RunClaims:
         if step not in self._traces:
             self._traces[step] = Entries([one.to_bytes() for one in self._run.trace(step)])
         return self._traces[step]
+
+
+class Absent:
+    """A judge that cannot say anything."""
+
+    def next(self, case: Case, answered: Sequence[Answered]) -> NoReturn:
+        raise InconclusiveError("not recomputed")
 
 
 class ToyJudge:
