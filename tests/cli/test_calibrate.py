@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -120,7 +121,7 @@ def test_disagreement_does_not_end_the_measurement(job, tmp_path, capsys):
     assert main(["calibrate", str(job), "--against", samples, "--reordered", *given]) == 0
     other = json.loads(capsys.readouterr().out)
     assert alike["disagreements"] == []
-    assert "step 1: result 0 of aten." in other["disagreements"][0]
+    assert re.match(r"step [12]: result \d of aten\.", other["disagreements"][0])
     assert {n: g["samples"] for n, g in other["gaps"].items()} == {
         n: g["samples"] for n, g in alike["gaps"].items()
     }

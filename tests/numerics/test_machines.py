@@ -17,7 +17,7 @@ from tests.machines import MACHINES, Machine, run
 # operator that they have.
 SMALL = list(zoo.small.jobs(1, "exact"))
 FAMILIES = [name for name in zoo.jobs(1) if name not in SMALL]
-STEPS = {**dict.fromkeys(SMALL, 20), **dict.fromkeys(FAMILIES, 4)}
+STEPS = {**dict.fromkeys(SMALL, 12), **dict.fromkeys(FAMILIES, 3)}
 
 
 def trained(machine: Machine, names: list[str]) -> dict[str, list[str]]:
