@@ -12,6 +12,7 @@ records draw random numbers: no batch follows from these alone.
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import struct
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager
@@ -97,6 +98,7 @@ class Batches:
             num_workers=workers,
             collate_fn=_unchanged,
             prefetch_factor=_PREFETCH,
+            worker_init_fn=_leave_signals_to_the_parent,
             generator=torch.Generator(),  # else it draws from the caller's
             # A job file's own classes cannot be found by name in a process that starts afresh.
             multiprocessing_context=_fork_where_possible(),
@@ -315,6 +317,12 @@ class _Guarded:
             return self._batches[step]
         except VeritrainError as error:
             return error
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A terminal and batch systems signal every process of a group; the parent ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _unchanged(batch: Any) -> Any:

@@ -2,7 +2,8 @@
 
     VeritrainError
     ├── UsageError              the caller asked for something that cannot be done
-    │   └── JobError            the job cannot be loaded or is not valid
+    │   ├── JobError            the job cannot be loaded or is not valid
+    │   └── StorageError        a file of a run cannot be written: a full disk, for example
     ├── NumericsError           a step cannot be given machine-independent bits
     │   └── UnsupportedOperatorError   an operator without a rule, refused by name
     ├── TranscriptError         bytes that another party wrote are malformed: names file and place
@@ -28,6 +29,10 @@ class UsageError(VeritrainError):
 
 class JobError(UsageError):
     """The job file or `Job` object cannot be used."""
+
+
+class StorageError(UsageError):
+    """A file of a run cannot be written or deleted; what was committed before is untouched."""
 
 
 class NumericsError(VeritrainError):

@@ -66,6 +66,11 @@ class Job:
         scheduler: `scheduler(optimizer)`, stepped once after each optimiser step; None for none.
         accumulate: micro-batches per step; must divide `batch_size`. Each micro-batch is collated
             by itself, and the step's loss is the mean of theirs.
+        before_step: `before_step(model, step)`, called before each step (after `model.train()`) to set
+            flags and plain attributes: unfreeze a part, change a dropout's probability, put a layer
+            into evaluation mode. It must set them from the number of the step alone, at every step,
+            since an audit may begin with any; it may be called more than once for a step, and may
+            not compute with tensors.
         clip_norm: largest 2-norm of all gradients together; None for no clipping.
         collate: makes a micro-batch of a list of records; None for PyTorch's `default_collate`.
         checkpoint_every: steps between two stored states.
@@ -87,6 +92,7 @@ class Job:
     numerics: str = "exact"
     thresholds: Mapping[str, float] = field(default_factory=dict[str, float])
     scheduler: Callable[[Optimizer], LRScheduler] | None = None
+    before_step: Callable[[nn.Module, int], None] | None = None
     accumulate: int = 1
     clip_norm: float | None = None
     collate: Callable[[list[Any]], Any] | None = None
@@ -97,7 +103,7 @@ class Job:
     def __post_init__(self) -> None:
         for name in ("model", "loss", "optimizer"):
             _require_callable(name, getattr(self, name))
-        for name in ("scheduler", "collate"):
+        for name in ("scheduler", "before_step", "collate"):
             if getattr(self, name) is not None:
                 _require_callable(name, getattr(self, name))
         for name in ("batch_size", "steps", "accumulate", "checkpoint_every"):
@@ -158,6 +164,12 @@ def load_job(path: Source) -> Job:
     if not isinstance(job, Job):
         raise JobError(f"{file}: job() must return a veritrain.Job, got {type(job).__name__}")
     return replace(job, origin=file)
+
+
+def reload(job: Job) -> Job:
+    """The same job, loaded anew: nothing that it kept in globals survives. A job that was made in a
+    script comes back as it is."""
+    return job if job.origin is None else load_job(job.origin)
 
 
 @contextmanager

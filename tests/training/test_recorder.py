@@ -188,7 +188,7 @@ def test_a_buffer_that_appears_in_a_step_is_refused(tmp_path: Path) -> None:
         model.register_buffer("late", torch.zeros(1))
         return jobs.loss(model, batch)
 
-    with pytest.raises(vt.JobError, match="model/late appeared in the model"):
+    with pytest.raises(vt.JobError, match="model/late appeared in step 1"):
         train(jobs.make(loss=loss), tmp_path / "run")
 
 
@@ -241,11 +241,11 @@ import sys, time
 from tests import jobs
 import veritrain as vt
 job = jobs.make(steps=30, checkpoint_every=3)
-def pause(number, loss):
-    print(number, flush=True)
+def pause(report):
+    print(report.step, flush=True)
     time.sleep(0.01)
 signer = vt.Signer.load(sys.argv[2])
-vt.train(job, sys.argv[1], signer=signer, resume=True, workers=int(sys.argv[3]), on_step=pause)
+vt.train(job, sys.argv[1], signer=signer, resume=True, workers=int(sys.argv[3]), callbacks=[pause])
 """
 
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from pathlib import Path
 
 import click
 
 from veritrain.cli import keys, output
-from veritrain.errors import VeritrainError
+from veritrain.errors import StorageError, VeritrainError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+TERMINATED = 143  # 128 + SIGTERM
 
 
-class InterruptedRunError(VeritrainError):
-    """Ctrl-C while training. What is recorded is on disk; the message says how to go on."""
+class StoppedRunError(VeritrainError):
+    """Training stopped before its end. What is recorded is on disk; the message says how to go on."""
 
-    exit_code = 130
+    def __init__(self, why: str, how: str, exit_code: int) -> None:
+        super().__init__(f"{why}, {how}")
+        self.exit_code = exit_code
 
 
 @click.command(
@@ -55,27 +61,35 @@ def command(
     for every step of it.
     """
     from veritrain.job import load_job
-    from veritrain.training.recorder import train
+    from veritrain.step import find_device
+    from veritrain.training.recorder import Recorder, TerminatedError
+    from veritrain.transcript import TranscriptWriter
 
+    how = partial(_how_to_go_on, job, out, key, workers, device)
     first: tuple[int, float] | None = None
     last: tuple[int, float] | None = None
     with output.only_results_on_stdout(), output.progress("training") as show:
         signer = keys.load(key)
+        find_device(device)
+        TranscriptWriter.examine(out, signer, resume=resume)  # before the job reads its data
         loaded = load_job(job)
-
-        def on_step(step: int, loss: float) -> None:
-            nonlocal first, last
-            first = first or (step, loss)
-            last = (step, loss)
-            show(step, loaded.steps, f"loss {loss:.4f}")
-
+        recorder = Recorder(
+            loaded, out, signer=signer, resume=resume, workers=workers, device=device
+        )
         try:
-            digest = train(
-                loaded, out, signer=signer, resume=resume, workers=workers, device=device,
-                on_step=on_step,
-            )  # fmt: skip
+            with recorder as run:
+                for _ in run:
+                    report = run.advance()
+                    last = (report.step, report.loss)
+                    first = first or last
+                    show(report.step, report.steps, f"loss {report.loss:.4f}")
+        except TerminatedError:
+            raise StoppedRunError("terminated", how(), TERMINATED) from None
         except KeyboardInterrupt:
-            raise InterruptedRunError(_how_to_go_on(job, out, key, workers, device)) from None
+            raise StoppedRunError("interrupted", how(), INTERRUPTED) from None
+        except StorageError as error:
+            raise StoppedRunError(str(error), how(), error.exit_code) from error
+        digest = recorder.digest
     data = {
         "run": out,
         "steps": loaded.steps,
@@ -103,7 +117,7 @@ def _how_to_go_on(job: Path, out: str, key: Path | None, workers: int, device: s
     words += ["--key", str(key)] if key is not None else []
     words += ["--workers", str(workers)] if workers else []
     words += ["--device", device] if device != "cpu" else []
-    return f"interrupted, {_recorded(out)}; go on with: {shlex.join(words)}"
+    return f"{_recorded(out)}; go on with: {shlex.join(words)}"
 
 
 def _recorded(out: str) -> str:

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import gc
 
+from veritrain.data import Batches
 from veritrain.errors import UsageError
 from veritrain.job import Job
 from veritrain.numerics import resolve
 from veritrain.numerics.observed import Indifferent, observed
 from veritrain.training.check_report import CheckReport, Estimates, Problem
 from veritrain.training.observe import Observation, observe
-from veritrain.training.repeat import changed, do_step, listed, repeat
+from veritrain.training.rehearsal import (
+    built_otherwise,
+    require_ordered,
+    require_same_records,
+    stepped_otherwise,
+)
+from veritrain.training.repeat import changed, do_step, repeat
 from veritrain.transcript.sizes import disk_use
 
 DEFAULT_RECORDS = 1000
@@ -36,7 +43,7 @@ def check(job: Job, *, records: int = DEFAULT_RECORDS) -> CheckReport:
     gc.collect()  # programs are cyclic; two at a time would take twice the memory
     times: list[float] = []
     if seen.is_complete:
-        times = seen.attempt("repeated step", lambda: _repeat(job, seen)) or []
+        times = seen.attempt("repeated step", lambda: _repeat(job, seen, records)) or []
     estimates: Estimates | None = None
     if times:
         try:
@@ -54,36 +61,26 @@ def check(job: Job, *, records: int = DEFAULT_RECORDS) -> CheckReport:
     )
 
 
-def _repeat(job: Job, seen: Observation) -> list[float]:
+def _repeat(job: Job, seen: Observation, records: int) -> list[float]:
     """Do the last step again and compare; the seconds of that step and of the next."""
     profile = observed(job.numerics, Indifferent()) if seen.refused else resolve(job.numerics)
-    again = repeat(job, seen.before, seen.outcomes[-1], seen.remembered, profile)
+    batches = Batches(job, profile)
+    seen.attempt("data set", lambda: require_same_records(batches, records))
+    if seen.remembered is None:
+        return []
+    again = repeat(batches, seen.before, seen.outcomes[-1], seen.remembered, profile)
     if names := changed(seen.states[0], again.built):
-        seen.problems.append(_built_otherwise(names))
+        seen.problems.append(Problem(part="building", message=built_otherwise(names)))
     if again.difference is not None:
-        seen.problems.append(_hidden_state(job, again.outcome.step, again.difference))
+        message = stepped_otherwise(again) + (
+            " (or on kernels that do not repeat themselves)" if job.numerics == "native" else ""
+        )
+        seen.problems.append(Problem(part="hidden state", message=message))
+    seen.attempt("building", lambda: require_ordered(again.program))
     times = [again.outcome.seconds]
     if (following := again.outcome.step + 1) <= job.steps:
         times.append(do_step(again.program, again.batches, following).seconds)
     return times
-
-
-def _built_otherwise(names: list[str]) -> Problem:
-    return Problem(
-        part="building",
-        message=f"built a second time it is not the same: {listed(names)}; let random numbers come "
-        "from torch, numpy or random, and nothing from what an earlier call left behind",
-    )
-
-
-def _hidden_state(job: Job, step: int, difference: str) -> Problem:
-    doubt = ", or on kernels that do not repeat themselves" if job.numerics == "native" else ""
-    return Problem(
-        part="hidden state",
-        message=f"step {step}, done again from the stored state {step - 1} by a program that was "
-        f"just built, differs in {difference}. It depends on something that is not part of the "
-        f"state{doubt}: make it a buffer, or a function of the batch",
-    )
 
 
 def _estimates(job: Job, seen: Observation, times: list[float]) -> Estimates | None:

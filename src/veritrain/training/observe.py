@@ -20,15 +20,17 @@ from torch import Tensor
 from veritrain.data import Batches
 from veritrain.encoding import DIGEST_BYTES, Value
 from veritrain.errors import VeritrainError
+from veritrain.fresh import Fresh
 from veritrain.job import Job
 from veritrain.numerics.observed import observed
 from veritrain.sources import commitment, environment
-from veritrain.state import capture, require_same_model
+from veritrain.state import capture
 from veritrain.step import Program
 from veritrain.training.check_report import Cost, Problem, RefusedOperator
 from veritrain.training.notes import Notes, merged
 from veritrain.training.places import Places
-from veritrain.training.repeat import State, StepOutcome, attributes, do_step
+from veritrain.training.rehearsal import spread
+from veritrain.training.repeat import Remembered, State, StepOutcome, do_step
 from veritrain.transcript import Header, state_entries
 from veritrain.transcript.records import PUBLIC_KEY_BYTES
 
@@ -51,7 +53,7 @@ class Observation:
     states: list[State] = field(default_factory=list)  # after the steps 0, 1 and 2
     outcomes: list[StepOutcome] = field(default_factory=list)  # of the steps 1 and 2
     before: dict[str, Tensor] = field(default_factory=dict)  # the state before the last of them
-    remembered: dict[str, object] = field(default_factory=dict)  # attributes after it
+    remembered: Remembered | None = None  # after it
     peak_bytes: int = 0
     operators: tuple[Cost, ...] = ()  # of the last step
     places: tuple[Cost, ...] = ()
@@ -110,7 +112,7 @@ class _Observing:
 
     def _read(self, batches: Batches, records: int) -> None:
         self._seen.records = batches.count
-        indices = _spread(batches.count, records)
+        indices = spread(batches.count, records)
         list(batches.record_digests(indices[:1]))  # the first one takes longer
         start = perf_counter()
         for _ in batches.record_digests(indices):
@@ -127,7 +129,7 @@ class _Observing:
         self._seen.states.append(state_entries(capture(program)))
 
     def _do_steps(self, program: Program, batches: Batches) -> None:
-        built = capture(program)
+        fresh = Fresh(program)
         last = min(_STEPS, self._job.steps)
         peak = 0  # before the copy below
         for step in range(1, last + 1):
@@ -139,22 +141,16 @@ class _Observing:
                 self._profile.observer = self._notes[-1]
             self._places.enter("data set")
             outcome = do_step(program, batches, step)
-            require_same_model(built, capture(program))
+            fresh.require_form(step)
             self._seen.outcomes.append(outcome)
             self._seen.states.append(outcome.state)
+        self._attempt("state", lambda: fresh.require_attributes(last))
         copied = sum(x.numel() * x.element_size() for x in self._seen.before.values())
         self._seen.peak_bytes = max(peak, peak_memory() - copied)
-        self._seen.remembered = attributes(program)
+        self._seen.remembered = Remembered.of(program, batches)
         self._seen.operators = self._notes[-1].operators.largest()
         self._seen.places = self._notes[-1].places.largest()
         self._seen.is_complete = True
-
-
-def _spread(count: int, wanted: int) -> list[int]:
-    """At most `wanted` of `count` records, evenly spread, the first and the last among them."""
-    if wanted >= count:
-        return list(range(count))
-    return sorted({i * (count - 1) // max(1, wanted - 1) for i in range(wanted)})
 
 
 def _header(sources: dict[str, Value], program: Program, batches: Batches) -> Header:

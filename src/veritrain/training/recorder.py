@@ -2,9 +2,10 @@
 
 The recorder owns the steps and nothing else; the loop, logging and evaluation are the caller's.
 What it promises: a leaf says what the step computed from the state of the leaf before. So a change
-of the state between two steps is refused by name, before anything is recorded on top of it. It is
-seen through the tensors' version counters; a write through `tensor.data` escapes them, and then
-the audit finds it.
+of the state, of a flag or of a plain attribute between two steps is refused by name, before anything
+is recorded on top of it, whichever way it was written. What an audit could not repeat is refused when it
+happens: before the first step by a rehearsal, after each step by a comparison with a program that was
+just built.
 """
 
 from __future__ import annotations
@@ -12,42 +13,49 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping
+import warnings
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
-from torch import Tensor, nn
+from torch import nn
 
+from veritrain.attributes import Attributes
 from veritrain.data import Batch, Batches, batch_digest
 from veritrain.encoding import Digest
-from veritrain.errors import JobError, UsageError
+from veritrain.errors import UsageError
+from veritrain.fresh import Fresh
 from veritrain.job import Job
 from veritrain.sources import commitment, environment
-from veritrain.state import (
-    HYPER,
-    SCHEDULER,
-    capture,
-    refuse_nan,
-    require_fit,
-    require_same_model,
-    restore,
-)
-from veritrain.step import Program, run_step
+from veritrain.state import capture, refuse_nan, require_fit, restore
+from veritrain.step import Program, find_device, run_step
+from veritrain.training.callbacks import Callback, StepReport
+from veritrain.training.rehearsal import rehearse
 from veritrain.transcript import (
     Header,
     Signer,
-    TensorEntry,
     Transcript,
     TranscriptWriter,
     state_entries,
     state_root,
 )
 from veritrain.transcript.signing import default_signer
+from veritrain.transcript.tensors import diff
 
 MAX_WORKERS = 256  # processes
+_SHOWN = 3  # parameters that a warning names
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM while training. What was recorded is committed, as after Ctrl-C."""
+
+
+class OutsideOptimizerWarning(UserWarning):
+    """Parameters get gradients, and the optimiser does not have them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +84,7 @@ class Recorder:
     """Records a run: `with Recorder(job, "runs/a") as run: for step in run: step.train()`.
 
     It commits at step 0, every `job.checkpoint_every` steps, at the end, and when the loop is left
-    early. Ctrl-C lets the step that is under way finish; a second one does not wait.
+    early. Ctrl-C and SIGTERM let the step that is under way finish; a second one does not wait.
 
     Args:
         job: what to train.
@@ -86,10 +94,13 @@ class Recorder:
         resume: continue the run at `out` after its last commit, or begin it if there is none.
         workers: processes that prepare batches; they never change a bit.
         device: where steps are computed, "cpu" or "cuda"; under `exact` numerics it changes no bit.
+        rehearse: whether a run begins with a rehearsal, which does the first two steps twice and
+            refuses a job that an audit could not repeat (`training.rehearsal`).
 
     Raises (on entering):
-        UsageError: `out` holds another run, or the key is not that of the run.
-        JobError: the job cannot be built or committed to.
+        UsageError: `out` holds another run, the key is not that of the run, or there is no such
+            device; said before the data set is read.
+        JobError: the job cannot be built, committed to, or repeated.
     """
 
     def __init__(
@@ -101,22 +112,30 @@ class Recorder:
         resume: bool = False,
         workers: int = 0,
         device: str = "cpu",
+        rehearse: bool = True,
     ) -> None:
         if type(workers) is not int or not 0 <= workers <= MAX_WORKERS:
             raise UsageError(f"workers: expected 0 to {MAX_WORKERS} processes, got {workers!r}")
+        find_device(device)
         self.job = job
         self.out = os.fspath(out)
         self._signer = signer
         self._resume = resume
         self._workers = workers
         self._device = device
+        self._rehearse = rehearse and job.numerics != "native"  # whose audits accept nothing
         self._run: _Run | None = None
+        self._signals = _Signals()
         self._open = False
 
     def __enter__(self) -> Self:
         signer = self._signer if self._signer is not None else default_signer()
-        program = Program.build(self.job, device=self._device)
+        steps = TranscriptWriter.examine(self.out, signer, resume=self._resume)
         batches = Batches(self.job)
+        if steps < 1 and self._rehearse:
+            rehearse(batches, self._device)
+        program = Program.build(self.job, device=self._device)
+        fresh = Fresh(program)
         header = _header(program, batches, signer)
         start = TranscriptWriter.resume if self._resume else TranscriptWriter.create
         writer = start(self.out, header, signer)
@@ -125,10 +144,11 @@ class Recorder:
             check = partial(require_fit, program)
             restore(program, Transcript.open(self.out).load_state(last, check=check))
         ahead = batches.iterate(max(last, 0) + 1, self.job.steps, self._workers)
-        self._run = _Run(program, writer, ahead)
+        self._run = _Run(program, fresh, writer, ahead)
+        self._signals.take()
         self._open = True
         if last < 0:
-            self._run.record(batch=None, loss=None)
+            self._run.record(0, batch=None, loss=None)
             self._run.commit()
         return self
 
@@ -140,12 +160,15 @@ class Recorder:
     ) -> None:
         run = self._current()
         self._open = False
-        with run.writer:
-            run.batches.close()
-            if (name := run.changed()) is None:
-                run.commit()
-            elif error is None:
-                raise _changed_outside(name)
+        try:
+            with run.writer:
+                run.batches.close()
+                if (name := run.changed()) is None:
+                    run.commit()
+                elif error is None:
+                    raise _changed_outside(name)
+        finally:
+            self._signals.give_back()
 
     def __iter__(self) -> Iterator[TrainingStep]:
         """The remaining steps, in order.
@@ -181,14 +204,44 @@ class Recorder:
         run = self._current()
         if number != run.step + 1:
             raise UsageError(f"step {number}: expected step {run.step + 1} to be trained next")
-        if (name := run.changed()) is not None:
+        self.require_untouched()
+        return self.advance().loss
+
+    def require_untouched(self) -> None:
+        """Check that the program is as the last step left it.
+
+        Raises:
+            UsageError: the state, a flag or a plain attribute was changed outside of a step; names it.
+        """
+        if (name := self._current().changed()) is not None:
             raise _changed_outside(name)
+
+    def advance(self) -> StepReport:
+        """Do the next step and record it. Nobody may have touched the model since the last one."""
+        run = self._current()
+        rates = tuple(float(group.get("lr", 0.0)) for group in run.program.optimizer.param_groups)
+        begin = perf_counter()
         batch = run.next_batch()
-        with _interrupt_after():
-            loss = run.advance(batch)
-            if number % self.job.checkpoint_every == 0 or number == self.job.steps:
+        fetched = perf_counter()
+        with self._signals.held():
+            digest = batch_digest(batch)  # before the step, which may write into its batch
+            rounding = run.program.recording()
+            loss = run_step(run.program, run.step + 1, batch, rounding)
+            log = rounding.finish() if rounding else None
+            computed = perf_counter()
+            run.record(run.step + 1, batch=digest, loss=loss, log=log)
+            if run.step % self.job.checkpoint_every == 0 or run.step == self.job.steps:
                 run.commit()
-        return loss
+        return StepReport(
+            step=run.step,
+            steps=self.job.steps,
+            loss=loss,
+            rates=rates,
+            batch_seconds=fetched - begin,
+            step_seconds=computed - fetched,
+            record_seconds=perf_counter() - computed,
+            model=run.program.model,
+        )
 
     def _entered(self) -> _Run:
         if self._run is None:
@@ -210,21 +263,31 @@ def train(
     resume: bool = False,
     workers: int = 0,
     device: str = "cpu",
-    on_step: Callable[[int, float], None] | None = None,
+    rehearse: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> Digest:
-    """Train and record all steps; `on_step(number, loss)` is called after each.
+    """Train and record all steps.
+
+    Args:
+        callbacks: each is called with a `StepReport` after each step, in this order.
+        job, out, signer, resume, workers, device, rehearse: as those of `Recorder`.
 
     Returns:
         The final digest: Merkle root of all leaves.
 
     Raises:
-        As `Recorder` and `TrainingStep.train`.
+        As `Recorder` and `TrainingStep.train`, and what a callback raises.
     """
-    with Recorder(job, out, signer=signer, resume=resume, workers=workers, device=device) as run:
-        for step in run:
-            loss = step.train()
-            if on_step is not None:
-                on_step(step.number, loss)
+    recorder = Recorder(
+        job, out, signer=signer, resume=resume, workers=workers, device=device, rehearse=rehearse
+    )
+    with recorder as run:
+        for _ in run:
+            if callbacks:
+                run.require_untouched()
+            report = run.advance()
+            for callback in callbacks:
+                callback(report)
     return run.digest
 
 
@@ -232,15 +295,20 @@ class _Run:
     """A program and its transcript, kept in step. `step` is the last recorded one."""
 
     def __init__(
-        self, program: Program, writer: TranscriptWriter, batches: Generator[Batch]
+        self,
+        program: Program,
+        fresh: Fresh,
+        writer: TranscriptWriter,
+        batches: Generator[Batch],
     ) -> None:
         self.program = program
         self.writer = writer
         self.batches = batches
         self.step = max(writer.last_step, 0)
+        self._fresh = fresh
         self._state = capture(program)
-        self._marks = _marks(self._state)
-        self._entries: tuple[TensorEntry, ...] = ()
+        self._entries = state_entries(self._state)
+        self._attributes = Attributes.of(program)
 
     def next_batch(self) -> Batch:
         try:
@@ -248,24 +316,20 @@ class _Run:
         except StopIteration:  # the generator ended when an earlier batch failed
             raise UsageError("the data set failed earlier; resume the run") from None
 
-    def advance(self, batch: Batch) -> float:
-        """Do the next step and record it."""
-        digest = batch_digest(batch)  # before the step, which may write into its batch
-        rounding = self.program.recording()
-        loss = run_step(self.program, self.step + 1, batch, rounding)
-        self.step += 1
-        self.record(batch=digest, loss=loss, log=rounding.finish() if rounding else None)
-        return loss
-
-    def record(self, *, batch: Digest | None, loss: float | None, log: bytes | None = None) -> None:
+    def record(
+        self, number: int, *, batch: Digest | None, loss: float | None, log: bytes | None = None
+    ) -> None:
+        """Record the program's state as that after step `number`."""
         state = capture(self.program)
-        if batch is not None:
-            require_same_model(self._state, state)
-        refuse_nan(state, self.step)
-        self._entries = state_entries(state)
-        root = state_root(self._entries)
-        self.writer.append(state=root, batch=batch, loss=loss, rounding=log)
-        self._state, self._marks = state, _marks(state)
+        refuse_nan(state, number)
+        if number > 0:
+            self._fresh.require_kept(number)
+        if number == 1 and (names := self.program.outside):
+            _warn_of_outside(names)
+        entries = state_entries(state)
+        self.writer.append(state=state_root(entries), batch=batch, loss=loss, rounding=log)
+        self._state, self._entries, self.step = state, entries, number
+        self._attributes = Attributes.of(self.program)
 
     def commit(self) -> None:
         """Make the steps up to here part of the run; nothing to do where they are already."""
@@ -273,33 +337,35 @@ class _Run:
             self.writer.commit(self._state, self._entries)
 
     def changed(self) -> str | None:
-        """Name of a part of the state that is not as the last record left it."""
+        """Name of a part of the program that is not as the last record left it.
+
+        Every tensor is hashed again: a write through `.data` or NumPy raises no version counter.
+        """
         try:
-            now = capture(self.program)
-        except JobError as error:  # a parameter was replaced, for example
+            now = state_entries(capture(self.program))
+        except UsageError as error:  # a parameter was replaced, for example
             return f"the model or optimiser ({error})"
-        marks = _marks(now)
-        for name in sorted(now.keys() | self._state.keys()):
-            if marks.get(name) != self._marks.get(name):
-                return name
-        return None
+        if (first := diff(self._entries, now)) is not None:
+            return first.name
+        # Training mode is set anew at each step: evaluation may leave it.
+        changes = self._attributes.changes(Attributes.of(self.program), but="training")
+        return str(changes[0]) if changes else None
 
 
-def _marks(state: Mapping[str, Tensor]) -> dict[str, object]:
-    """What changes with each write to a tensor: its place in memory and its version counter. The
-    caller keeps the tensors, so that no place is used twice."""
-    return {
-        name: bytes(tensor.numpy().data)
-        if name in (HYPER, SCHEDULER)
-        else (tensor.data_ptr(), tensor._version)
-        for name, tensor in state.items()
-    }
+def _warn_of_outside(names: list[str]) -> None:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    warnings.warn(
+        f"parameters get gradients, and the optimiser does not have them: {', '.join(names[:_SHOWN])}"
+        f"{more}. Each step clears these gradients; call requires_grad_(False) to save the work",
+        OutsideOptimizerWarning,
+        stacklevel=2,
+    )
 
 
 def _changed_outside(name: str) -> UsageError:
     return UsageError(
         f"{name} was changed outside of step.train(); a step may only follow from the step before. "
-        "Evaluate with model.eval() and without in-place changes"
+        "Evaluate with model.eval() and without in-place changes; change flags by the job's before_step"
     )
 
 
@@ -316,24 +382,56 @@ def _header(program: Program, batches: Batches, signer: Signer) -> Header:
     )
 
 
-@contextmanager
-def _interrupt_after() -> Generator[None]:
-    """Hold a first Ctrl-C back until the step is recorded, so that nothing is lost."""
-    previous = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(previous):
-        yield
-        return
-    held: list[int] = []
+class _Signals:
+    """SIGINT and SIGTERM while a run is recorded: held back during a step, so that nothing is lost.
 
-    def hold(number: int, frame: FrameType | None) -> None:
-        if held:
-            previous(number, frame)
-        held.append(number)
+    SIGTERM raises `TerminatedError` where it would have ended the process. Both are left alone in other
+    threads than the main one, and where the program has handlers of its own for SIGTERM.
+    """
 
-    signal.signal(signal.SIGINT, hold)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if held:
-        previous(signal.SIGINT, None)
+    def __init__(self) -> None:
+        self._taken = False
+        self._previous: Any = None  # the handler of SIGTERM
+
+    def take(self) -> None:
+        """From here on SIGTERM raises."""
+        is_main = threading.current_thread() is threading.main_thread()
+        self._taken = is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        if self._taken:
+            self._previous = signal.signal(signal.SIGTERM, _terminate)
+
+    def give_back(self) -> None:
+        """SIGTERM is as it was before `take`."""
+        if self._taken:
+            signal.signal(signal.SIGTERM, self._previous)
+            self._taken = False
+
+    @contextmanager
+    def held(self) -> Generator[None]:
+        """Hold a first signal back until the end of the block."""
+        numbers = [signal.SIGINT] + [signal.SIGTERM] * self._taken
+        handlers = {number: signal.getsignal(number) for number in numbers}
+        callable_ones = {n: handler for n, handler in handlers.items() if callable(handler)}
+        if threading.current_thread() is not threading.main_thread() or not callable_ones:
+            yield
+            return
+        waiting: list[int] = []
+
+        def hold(number: int, frame: FrameType | None) -> None:
+            if waiting:
+                callable_ones[signal.Signals(number)](number, frame)
+            waiting.append(number)
+
+        for number in callable_ones:
+            signal.signal(number, hold)
+        try:
+            yield
+        finally:
+            for number, handler in callable_ones.items():
+                signal.signal(number, handler)
+        if waiting:
+            callable_ones[signal.Signals(waiting[0])](waiting[0], None)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise TerminatedError("terminated by SIGTERM")

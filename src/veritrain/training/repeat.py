@@ -11,19 +11,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from veritrain.attributes import Attributes
 from veritrain.data import Batches, batch_digest
 from veritrain.encoding import Digest
-from veritrain.job import Job
 from veritrain.numerics import Profile
 from veritrain.state import capture, refuse_nan, require_fit, restore
 from veritrain.step import Program, run_step
+from veritrain.training.hidden import Memory
 from veritrain.transcript import TensorEntry, state_entries
 
 _SHOWN = 3  # differences that a message names
-_PLAIN = (bool, int, float, str, type(None))
 
 State = tuple[TensorEntry, ...]
 
@@ -38,6 +37,25 @@ class StepOutcome:
     state: State
     log_bytes: int | None  # of its rounding log, where the numerics have one
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remembered:
+    """What a program and its job held just after a step, beside the state: for messages."""
+
+    attributes: Attributes
+    memory: Memory
+
+    @classmethod
+    def of(cls, program: Program, batches: Batches) -> Remembered:
+        """Note it as it is now."""
+        memory = Memory.of(batches.job, batches.dataset)
+        return cls(attributes=Attributes.of(program), memory=memory)
+
+    def differences(self, again: Remembered) -> list[str]:
+        """Names of what is another, with short values where there are such."""
+        attributes = [str(change) for change in self.attributes.changes(again.attributes)]
+        return attributes + self.memory.changed(again.memory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,34 +93,35 @@ def do_step(program: Program, batches: Batches, step: int) -> StepOutcome:
 
 
 def repeat(
-    job: Job,
+    batches: Batches,
     before: Mapping[str, Tensor],
     outcome: StepOutcome,
-    remembered: Mapping[str, object],
+    remembered: Remembered,
     profile: Profile,
+    device: str = "cpu",
 ) -> Repetition:
     """Do the step of `outcome` again, from the state before it, by a program that was just built.
 
     Args:
-        job: whose step it is.
+        batches: of the job whose step it is.
         before: the state before the step.
         outcome: of the step when it was done first.
-        remembered: `attributes` of the program that did it, just after it.
+        remembered: of the program that did it, just after it.
         profile: computes it.
+        device: where.
 
     Raises:
         JobError, NumericsError: the program cannot be built, or fails in the step.
         TranscriptError: the state does not fit the program.
     """
-    program = Program.build(job, profile)
+    program = Program.build(batches.job, profile, device)
     built = state_entries(capture(program))
     require_fit(program, state_entries(before))
     restore(program, before)
-    batches = Batches(job, profile)
     again = do_step(program, batches, outcome.step)
     found = _difference(outcome, again)
-    if found is not None and (hidden := _hidden(remembered, attributes(program))) is not None:
-        found = f"{found}; these attributes are not the same: {hidden}"
+    if found is not None and (names := remembered.differences(Remembered.of(program, batches))):
+        found = f"{found}; these are not the same: {listed(names)}"
     return Repetition(
         program=program, batches=batches, built=built, outcome=again, difference=found
     )
@@ -121,39 +140,9 @@ def listed(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + rest
 
 
-def attributes(program: Program) -> dict[str, object]:
-    """The attributes of modules and optimiser that are plain values or tensors, by name: where a
-    program may remember something that is not state."""
-    own = vars(nn.Module()).keys()
-    found = {f"optimizer.{key}": value for key, value in vars(program.optimizer).items()}
-    for path, module in program.model.named_modules():
-        values = {key: value for key, value in vars(module).items() if key not in own}
-        found |= {f"{path or 'model'}.{key}": value for key, value in values.items()}
-    return {name: value for name, value in found.items() if isinstance(value, (*_PLAIN, Tensor))}
-
-
 def _difference(first: StepOutcome, again: StepOutcome) -> str | None:
     if first.batch != again.batch:
         return "its batch, so a record is not the same each time it is asked for"
     names = [] if repr(first.loss) == repr(again.loss) else ["its loss"]
     names += changed(first.state, again.state)
     return listed(names) if names else None
-
-
-def _hidden(first: Mapping[str, object], again: Mapping[str, object]) -> str | None:
-    names = [
-        f"{name} ({_short(value)}, then {_short(again.get(name))})"
-        for name, value in first.items()
-        if not _same(value, again.get(name))
-    ]
-    return listed(names) if names else None
-
-
-def _same(one: object, other: object) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    return type(one) is type(other) and repr(one) == repr(other)
-
-
-def _short(value: object) -> str:
-    return "a tensor" if isinstance(value, Tensor) else repr(value)[:40]

@@ -116,6 +116,15 @@ def survey(paths: Sequence[str]) -> Survey:
     )
 
 
+def has_step(paths: Sequence[str]) -> bool:
+    """Do the files of a run hold a signed step? The initial state, step 0, is none.
+
+    Raises:
+        TranscriptError: as `survey`.
+    """
+    return any(step > 0 for step in survey(paths).head_steps)
+
+
 def _step(path: str) -> int:
     """The step that a file belongs to, -1 for a temporary file."""
     step = None if is_temporary(path) else step_of(path)

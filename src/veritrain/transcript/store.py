@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from veritrain.errors import TranscriptError, UsageError, VeritrainError
+from veritrain.errors import StorageError, TranscriptError, UsageError, VeritrainError
 from veritrain.transcript.limits import LIMITS
 from veritrain.transcript.locks import FolderLock
 
@@ -173,7 +173,7 @@ class LocalStore(Store):
                 raise
             _sync_folder(target.parent)
         except OSError as error:
-            raise UsageError(f"{target}: {_problem('written', error)}") from error
+            raise StorageError(f"{target}: {_problem('written', error)}") from error
 
     @contextmanager
     def open_file(self, path: str, size: int) -> Generator[BinaryIO]:
@@ -203,7 +203,7 @@ class LocalStore(Store):
             target.unlink()
             _sync_folder(target.parent)
         except OSError as error:
-            raise UsageError(f"{target}: {_problem('deleted', error)}") from error
+            raise StorageError(f"{target}: {_problem('deleted', error)}") from error
 
     def lock(self) -> None:
         """See `Store.lock`."""
@@ -211,7 +211,7 @@ class LocalStore(Store):
             _make_folder(self._root)
             self._lock = FolderLock(self._root)
         except OSError as error:
-            raise UsageError(f"{self._root}: {_problem('written', error)}") from error
+            raise StorageError(f"{self._root}: {_problem('written', error)}") from error
 
     def unlock(self) -> None:
         """See `Store.unlock`."""
@@ -340,7 +340,7 @@ class RemoteStore(Store):
         except UsageError:
             raise
         except Exception as error:
-            raise UsageError(f"{self.location}/{path}: {_problem(verb, error)}") from error
+            raise StorageError(f"{self.location}/{path}: {_problem(verb, error)}") from error
 
 
 @contextmanager

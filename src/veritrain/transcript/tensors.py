@@ -26,6 +26,7 @@ __all__ = [
     "dtype_name",
     "empty",
     "entry",
+    "require_plain",
     "state_entries",
     "state_root",
 ]
@@ -51,17 +52,30 @@ def entry(name: str, tensor: Tensor) -> TensorEntry:
     """The entry of one tensor of any shape and any dtype of `DTYPE_BYTES`.
 
     Raises:
-        UsageError: the tensor is sparse, quantised, on the meta device, or of another dtype.
+        UsageError: as `require_plain`.
     """
     try:
-        dtype = dtype_name(tensor)
+        require_plain(tensor)
     except UsageError as error:
         raise UsageError(f"tensor {shown(name)}: {error}") from None
-    if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_nested:
-        kind = "meta" if tensor.is_meta else "nested" if tensor.is_nested else str(tensor.layout)
-        raise UsageError(f"tensor {shown(name)}: expected a dense tensor with data, got {kind}")
     hashed = digest("tensor", content(tensor))
-    return TensorEntry(name=name, dtype=dtype, shape=tuple(tensor.shape), digest=hashed)
+    return TensorEntry(
+        name=name, dtype=dtype_name(tensor), shape=tuple(tensor.shape), digest=hashed
+    )
+
+
+def require_plain(tensor: Tensor) -> None:
+    """Check that a tensor can be written down: its elements lie in memory, one after another.
+
+    Raises:
+        UsageError: it is sparse, nested, of another library's layout, on the meta device, quantised,
+            or of a dtype that the format does not have.
+    """
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_nested:
+        is_nested = tensor.is_nested or tensor.layout is torch.jagged
+        kind = "nested" if is_nested else "meta" if tensor.is_meta else str(tensor.layout)
+        raise UsageError(f"expected a dense tensor with data, got {kind}")
+    dtype_name(tensor)
 
 
 def dtype_name(tensor: Tensor) -> str:

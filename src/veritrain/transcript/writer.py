@@ -9,7 +9,7 @@ run has the same bytes as an uninterrupted one.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from types import TracebackType
@@ -18,7 +18,7 @@ from typing import Self
 from torch import Tensor
 
 from veritrain.encoding import Digest, digest
-from veritrain.errors import UsageError
+from veritrain.errors import TranscriptError, UsageError
 from veritrain.transcript import files, tensors
 from veritrain.transcript.fields import differences, shown
 from veritrain.transcript.limits import LIMITS
@@ -47,9 +47,7 @@ class TranscriptWriter:
 
     def __init__(self, store: Store, header: Header, signer: Signer) -> None:
         if signer.public_key != header.public_key:
-            raise UsageError(
-                "the key that signs is not the one in the header; load the key the run began with"
-            )
+            raise _other_key()
         self._store = store
         self._header = header
         self._signer = signer
@@ -62,10 +60,37 @@ class TranscriptWriter:
         self._unfinished: list[str] = []  # files of a commit of this writer that did not end
 
     @classmethod
+    def examine(cls, url: str | os.PathLike[str], signer: Signer, *, resume: bool) -> int:
+        """What `create` or `resume` would find, for those who want to know before they work on a header.
+
+        Returns:
+            The last committed step of the run to resume; -1 where a run would begin.
+
+        Raises:
+            UsageError: the folder is being written, cannot be written, or holds something that cannot
+                be replaced; the run to resume was signed by another key.
+            TranscriptError: the folder to resume is not a well-formed run.
+        """
+        store = Store.open(url)
+        store.lock()
+        try:
+            paths = [path for path in store.list() if not files.is_temporary(path)]
+            if not resume:
+                _require_replaceable(store, paths)
+            if not resume or not paths:
+                return -1
+            transcript = Transcript.open(url)
+        finally:
+            store.unlock()
+        if transcript.header.public_key != signer.public_key and files.has_step(paths):
+            raise _other_key()
+        return transcript.heads[-1].head.step if transcript.heads else -1
+
+    @classmethod
     def create(
         cls, url: str | os.PathLike[str], header: Header, signer: Signer
     ) -> TranscriptWriter:
-        """Begin a run in a new or empty folder.
+        """Begin a run in a new or empty folder, or in the place of a run without a step.
 
         Raises:
             UsageError: the folder holds files already, is being written, cannot be written, or
@@ -77,15 +102,13 @@ class TranscriptWriter:
         return writer
 
     def _begin(self) -> None:
+        """Write the header. A run without a step, of a start that failed, gives way."""
         store = self._store
         found = store.list()
-        kept = [path for path in found if not files.is_temporary(path)]
-        if kept:
-            raise UsageError(
-                f"{store.location} holds files already ({shown(kept[0])}); resume that run or "
-                "choose another folder"
-            )
-        for path in found:
+        _require_replaceable(store, [path for path in found if not files.is_temporary(path)])
+        for path in sorted(
+            found, key=lambda path: path == files.HEADER
+        ):  # without it, none can read
             store.delete(path)
         store.write(files.HEADER, [self._header.to_bytes()])
 
@@ -99,17 +122,22 @@ class TranscriptWriter:
         of an interrupted commit.
 
         Raises:
-            UsageError: `header` is not the header of the run, the key is not the header's, or
-                another writer is at work.
+            UsageError: `header` is not the header of the run, and the run has a step; the key is not
+                the header's; or another writer is at work.
             TranscriptError: the folder is not a well-formed run.
             VerificationError: the run is not what its heads say.
         """
         writer = cls(Store.open(url), header, signer)
         with writer._locked():
-            if all(map(files.is_temporary, writer._store.list())):
+            paths = writer._store.list()
+            if all(map(files.is_temporary, paths)):
+                writer._begin()
+                return writer
+            transcript = Transcript.open(url)
+            if transcript.header != header and not files.has_step(paths):
                 writer._begin()
             else:
-                writer._continue(Transcript.open(url))
+                writer._continue(transcript)
         return writer
 
     def _continue(self, transcript: Transcript) -> None:
@@ -292,6 +320,29 @@ class TranscriptWriter:
             if path in present:
                 self._store.delete(path)
             self._unfinished.remove(path)
+
+
+def _other_key() -> UsageError:
+    return UsageError(
+        "the key that signs is not the one in the header; load the key the run began with"
+    )
+
+
+def _require_replaceable(store: Store, paths: Sequence[str]) -> None:
+    """Check that nothing is lost if these files of a folder go: none, or those of a run without a step.
+
+    Raises:
+        UsageError: they are something else.
+    """
+    try:
+        is_run = not files.has_step(paths)
+    except TranscriptError:
+        is_run = False
+    if paths and not is_run:
+        raise UsageError(
+            f"{store.location} holds files already ({shown(paths[0])}); resume that run (--resume) or "
+            "choose another folder"
+        )
 
 
 def _check_same_header(stored: Header, given: Header) -> None:

@@ -60,6 +60,7 @@ from veritrain.verify.segments import (
     compare_state,
     plan,
     replay_in_processes,
+    require_prescribed,
     require_shareable,
 )
 
@@ -224,6 +225,7 @@ class _Audit:
         ends = {step for segment in segments for step in (segment.start, segment.stop) if step}
         replayed = {leaf.step for segment in segments for leaf in segment.leaves[1:]}
         every = transcript.checkpoint_steps
+        require_prescribed(self._job, transcript)
         stored = {step for step in every if self._reads_all or step in ends}
         for step in every:
             transcript.verify_checkpoint(step, packs=step in stored)
@@ -304,10 +306,10 @@ class _Audit:
             first, last = self._options.steps
             if last > self._last_step:
                 raise UsageError(f"steps: the run has {self._last_step} steps, got {first}:{last}")
-            return plan(self._transcript, first, last)
+            return plan(self._transcript, self._job.checkpoint_every, first, last)
+        every = plan(self._transcript, self._job.checkpoint_every, 1, self._last_step)
         if self._nonce is None or self._options.sample is None:
-            return plan(self._transcript, 1, self._last_step)
-        every = plan(self._transcript, 1, self._last_step)
+            return every
         seed = int.from_bytes(self._nonce, "big")
         order = random.permutation(seed, "audit sample", 0, len(every))
         return [every[int(index)] for index in sorted(order[: self._options.sample])]
@@ -326,7 +328,7 @@ class _Audit:
                 yield from zip(results, segments, strict=True)
             return
         replayer = Replayer(
-            self._batches,
+            self._job,
             self._transcript,
             measure_gap=self._is_native,
             device=self._options.device,

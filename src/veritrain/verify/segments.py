@@ -1,9 +1,10 @@
 """Recomputing steps and comparing them with the leaves, in this process or in several.
 
-A segment goes from one checkpoint to the next. The auditor builds a program anew, puts the stored
-state of its first checkpoint into it and hashes that again; at step 0 it is the state as built. So
-what a program remembers outside of its state ends with the segment, and a verdict does not depend on
-which segments are recomputed, or where. Each step is then recomputed with the batch that the seed
+A segment goes from one checkpoint that the job prescribes to the next. For each the auditor loads the
+job anew, opens its data set, builds a program, puts the stored state of the first checkpoint into it
+and hashes that again; at step 0 it is the state as built. So what a job remembers outside of its state
+ends with the segment, and a verdict does not depend on which segments are recomputed, where, or where
+the trainer stopped: the states that a stop left are compared like any other, and cut nothing. Each step is then recomputed with the batch that the seed
 prescribes, and batch, loss and state are compared with the leaf. A segment ends at its first
 difference.
 """
@@ -35,7 +36,7 @@ from veritrain.errors import (
     VerificationError,
     VeritrainError,
 )
-from veritrain.job import Job, load_job
+from veritrain.job import Job, load_job, reload
 from veritrain.numerics.logged.tally import Tally, combined
 from veritrain.sources import commitment
 from veritrain.state import capture, refuse_nan, require_fit, restore
@@ -70,28 +71,51 @@ class SegmentResult:
     roundings: Mapping[str, Tally] = field(default_factory=dict[str, Tally])  # of logged numerics
 
 
-def plan(transcript: Transcript, first: int, last: int) -> list[Segment]:
-    """Segments that cover the steps first to last, from the nearest checkpoint before `first`."""
-    steps = transcript.checkpoint_steps
-    start = max([0, *(step for step in steps if step < first)])
-    edges = [start, *(step for step in steps if start < step < last), last]
+def plan(transcript: Transcript, every: int, first: int, last: int) -> list[Segment]:
+    """Segments that cover the steps first to last, from the checkpoint at or before `first` - 1.
+
+    Args:
+        every: the job's steps from one checkpoint to the next.
+    """
+    start = start_of(first, every)
+    edges = [*range(start, last, every), last]
     return [
         Segment(start=low, stop=high, leaves=transcript.leaves[low : high + 1])
         for low, high in pairwise(edges)
     ]
 
 
+def require_prescribed(job: Job, transcript: Transcript) -> None:
+    """Check that a run has stored states where the job says, for replays begin there.
+
+    Raises:
+        VerificationError: names the first step that has none.
+    """
+    prescribed = range(0, len(transcript.leaves), job.checkpoint_every)
+    if missing := set(prescribed).difference(transcript.checkpoint_steps):
+        raise VerificationError(
+            f"step {min(missing)}: no state is stored; the job prescribes one every "
+            f"{job.checkpoint_every} steps"
+        )
+
+
+def start_of(step: int, every: int) -> int:
+    """The step from whose stored state a replay of `step` begins: the job prescribes which are stored."""
+    return (step - 1) // every * every
+
+
 class Replayer:
     """Recomputes segments of one run."""
 
     def __init__(
-        self, batches: Batches, transcript: Transcript, *, measure_gap: bool, device: str = "cpu"
+        self, job: Job, transcript: Transcript, *, measure_gap: bool, device: str = "cpu"
     ) -> None:
-        self._batches = batches
+        self._job = job
         self._device = device
         self._transcript = transcript
         self._measure_gap = measure_gap
         self._roundings: dict[str, Tally] = {}  # of the segment at hand
+        self._batches: Batches  # of the segment at hand
 
     def replay(
         self, segment: Segment, on_step: Callable[[int], None] | None = None
@@ -107,7 +131,9 @@ class Replayer:
         return replace(result, roundings=self._roundings)
 
     def _replay(self, segment: Segment, on_step: Callable[[int], None] | None) -> SegmentResult:
-        program = Program.build(self._batches.job, device=self._device)
+        job = reload(self._job)
+        self._batches = Batches(job)
+        program = Program.build(job, device=self._device)
         try:
             if segment.start > 0:
                 restore(program, self._load_state(program, segment.start))
@@ -302,7 +328,7 @@ def _replayer(shared: _Shared) -> Replayer:
     if digest_value("job", commitment(job)) != shared.job_digest:
         raise UsageError(f"{shared.job_file} changed during the audit")
     transcript = Transcript.open(shared.url)
-    return Replayer(Batches(job), transcript, measure_gap=shared.measure_gap, device=shared.device)
+    return Replayer(job, transcript, measure_gap=shared.measure_gap, device=shared.device)
 
 
 def _text(value: object) -> str:

@@ -18,12 +18,13 @@ from veritrain.verify.header import (
     require_environment,
     require_numerics,
 )
-from veritrain.verify.segments import Replayer, plan
+from veritrain.verify.segments import Replayer, plan, require_prescribed
 from veritrain.verify.trace.witness import Witness
 
 
 def require_agreed(job: Job, transcript: Transcript) -> None:
-    """Check that a run's header has this job's numerics and data set: a dispute cannot tell whose are the job's.
+    """Check that a run has this job's numerics and data set, which a dispute cannot tell, and stored states
+    where the job says.
 
     Args:
         job: the challenger's own, whose `sources.require_job` the run has passed.
@@ -39,6 +40,7 @@ def require_agreed(job: Job, transcript: Transcript) -> None:
     header, batches = transcript.header, Batches(job)
     try:
         require_numerics(job, header)
+        require_prescribed(job, transcript)
     except VerificationError as error:
         raise VerificationError(f"reject the run, no dispute is needed: {error}") from error
     text = "; ".join(str(finding) for finding in dataset_findings(batches, header))
@@ -66,8 +68,8 @@ def first_difference(
     """
     _require_disputable(job)
     last = len(transcript.leaves) - 1
-    replayer = Replayer(Batches(job), transcript, measure_gap=False)
-    for segment in plan(transcript, 1, last):
+    replayer = Replayer(job, transcript, measure_gap=False)
+    for segment in plan(transcript, job.checkpoint_every, 1, last):
         result = replayer.replay(segment, on_step)
         if result.obstacle is not None:
             raise InconclusiveError(result.obstacle)

@@ -23,6 +23,7 @@ from veritrain.step import Program, run_step
 from veritrain.transcript import Leaf, TensorEntry, Transcript, state_entries, state_root
 from veritrain.verify.dispute.claims import Entries
 from veritrain.verify.dispute.messages import Opening, TraceClaim
+from veritrain.verify.segments import start_of
 from veritrain.verify.trace.entry import TraceEntry
 from veritrain.verify.trace.openings import (
     cells_opening,
@@ -295,7 +296,7 @@ class _StepReplay:
             InconclusiveError: it is not the one that the run says.
         """
         program, before = Program.build(self._job), self._step - 1
-        start = max((s for s in self._transcript.checkpoint_steps if s <= before), default=0)
+        start = start_of(self._step, self._job.checkpoint_every)
         if start > 0:
             restore(
                 program, self._transcript.load_state(start, check=partial(require_fit, program))

@@ -1,0 +1,85 @@
+"""What a program that was just built has, and a program must still have after each of its steps.
+
+An audit builds a program anew, puts a stored state into it and goes on from there. So after any step
+the state must fit into a program that was just built, and flags and plain attributes must be as in one
+that begins the same step. What is not is refused by name, when it happens.
+"""
+
+from __future__ import annotations
+
+from veritrain.attributes import Attributes
+from veritrain.errors import JobError
+from veritrain.state import StateForm
+from veritrain.step import Program
+
+_SHOWN = 3  # attributes that a message names
+
+
+class Fresh:
+    """Notes a program when it was built; `require_kept` compares.
+
+    Args:
+        program: just built, with no step done.
+
+    Raises:
+        JobError: as `capture`.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._form = StateForm.of(program)
+        self._built = Attributes.of(program)
+
+    def require_kept(self, step: int) -> None:
+        """Check the program after `step`.
+
+        Raises:
+            JobError: as `require_form` and `require_attributes`.
+        """
+        self.require_form(step)
+        self.require_attributes(step)
+
+    def require_form(self, step: int) -> None:
+        """Check the form of the state after `step`.
+
+        Raises:
+            JobError: names the tensor or group that a program which was just built would not have.
+        """
+        self._form.require_kept(StateForm.of(self._program), step)
+
+    def require_attributes(self, step: int) -> None:
+        """Check flags and plain attributes after `step`.
+
+        Raises:
+            JobError: names those that are not as in a program that was just built.
+        """
+        program = self._program
+        now = Attributes.of(program)
+        if not (changes := self._at(step, now).changes(now)):
+            return
+        listed = ", ".join(map(str, changes[:_SHOWN]))
+        more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
+        remedy = (
+            "before_step must set it at every step, from the number of the step alone"
+            if program.job.before_step is not None
+            else "set it by the job's before_step(model, step) from the number of the step, or keep it "
+            "in a buffer"
+        )
+        raise JobError(
+            f"step {step}: {listed}{more} is not as when it was built: an attribute is no state, and "
+            f"an audit builds the model anew; {remedy}"
+        )
+
+    def _at(self, step: int, now: Attributes) -> Attributes:
+        """The attributes of a program that was just built and begins `step`."""
+        program = self._program
+        if program.job.before_step is None:
+            return self._built
+        self._built.put_back(program)
+        with program.profile.active(
+            seed=program.job.seed, purpose="step", step=step, device=program.device
+        ):
+            program.begin_step(step)
+        begun = Attributes.of(program)
+        now.put_back(program)
+        return begun
