@@ -22,7 +22,10 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,  # pyright: ignore[reportPrivateUsage]
+)
 from torch.utils._pytree import tree_map_only
 
 from veritrain.errors import JobError, NumericsError, UsageError
@@ -289,7 +292,10 @@ def _require_plain_tensors(model: nn.Module) -> None:
     be written to."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         try:
-            tensors.require_plain(tensor)
+            with (
+                _disable_current_modes()
+            ):  # nested tensors answer by operators, which have no rules
+                tensors.require_plain(tensor)
         except UsageError as error:
             raise JobError(f"model: {name}: {error}") from None
         if overlaps_itself(tensor):

@@ -129,6 +129,16 @@ class Recorder:
         self._open = False
 
     def __enter__(self) -> Self:
+        self._signals.take()
+        try:
+            self._run = self._start()
+        except BaseException:
+            self._signals.give_back()
+            raise
+        self._open = True
+        return self
+
+    def _start(self) -> _Run:
         signer = self._signer if self._signer is not None else default_signer()
         steps = TranscriptWriter.examine(self.out, signer, resume=self._resume)
         batches = Batches(self.job)
@@ -139,18 +149,20 @@ class Recorder:
         header = _header(program, batches, signer)
         start = TranscriptWriter.resume if self._resume else TranscriptWriter.create
         writer = start(self.out, header, signer)
-        last = writer.last_step
-        if last > 0:
-            check = partial(require_fit, program)
-            restore(program, Transcript.open(self.out).load_state(last, check=check))
-        ahead = batches.iterate(max(last, 0) + 1, self.job.steps, self._workers)
-        self._run = _Run(program, fresh, writer, ahead)
-        self._signals.take()
-        self._open = True
-        if last < 0:
-            self._run.record(0, batch=None, loss=None)
-            self._run.commit()
-        return self
+        try:
+            last = writer.last_step
+            if last > 0:
+                check = partial(require_fit, program)
+                restore(program, Transcript.open(self.out).load_state(last, check=check))
+            ahead = batches.iterate(max(last, 0) + 1, self.job.steps, self._workers)
+            run = _Run(program, fresh, writer, ahead)
+            if last < 0:
+                run.record(0, batch=None, loss=None)
+                run.commit()
+        except BaseException:
+            writer.close()
+            raise
+        return run
 
     def __exit__(
         self,
