@@ -6,6 +6,7 @@ Importing this package registers all of them; `lookup` finds the rule of an ATen
 from veritrain.numerics.rules import (
     activations,
     as_is,
+    bounds,
     contraction,
     embedding,
     linalg,
@@ -24,6 +25,7 @@ from veritrain.numerics.rules.table import NO_GENERATOR, Kind, Rule, covered, lo
 ROOMS = (
     activations,
     as_is,
+    bounds,
     contraction,
     embedding,
     linalg,

@@ -27,10 +27,10 @@ as_is(
     eq ne lt le gt ge logical_and logical_or logical_not logical_xor isnan isinf isfinite
     bitwise_and bitwise_or bitwise_not bitwise_xor __and__ __or__ __xor__ bitwise_left_shift
     bitwise_right_shift __lshift__ __rshift__
-    equal is_nonzero is_same_size any all _is_all_true _is_any_true argmax argmin max min clamp clamp_min clamp_max
+    equal is_nonzero is_same_size any all _is_all_true _is_any_true argmax argmin max min
     max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d adaptive_max_pool3d
     embedding sgn diagonal_backward
-    relu threshold threshold_backward hardtanh
+    threshold threshold_backward
     nan_to_num set_ pixel_shuffle pixel_unshuffle channel_shuffle im2col
     sym_size sym_stride sym_numel sym_storage_offset _assert_async _assert_scalar
     _has_compatible_shallow_copy_type slice_backward select_backward
