@@ -1,6 +1,8 @@
 """Whether code drew from the keyed generators of torch, `random` and `numpy.random`.
 
-A generator whose state is another than before was drawn from. One of `random` or numpy whose state was read may have
+Of torch's, keys are counted where the job's stream gives them: numbers that follow from a seed that the code
+itself gave a generator, `torch.manual_seed(index)` say, are the same under every key. Under native numerics, and
+of the others, a generator whose state is another than before was drawn from. One of `random` or numpy whose state was read may have
 been, and been set back: that counts too, so that what did not draw is the same under every key. Not reached: names
 that were imported before, as by `from random import getstate`.
 """
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from veritrain.numerics.random import Stream
+from veritrain.numerics import generators
 
 _READERS: tuple[tuple[Any, str], ...] = ((random, "getstate"), (np.random, "get_state"))
 _TWISTER_BYTES = 625 * 4
@@ -28,17 +30,17 @@ class Draws:
     """What was drawn since `begin`."""
 
     def __init__(self) -> None:
-        self.was_read = False
-        self._before = _states()
+        self.begin()
 
     def begin(self) -> None:
         """Forget what was drawn until here."""
         self.was_read = False
-        self._before = _states()
+        self._is_native = not generators.is_keyed()
+        self._before = _states(self._is_native)
 
     def happened(self) -> bool:
         """Whether anything was drawn."""
-        return self.was_read or _states() != self._before
+        return self.was_read or _states(self._is_native) != self._before
 
 
 @contextmanager
@@ -63,11 +65,11 @@ def watched_generators() -> Generator[Draws]:
             setattr(owner, name, original)
 
 
-def _states() -> list[object]:
+def _states(is_native: bool) -> list[object]:
     """What each draw changes. All words of a state of the Mersenne twister change at once, or only the place in it."""
     _, words, gauss = _python_state()
-    native = torch.default_generator.get_state().numpy().tobytes()
-    return [words[0], words[-1], gauss, _numpy_words(), native, Stream.keys]
+    native = torch.default_generator.get_state().numpy().tobytes() if is_native else b""
+    return [words[0], words[-1], gauss, _numpy_words(), native, generators.count()]
 
 
 def _numpy_words() -> bytes:

@@ -23,6 +23,7 @@ import torch
 from numpy.random import MT19937
 
 from veritrain.errors import JobError
+from veritrain.numerics import generators
 
 # Where random bytes come in. numpy's generators, `secrets` and `SystemRandom` call random._urandom.
 _SOURCES: tuple[tuple[Any, str], ...] = (
@@ -114,7 +115,15 @@ class _AnyGenerator(type(torch.Generator)):
 
 
 class _SeededGenerator(torch.Generator, metaclass=_AnyGenerator):
-    """A generator of torch's that takes no seed from the system within a context."""
+    """A generator of torch's that takes no seed from the system within a context, and knows when it got its own."""
+
+    def __init__(self, device: Any = "cpu") -> None:
+        super().__init__()
+        self.seeded_in = generators.period()
+
+    def manual_seed(self, seed: int) -> torch.Generator:
+        self.seeded_in = generators.period()
+        return super().manual_seed(seed)
 
     def seed(self) -> int:
         if threading.get_ident() in _within and not _is_exempt():

@@ -17,17 +17,20 @@ from torch.jit._trace import is_tracing
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from veritrain.errors import UnsupportedOperatorError
+from veritrain.numerics import generators
 from veritrain.numerics.overlap import read_before_writing, written
 from veritrain.numerics.random import Stream
-from veritrain.numerics.rules import NO_GENERATOR, Kind, Rule, lookup, short_name
+from veritrain.numerics.rules import Kind, Rule, lookup, random_operator, short_name
 
 CPU = torch.device("cpu")
 
 _cached_lookup: Callable[[OpOverload], Rule] = cache(lookup)
+_cached_random: Callable[[OpOverload], OpOverload | None] = cache(random_operator)
 
 
 class ExactMode(TorchDispatchMode):
-    """Computes every operator by its `exact` rule; random operators draw from `stream`.
+    """Computes every operator by its `exact` rule; random operators draw from `stream`, or from a generator
+    that the job seeded.
 
     Args:
         device: where tensors may lie besides the CPU.
@@ -62,6 +65,10 @@ class ExactMode(TorchDispatchMode):
         if _is_composite(func):  # inference mode leaves composite operators whole
             with self:
                 return func.decompose(*args, **kwargs)
+        if (drawing := _cached_random(func)) is not None:
+            args, kwargs, generator = _without_generator(args, kwargs)
+            with generators.keys_of(generator):
+                return self.compute(drawing, args, kwargs)
         return self.compute(func, args, kwargs)
 
     def compute(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -73,7 +80,7 @@ class ExactMode(TorchDispatchMode):
         if written(func):
             args, kwargs = read_before_writing(func, args, kwargs)
         if rule.takes_stream:
-            args = (self.stream, *args)
+            args = (generators.stream_for_operator(self.stream), *args)
         if self._device.type == "cpu":
             return rule.function(*args, **kwargs)
         with _home(values):  # new tensors of a rule lie where its operands lie
@@ -137,6 +144,20 @@ def _is_composite(func: OpOverload) -> bool:
     return False
 
 
+def _without_generator(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any], torch.Generator | None]:
+    """The arguments of a random operator without the CPU generator that they hold, and the generator."""
+    found = [value for value in (*args, *kwargs.values()) if _is_generator(value)]
+    args = tuple(None if _is_generator(value) else value for value in args)
+    kwargs = {name: value for name, value in kwargs.items() if not _is_generator(value)}
+    return args, kwargs, found[0] if found else None
+
+
+def _is_generator(value: Any) -> bool:
+    return isinstance(value, torch.Generator) and value.device.type == "cpu"
+
+
 def _at(value: Any, i: int) -> Any:
     return value[i] if isinstance(value, (list, tuple)) else value
 
@@ -188,7 +209,7 @@ def _refuse_foreign(
     func: OpOverload, kind: Kind, values: Sequence[Any], device: torch.device
 ) -> None:
     """Only dense tensors of real numbers have definitions, on the CPU or the device of the step, and
-    no generator but the stream.
+    only generators on the CPU.
 
     Narrow types may be moved and cast; arithmetic on them is not defined.
     """
@@ -215,7 +236,8 @@ def _refuse_foreign(
             _require_place(func, value, device)
         elif isinstance(value, torch.Generator):
             raise UnsupportedOperatorError(
-                f"operator {func} with a torch.Generator is not replayable; {NO_GENERATOR}"
+                f"operator {func} with a generator on {value.device}: make it on the CPU, by torch.Generator(); "
+                "its numbers go wherever the operator computes"
             )
 
 

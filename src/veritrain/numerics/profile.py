@@ -27,6 +27,7 @@ from veritrain.errors import NumericsError, TranscriptError, UnsupportedOperator
 from veritrain.numerics import onednn
 from veritrain.numerics.distributions import exact_distributions
 from veritrain.numerics.entropy import no_entropy
+from veritrain.numerics.generators import JobStream
 from veritrain.numerics.logged.thresholds import Thresholds
 from veritrain.numerics.random import Stream
 from veritrain.numerics.scalars import correctly_rounded_math, exact_hyperparameters
@@ -168,30 +169,12 @@ class Native(Profile):
         """The user's flags stand."""
 
 
-class _SavedStream(Stream):
-    """Keeps its call number as the seed of torch's own generator, which draws nothing here.
-
-    So code that saves and restores that generator gets the same numbers again: activation
-    checkpointing computes a forward pass a second time and needs the same dropout.
-    """
-
-    def __init__(self, seed: int, purpose: str, step: int) -> None:
-        super().__init__(seed, purpose, step)
-        torch.default_generator.manual_seed(0)
-
-    def next_key(self) -> int:
-        self.call = torch.default_generator.initial_seed() % 2**63  # users may seed it with -1
-        key = super().next_key()
-        torch.default_generator.manual_seed(self.call)
-        return key
-
-
 class _ExactScope(Scope):
     def __init__(self, mode: ExactMode) -> None:
         self._mode = mode
 
     def _stream(self, seed: int, purpose: str, step: int) -> Stream:
-        return _SavedStream(seed, purpose, step)
+        return JobStream(seed, purpose, step)
 
     def _take(self, stream: Stream) -> None:
         self._mode.stream = stream

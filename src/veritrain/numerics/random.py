@@ -39,8 +39,6 @@ def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
 class Stream:
     """The keys of one step, in the order in which they are asked for."""
 
-    keys = 0  # that were ever asked for, of any stream
-
     def __init__(self, seed: int, purpose: str, step: int) -> None:
         """Start at call 0.
 
@@ -60,7 +58,6 @@ class Stream:
         """Return the key of the next call, an integer of 64 bits."""
         value: list[encoding.Value] = [self._seed, self._purpose, self._step, self.call]
         self.call += 1
-        Stream.keys += 1
         return int.from_bytes(encoding.digest_value("random key", value)[:8], "little")
 
 

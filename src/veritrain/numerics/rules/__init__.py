@@ -20,7 +20,14 @@ from veritrain.numerics.rules import (
     resampling,
     sums,
 )
-from veritrain.numerics.rules.table import NO_GENERATOR, Kind, Rule, covered, lookup, short_name
+from veritrain.numerics.rules.table import (
+    Kind,
+    Rule,
+    covered,
+    lookup,
+    random_operator,
+    short_name,
+)
 
 ROOMS = (
     activations,
@@ -40,4 +47,4 @@ ROOMS = (
     sums,
 )
 
-__all__ = ["NO_GENERATOR", "ROOMS", "Kind", "Rule", "covered", "lookup", "short_name"]
+__all__ = ["ROOMS", "Kind", "Rule", "covered", "lookup", "random_operator", "short_name"]

@@ -11,6 +11,7 @@ from torch import Tensor
 from veritrain.errors import NumericsError, UnsupportedOperatorError
 from veritrain.numerics import elementary, random
 from veritrain.numerics.device import elsewhere
+from veritrain.numerics.integers import sum_bits
 from veritrain.numerics.random import Stream
 from veritrain.numerics.rules.sums import reduce_sum
 from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
@@ -213,11 +214,15 @@ def _multinomial(
 ) -> Tensor:
     """The categories whose weight over an exponential variable is largest: a race.
 
-    Samples with replacement are races of their own, with keys of their own.
+    Samples with replacement are races of their own, with keys of their own; of float64 weights, which samplers of
+    data sets have by the thousand, they are places in the running sum.
     """
-    require_float32("multinomial", weights)
+    if weights.dtype != torch.float64:
+        require_float32("multinomial", weights)
     races, places = (num_samples, 1) if replacement else (1, num_samples)
     _require_weights(weights, places)
+    if replacement and weights.dtype == torch.float64:
+        return _places_in_running_sum(stream, weights, num_samples)
     results: list[Tensor] = []
     for _ in range(races):
         speeds = weights / random.exponential(stream.next_key(), tuple(weights.shape))
@@ -227,6 +232,24 @@ def _multinomial(
             ranks = torch.argsort(speeds, dim=-1, descending=True, stable=True)
             results.append(ranks.narrow(-1, 0, places))
     return torch.cat(results, -1)
+
+
+def _places_in_running_sum(stream: Stream, weights: Tensor, num_samples: int) -> Tensor:
+    """The first category whose running sum of integers is above a number drawn below the whole sum."""
+    bits = sum_bits(weights.shape[-1])
+    _, exponent = torch.frexp(weights.amax(-1, keepdim=True))
+    whole = _times_power_of_two(weights, bits - exponent).round().long().cumsum(-1)
+    shape = (*weights.shape[:-1], num_samples)
+    drawn = random.integers(stream.next_key(), 0, 1 << 63, shape)
+    return torch.searchsorted(whole, drawn % whole[..., -1:], right=True)
+
+
+def _times_power_of_two(x: Tensor, exponent: Tensor) -> Tensor:
+    """x * 2**exponent, in two factors that float64 holds: exact, or rounded once below its normal numbers."""
+    half = exponent.div(2, rounding_mode="floor")
+    for part in (half, exponent - half):
+        x = x * ((part.long() + 1023) << 52).view(torch.float64)
+    return x
 
 
 def _require_weights(weights: Tensor, needed: int) -> None:

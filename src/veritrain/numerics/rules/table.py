@@ -170,18 +170,23 @@ def _write(target: Tensor, result: Tensor) -> Tensor:
     return target.copy_(result)
 
 
-# A sampler of torch.utils.data makes a generator although its user passed none.
-NO_GENERATOR = (
-    "leave generator=None, as the random numbers of a step come from (seed, step, call); in place of a "
-    "DataLoader with shuffle=True or a sampler, which make a generator, index with torch.randperm(n)"
-)
+def random_operator(operator: OpOverload) -> OpOverload | None:
+    """The random operator that this one is where its keys come from a generator, or that it is itself; None for
+    operators that draw nothing or have no rule."""
+    name = short_name(operator)
+    overload = operator.name().partition(".")[2]
+    packet = getattr(aten, name, None)
+    if operator.namespace == "aten" and overload.endswith("generator"):
+        operator = getattr(packet, overload.removesuffix("generator").rstrip("_") or "default", operator)
+    try:
+        return operator if lookup(operator).takes_stream else None
+    except UnsupportedOperatorError:
+        return None
 
 
 def _no_rule(operator: OpOverload) -> UnsupportedOperatorError:
     remedy = "write this part of the model with covered operators (docs/operators.md lists them)"
-    if operator.name().endswith("generator"):
-        remedy = NO_GENERATOR
-    elif "generator" in (argument.name for argument in _arguments(operator)):
+    if "generator" in (argument.name for argument in _arguments(operator)):
         remedy = "draw from torch.rand, randn, randint, randperm or bernoulli instead"
     return UnsupportedOperatorError(
         f"operator {operator} has no rule under exact numerics; {remedy} or choose numerics='native'"

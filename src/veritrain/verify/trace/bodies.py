@@ -18,6 +18,7 @@ from veritrain.transcript.records import TensorEntry
 from veritrain.verify.trace.entry import MAX_ENTRIES, TraceEntry
 
 _MAX = 2**53
+_KEY_BYTES = 8  # what an operator draws from a generator that the job seeded
 _BEGUN = ("kind", "met", "cells", "reads", "log")
 _FIELDS: dict[str, tuple[str, ...]] = {
     "inputs": ("kind", "state", "batch", "rounding"),
@@ -85,6 +86,13 @@ def _natural(name: str, value: Value) -> None:
 def _optional_natural(name: str, value: Value) -> None:
     if value is not None:
         _natural(name, value)
+
+
+def _draw(name: str, value: Value) -> None:
+    if type(value) is not bytes:
+        _natural(name, value)
+    elif len(value) not in (0, _KEY_BYTES):
+        raise check.wrong(name, f"0 or {_KEY_BYTES} bytes", value)
 
 
 def _list(name: str, value: Value) -> None:
@@ -156,7 +164,7 @@ _CHECKS: dict[str, Any] = {
     "kind": _kind, "met": _met, "cells": _natural, "reads": _reads, "log": _optional_natural,
     "state": check.check_digest, "batch": check.check_optional_digest,
     "rounding": check.check_optional_digest, "operator": _operator,
-    "draw": _natural, "arguments": _list, "named": _map, "results": _any, "writes": _writes,
-    "drawn": _natural, "logged": _optional_natural, "refused": _true_or_false, "view": _any,
+    "draw": _draw, "arguments": _list, "named": _map, "results": _any, "writes": _writes,
+    "drawn": _draw, "logged": _optional_natural, "refused": _true_or_false, "view": _any,
     "place": _natural, "tensor": _tensor, "peaks": _peaks, "loss": _loss,
 }  # fmt: skip

@@ -16,6 +16,7 @@ from torch._ops import OpOverload
 
 from veritrain.encoding import Value
 from veritrain.errors import NumericsError
+from veritrain.numerics import generators
 from veritrain.verify.trace.cells import View
 
 # They change what a tensor looks like, and no memory.
@@ -96,7 +97,7 @@ def described(
     """The call without its results: `operator`, `draw`, `arguments` and `named`."""
     return {
         "operator": str(func),
-        "draw": draw(),
+        "draw": generators.state(),
         "arguments": [plain(value, to_view) for value in args],
         "named": {name: plain(value, to_view) for name, value in sorted(kwargs.items())},
     }
@@ -104,7 +105,7 @@ def described(
 
 def settling(tensor: Tensor, to_view: ToValue) -> dict[str, Value]:
     """The call that rounds a tensor of the state to the numbers of the numerics, after a step."""
-    return {"operator": SETTLE, "draw": draw(), "arguments": [plain(tensor, to_view)], "named": {}}
+    return {"operator": SETTLE, "draw": generators.state(), "arguments": [plain(tensor, to_view)], "named": {}}
 
 
 def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -169,13 +170,3 @@ _NAMES: dict[tuple[str, str], Any] = {
         torch.device("cpu"),
     )
 }  # fmt: skip
-
-
-def draw() -> int:
-    """How many random numbers were keyed so far (`profile._SavedStream`)."""
-    return torch.default_generator.initial_seed() % 2**63
-
-
-def set_draw(number: int) -> None:
-    """Go on after so many random numbers."""
-    torch.default_generator.manual_seed(number)

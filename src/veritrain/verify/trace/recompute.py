@@ -16,6 +16,7 @@ from torch._ops import OpOverload
 
 from veritrain.encoding import DIGEST_BYTES, Value
 from veritrain.errors import InconclusiveError, TranscriptError, VerificationError
+from veritrain.numerics import generators
 from veritrain.numerics.logged.rounding import Following
 from veritrain.numerics.profile import Exact, resolve
 from veritrain.numerics.rules import lookup
@@ -72,8 +73,10 @@ def recompute(
     func = None if body["operator"] == calls.SETTLE else operator_of(body)
     if func is not None:
         require_affordable(func, args, kwargs)
-    with watched.active(seed=arithmetic.seed, purpose="step", step=step, rounding=following):
-        calls.set_draw(cast(int, body["draw"]))
+    with (
+        watched.active(seed=arithmetic.seed, purpose="step", step=step, rounding=following),
+        generators.resumed(cast("generators.State", body["draw"])),
+    ):
         try:
             if func is None:
                 watched.settle(args)

@@ -16,6 +16,7 @@ from torch._ops import OpOverload
 from veritrain.data import Batch, batch_digest, owned
 from veritrain.encoding import Digest, Value, digest
 from veritrain.errors import TranscriptError, UsageError, VerificationError
+from veritrain.numerics import generators
 from veritrain.numerics.logged.rounding import Following
 from veritrain.numerics.profile import FLOAT32_BITS, Exact, Logged
 from veritrain.numerics.watched import Compute, Watched
@@ -207,7 +208,7 @@ class Recorder:
             if self._index == self._kept:
                 self.results[number] = bytes(cell_bytes(tensor))
         found: dict[str, Value] = {"results": calls.plain(results, self._seen), "writes": writes}
-        self.add({**body, **found, "drawn": calls.draw(), "logged": self.position})
+        self.add({**body, **found, "drawn": generators.state(), "logged": self.position})
 
     @property
     def position(self) -> int | None:

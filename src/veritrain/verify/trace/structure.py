@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map_only
 from veritrain.data import Batch
 from veritrain.encoding import Digest, Value, encode
 from veritrain.errors import InconclusiveError, JobError
+from veritrain.numerics import generators
 from veritrain.numerics.profile import FLOAT32_BITS, Exact, Logged
 from veritrain.numerics.watched import Compute, Watched
 from veritrain.state import HYPER, SCHEDULER, capture
@@ -232,7 +233,8 @@ class _Follower:
         tensors = calls.tensors_in([args, kwargs])
         storages = {self._cells.number(x): x.untyped_storage() for x in tensors}
         sizes: dict[int, int] = {write[0]: write[1] for write in rows(agreed, "writes")}
-        calls.set_draw(cast(int, agreed["drawn"]))
+        if isinstance(agreed["draw"], int) and isinstance(drawn := agreed["drawn"], int):
+            generators.set_state(drawn)  # a generator of the job's has its state already
 
         def to_tensor(found: View) -> Tensor:
             if found.cell not in storages:
