@@ -249,16 +249,20 @@ def _whole_sum(values: np.ndarray, bits: int) -> float:
 
 @on_cpu
 def sum_of_squares(x: Tensor) -> Tensor:
-    """Sum of x * x, each product rounded to float32, over a whole contiguous tensor: a scalar."""
+    """Sum of x * x, each product rounded to float32, over a whole contiguous tensor: a scalar.
+
+    Infinite where a square is, NaN where a value is.
+    """
     values = x.detach().numpy().reshape(-1)
     if values.size == 0:
         return torch.zeros((), dtype=torch.float32)
     bits = sum_bits(values.size)
     # the square of the largest is the largest square, also when rounded
     largest = torch.tensor(int(largest_magnitude(x)), dtype=torch.int32).view(torch.float32)
-    top = np.int32((largest * largest).view(torch.int32).item())
+    largest_square = largest * largest
+    top = np.int32(largest_square.view(torch.int32).item())
     if top >= _NOT_FINITE:
-        return torch.tensor(math.nan, dtype=torch.float32)
+        return largest_square
     parts = run(_squares_kernel, values.size, values, bits, top)
     return torch.tensor(rounded(top, np.int64(sum(parts)), bits), dtype=torch.float32)
 

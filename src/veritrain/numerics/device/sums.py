@@ -52,5 +52,6 @@ def accumulate(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
 
 def sum_of_squares(x: Tensor) -> Tensor:
     """Twin of `numerics.sums.sum_of_squares`."""
-    x = x.detach()
-    return total(x * x, (1, 1, 1, x.numel())).view(())
+    squares = x.detach() * x.detach()
+    found = total(squares, (1, 1, 1, x.numel())).view(())
+    return torch.where(found.isnan(), squares.amax(), found) if x.numel() else found

@@ -164,13 +164,21 @@ def vector_norm(
     dims = sorted(_normal_dims(x, dim))
     if ord == 2:
         whole = len(dims) == x.ndim and not keepdim and x.is_contiguous()
-        squares = sums.sum_of_squares(x) if whole else reduce_sum(x * x, dims, keepdim)
+        squares = sums.sum_of_squares(x) if whole else _sum_of_magnitudes(x * x, dims, keepdim)
         return elementary.apply("sqrt", squares)
     if ord == 1:
-        return reduce_sum(x.abs(), dims, keepdim)
+        return _sum_of_magnitudes(x.abs(), dims, keepdim)
     if ord == math.inf:
         return x.abs().amax(dims, keepdim)
     raise UnsupportedOperatorError(f"linalg_vector_norm of order {ord}: exact has 1, 2 and inf")
+
+
+def _sum_of_magnitudes(x: Tensor, dims: list[int], keepdim: bool) -> Tensor:
+    """The sum of values that are not below zero: infinite where one of them is, as none cancels it."""
+    found = reduce_sum(x, dims, keepdim)
+    if not bool(found.isnan().any()):
+        return found
+    return torch.where(found.isnan(), x.amax(dims, keepdim), found)
 
 
 @rule(Kind.COMPOSITE, aten.norm.ScalarOpt_dim, aten.norm.Scalar)
