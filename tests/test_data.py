@@ -240,8 +240,16 @@ def restored_numpy() -> None:
 
 def restored_torch() -> None:
     with torch.random.fork_rng():
+        torch.rand(2)
+
+
+def seeded_and_restored_torch() -> None:
+    with torch.random.fork_rng():
         torch.manual_seed(3)
         torch.rand(2)
+
+
+GENERATOR = torch.Generator().manual_seed(5)
 
 
 DRAWS: dict[str, Callable[[], object]] = {
@@ -256,7 +264,10 @@ DRAWS: dict[str, Callable[[], object]] = {
     "restored random": restored_python,
     "restored numpy": restored_numpy,
     "restored torch": restored_torch,
-    "torch after seeding": lambda: torch.manual_seed(1).manual_seed(1) and torch.rand(1),
+    "torch before seeding": lambda: torch.rand(1) and torch.manual_seed(1),
+    "torch before a generator's": lambda: torch.rand(1, generator=torch.default_generator),
+    "generator of before": lambda: torch.rand(1, generator=GENERATOR),
+    "seed that was drawn": lambda: torch.manual_seed(random.getrandbits(30)) and torch.rand(1),
 }
 
 
@@ -280,6 +291,11 @@ def test_records_that_draw_are_committed_in_a_domain_of_their_own(draw: str, num
         lambda: random.Random(3).random(),
         lambda: np.random.default_rng(3).random(),
         lambda: torch.ones(3) * 2,
+        lambda: torch.manual_seed(1) and torch.rand(1),
+        lambda: torch.manual_seed(1) and np.random.normal(),
+        lambda: torch.rand(1, generator=torch.Generator().manual_seed(3)),
+        lambda: torch.rand(1, generator=torch.Generator()),
+        seeded_and_restored_torch,
     ],
 )
 def test_records_that_draw_from_generators_of_their_own_are_plain(still: Any) -> None:

@@ -63,15 +63,6 @@ REFUSED = {
     "sparse mm": (lambda: torch.sparse.mm(SPARSE, X), "sparse"),
     "to sparse": (lambda: X.to_sparse(), "to_sparse"),
     "to csr": (lambda: X.to_sparse_csr(), "to_sparse"),
-    "rand generator": (lambda: torch.rand(3, generator=GENERATOR), "rand.*generator=None"),
-    "randperm generator": (lambda: torch.randperm(3, generator=GENERATOR), "randperm.*generator=None"),
-    "uniform generator": (lambda: X.clone().uniform_(generator=GENERATOR), "uniform_.*generator=None"),
-    "bernoulli generator": (
-        lambda: torch.bernoulli(X.sigmoid(), generator=GENERATOR), "bernoulli.*generator=None",
-    ),
-    "normal generator": (
-        lambda: torch.normal(0.0, 1.0, (3,), generator=GENERATOR), "normal.*generator=None",
-    ),
     "rand 64": (lambda: torch.rand(3, dtype=torch.float64), "float64"),
     "rand half": (lambda: torch.rand(3, dtype=torch.float16), "float16"),
     "geometric": (lambda: X.clone().geometric_(0.5), "geometric.*torch.rand"),

@@ -119,10 +119,10 @@ class _SeededGenerator(torch.Generator, metaclass=_AnyGenerator):
 
     def __init__(self, device: Any = "cpu") -> None:
         super().__init__()
-        self.seeded_in = generators.period()
+        generators.note_seed(self)
 
     def manual_seed(self, seed: int) -> torch.Generator:
-        self.seeded_in = generators.period()
+        generators.note_seed(self)
         return super().manual_seed(seed)
 
     def seed(self) -> int:

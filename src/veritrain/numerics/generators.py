@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage]
@@ -37,8 +38,8 @@ class _Drawing:
 
     def __init__(self) -> None:
         self.given: bytes | None = None  # to the operator that runs
-        self.period = 0  # since a stream began; generators seeded before it are older
-        self.count = 0  # keys that do not follow from what the job seeded in this period
+        self.seeded: set[int] = set()  # generators that got a seed since a stream began
+        self.count = 0  # keys that do not follow from such a seed
 
 
 _drawing = _Drawing()
@@ -49,7 +50,7 @@ class JobStream(Stream):
 
     def __init__(self, seed: int, purpose: str, step: int) -> None:
         super().__init__(seed, purpose, step)
-        _drawing.period += 1
+        _drawing.seeded.clear()
         set_state(0)
 
     def next_key(self) -> int:
@@ -66,9 +67,9 @@ def count() -> int:
     return _drawing.count
 
 
-def period() -> int:
-    """Grows when a stream begins."""
-    return _drawing.period
+def note_seed(generator: torch.Generator) -> None:
+    """Remember that a generator got its seed since the stream began."""
+    _drawing.seeded.add(_identity(generator))
 
 
 def is_keyed() -> bool:
@@ -93,15 +94,20 @@ def stream_for_operator(stream: Stream) -> Stream:
 def keys_of(generator: torch.Generator | None) -> Generator[None]:
     """Within it, the keys of one operator are those of `generator`, a CPU one; None is the default one."""
     default = torch.default_generator
-    if generator is None or generator is default:
-        generator = None if is_keyed() else default
-    if generator is None or _drawing.given is not None:
+    is_default = generator is None or _identity(generator) == _identity(default)
+    if _drawing.given is not None or (is_default and is_keyed()):
         yield
         return
-    if generator is not default and getattr(generator, "seeded_in", None) != _drawing.period:
+    generator = default if is_default else generator
+    if not is_default and _identity(generator) not in _drawing.seeded:
         _drawing.count += 1
     with _given(_draw_seed(generator)):
         yield
+
+
+def _identity(generator: torch.Generator) -> int:
+    """Operators hand on a generator in another Python object."""
+    return cast("Any", generator)._cdata
 
 
 def state() -> State:

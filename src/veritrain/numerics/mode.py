@@ -180,13 +180,10 @@ def _single(name: str, args: Sequence[Any]) -> Callable[..., Any]:
     return in_place
 
 
-_NARROW = (
-    torch.float16,
-    torch.bfloat16,
-    torch.float8_e4m3fn,
-    torch.float8_e5m2,
-    torch.float8_e4m3fnuz,
-    torch.float8_e5m2fnuz,
+_NARROW = frozenset(
+    dtype
+    for dtype in vars(torch).values()
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize < 4  # bytes
 )
 
 

@@ -1,4 +1,4 @@
-"""Write cases.json: streams, and the bits of every fill."""
+"""Write cases.json: streams, and the bits of every fill; and generators.json: what generators with a seed give."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from veritrain.numerics import random
+from veritrain.numerics import generators, random, resolve
 
 NAMES = (
     (0, "init", 0),
@@ -24,6 +24,35 @@ PROBABILITIES = (0.1, 0.5, 0.9, 1.0)
 def bits(x: torch.Tensor) -> list[str]:
     """Hexadecimal bits of an fp32 vector."""
     return [f"{b:08x}" for b in x.numpy().view(np.uint32).tolist()]
+
+
+SEEDS = (0, 5, 2**32 + 5, 67280421310721, 2**64 - 1)
+WEIGHTS = (0.3, 0.0, 1e-9, 2.5, 1e-300, 0.7)
+
+
+def generator_case(seed: int) -> dict[str, object]:
+    """Three operators that draw from a generator, and two choices by weights."""
+    generator = torch.Generator().manual_seed(seed)
+    with resolve("exact").active(seed=0, purpose="vectors", step=0):
+        given: list[int] = []
+        for _ in range(3):
+            with generators.keys_of(generator):
+                given.append(int.from_bytes(generators.state(), "little"))
+        generator.manual_seed(seed)
+        drawn = [bits(torch.rand(5, generator=generator)) for _ in given]
+        weights = torch.tensor(WEIGHTS, dtype=torch.float64)
+        replaced = torch.multinomial(weights, COUNT, replacement=True, generator=generator)
+        order = torch.multinomial(weights, 3, generator=generator)
+    streams = [random.Stream(one, "generator", 0) for one in given]
+    return {
+        "seed": f"{seed:016x}",
+        "K": [f"{one:016x}" for one in given],
+        "keys": [[f"{stream.next_key():016x}" for _ in range(2)] for stream in streams],
+        "uniform24": drawn,
+        "weights": [weight.hex() for weight in WEIGHTS],
+        "replaced": replaced.tolist(),
+        "order": order.tolist(),
+    }
 
 
 def main() -> None:
@@ -49,7 +78,10 @@ def main() -> None:
                 "permutation": random.permutation(seed, purpose, step, COUNT).tolist(),
             }
         )
-    Path(__file__).with_name("cases.json").write_text(json.dumps(cases, indent=1) + "\n")
+    folder = Path(__file__).parent
+    (folder / "cases.json").write_text(json.dumps(cases, indent=1) + "\n")
+    seeded = [generator_case(seed) for seed in SEEDS]
+    (folder / "generators.json").write_text(json.dumps(seeded, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from veritrain.numerics import elementary
-from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
+from veritrain.numerics.rules.table import Kind, aten, require_float32, rule, times_
 
 
 @rule(Kind.COMPOSITE, aten.softplus.default)
@@ -25,7 +25,7 @@ def _softplus_backward(grad: Tensor, x: Tensor, beta: float, threshold: float) -
     require_float32("softplus_backward", grad, x)
     scaled = x if beta == 1 else x * beta
     slope = elementary.apply("sigmoid", scaled)
-    return torch.where(scaled > threshold, grad, slope.mul_(grad))
+    return torch.where(scaled > threshold, grad, times_(slope, grad))
 
 
 @rule(Kind.COMPOSITE, aten.log_sigmoid_forward.default)

@@ -33,7 +33,7 @@ as_is(
     threshold threshold_backward
     nan_to_num set_ pixel_shuffle pixel_unshuffle channel_shuffle im2col
     sym_size sym_stride sym_numel sym_storage_offset _assert_async _assert_scalar
-    _has_compatible_shallow_copy_type slice_backward select_backward
+    _has_compatible_shallow_copy_type _has_same_storage_numel _new_zeros_with_same_feature_meta slice_backward select_backward
     _pack_padded_sequence isin
     record_stream _pin_memory is_pinned
     """.split(),

@@ -48,6 +48,22 @@ def _tiniest(dtype: torch.dtype) -> float:
     return info.smallest_normal * info.eps
 
 
+def _of_relu() -> _Bounds:
+    return 0, None
+
+
+def _of_hardtanh(min_val: float = -1, max_val: float = 1) -> _Bounds:
+    return min_val, max_val
+
+
+def _of_clamp(min: _Bound = None, max: _Bound = None) -> _Bounds:
+    return min, max
+
+
+def _of_clamp_max(max: float) -> _Bounds:
+    return None, max
+
+
 def _register(name: str, bounds_of: Callable[..., _Bounds]) -> None:
     operator, in_place = getattr(aten, name).default, getattr(aten, f"{name}_").default
 
@@ -80,8 +96,8 @@ def _with_fractions(x: Tensor, bounds: _Bounds) -> Tensor:
     return x.to(torch.get_default_dtype()) if is_fraction else x
 
 
-_register("relu", lambda: (0, None))
-_register("hardtanh", lambda min_val=-1, max_val=1: (min_val, max_val))
-_register("clamp", lambda min=None, max=None: (min, max))
-_register("clamp_min", lambda min: (min, None))
-_register("clamp_max", lambda max: (None, max))
+_register("relu", _of_relu)
+_register("hardtanh", _of_hardtanh)
+_register("clamp", _of_clamp)
+_register("clamp_min", _of_clamp)
+_register("clamp_max", _of_clamp_max)

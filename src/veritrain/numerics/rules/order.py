@@ -106,6 +106,12 @@ for _operator in (
     _register_new(_operator)
 
 
+@rule(Kind.MOVEMENT, aten._efficientzerotensor.default)
+def _zeros_of_forward_mode(size: list[int], **options: Any) -> Tensor:
+    """Tangents that are zeros: plain ones, that operators compute with as with any others."""
+    return torch.zeros(size, **options)
+
+
 @rule(Kind.MOVEMENT, aten.resize_.default)
 def _resize_(x: Tensor, size: list[int], **options: Any) -> Tensor:
     kept = x.numel()

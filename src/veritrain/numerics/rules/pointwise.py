@@ -15,7 +15,7 @@ from torch import Tensor
 
 from veritrain.errors import UnsupportedOperatorError
 from veritrain.numerics import elementary
-from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
+from veritrain.numerics.rules.table import Kind, aten, require_float32, rule, times_
 
 
 @rule(Kind.IEEE, aten.add.Tensor, aten.add.Scalar)
@@ -166,12 +166,12 @@ _ONE = torch.ones((), dtype=torch.float32)
 @rule(Kind.COMPOSITE, aten.tanh_backward.default)
 def _tanh_backward(grad: Tensor, y: Tensor) -> Tensor:
     slope = y * y
-    return torch.sub(_ONE, slope, out=slope).mul_(grad)
+    return times_(torch.sub(_ONE, slope, out=slope), grad)
 
 
 @rule(Kind.COMPOSITE, aten.sigmoid_backward.default)
 def _sigmoid_backward(grad: Tensor, y: Tensor) -> Tensor:
-    return (1 - y).mul_(y).mul_(grad)
+    return times_((1 - y).mul_(y), grad)
 
 
 @rule(Kind.ELEMENTARY, aten.silu_backward.default)

@@ -177,7 +177,9 @@ def random_operator(operator: OpOverload) -> OpOverload | None:
     overload = operator.name().partition(".")[2]
     packet = getattr(aten, name, None)
     if operator.namespace == "aten" and overload.endswith("generator"):
-        operator = getattr(packet, overload.removesuffix("generator").rstrip("_") or "default", operator)
+        operator = getattr(
+            packet, overload.removesuffix("generator").rstrip("_") or "default", operator
+        )
     try:
         return operator if lookup(operator).takes_stream else None
     except UnsupportedOperatorError:
@@ -223,6 +225,11 @@ def require_float32(operator: str, *tensors: Tensor | None) -> None:
             )
 
 
+def times_(x: Tensor, y: Tensor) -> Tensor:
+    """x * y, in the memory of `x` where it holds that: `vmap` hands over shapes that are yet to be broadcast."""
+    return x.mul_(y) if x.shape == y.shape else x * y
+
+
 def cast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
     """`x` as `dtype`, or as it is.
 
@@ -243,7 +250,8 @@ def require_range(x: Tensor, dtype: torch.dtype | None) -> None:
         return
     if not x.is_floating_point() or not x.numel():
         return
-    low, high = (float(bound) for bound in x.detach().aminmax())
+    values = x.detach().float() if x.element_size() == 1 else x.detach()  # float8 has no kernel
+    low, high = (float(bound) for bound in values.aminmax())
     info = torch.iinfo(dtype)
     if not (info.min - 1 < low and high < info.max + 1):
         raise NumericsError(

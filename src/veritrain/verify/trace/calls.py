@@ -105,7 +105,12 @@ def described(
 
 def settling(tensor: Tensor, to_view: ToValue) -> dict[str, Value]:
     """The call that rounds a tensor of the state to the numbers of the numerics, after a step."""
-    return {"operator": SETTLE, "draw": generators.state(), "arguments": [plain(tensor, to_view)], "named": {}}
+    return {
+        "operator": SETTLE,
+        "draw": generators.state(),
+        "arguments": [plain(tensor, to_view)],
+        "named": {},
+    }
 
 
 def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
