@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from veritrain.encoding import DIGEST_BYTES, Value, decode, encode
 from veritrain.errors import JobError, NumericsError, TranscriptError, UsageError
 from veritrain.transcript import TensorEntry, tensors
+from veritrain.transcript import fields as check
 from veritrain.transcript.fields import shown
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ HYPER = "optimizer/hyper"
 SCHEDULER = "scheduler/state"
 _TEXT_GROWTH = 64  # of the plain values of optimiser and scheduler, over those of step 0
 _TEXT_SPARE = 2**20
+# Compiled updates write to these without a look at their sizes: a shorter one is memory of others.
+_LIKE_PARAMETER = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum"}
 
 
 def capture(program: Program) -> dict[str, Tensor]:
@@ -84,24 +87,26 @@ def require_fit(program: Program, entries: Iterable[TensorEntry]) -> None:
     """Check, before memory is taken for it, that a stored state may be one of this program.
 
     Model and groups: names, dtypes and shapes are the program's own. Optimisers make their tensors
-    in the first step, so only those of PyTorch have a bound: no tensor is larger than its parameter.
+    in the first step, so only those of PyTorch have a bound: no tensor is larger than its parameter,
+    and those that its compiled updates take have the parameter's shape.
 
     Raises:
         TranscriptError: names the first tensor that does not fit, expected and got.
     """
     own = capture(program)
-    sizes = {name: parameter.numel() for name, parameter in program.model.named_parameters()}
-    bounded = type(program.optimizer).__module__.startswith("torch.optim.")
+    parameters = dict(program.model.named_parameters())
     found = {entry.name: entry for entry in entries}
     for name, entry in found.items():
         fresh = own.get(name)
         kind, _, rest = name.partition("/")
+        parameter, _, key = rest.rpartition("/")
         if name in (HYPER, SCHEDULER) and fresh is not None:
             limit = _TEXT_GROWTH * fresh.numel() + _TEXT_SPARE
             _require_at_most(entry, limit)
-        elif kind == "optimizer" and (parameter := rest.rpartition("/")[0]) in sizes:
-            if bounded:
-                _require_at_most(entry, max(1, sizes[parameter]))
+        elif kind == "optimizer" and parameter in parameters:
+            if _is_pytorchs(program.optimizer):
+                _require_like(name, key, entry.shape, parameters[parameter])
+                _require_at_most(entry, max(1, parameters[parameter].numel()))
         elif fresh is None:
             raise TranscriptError(shown(name), "the job's state has no such tensor")
         else:
@@ -118,13 +123,26 @@ def _require_at_most(entry: TensorEntry, limit: int) -> None:
 
 
 def _require_entry(own: Tensor, entry: TensorEntry) -> None:
-    expected = tensors.entry(entry.name, own)
-    if (expected.dtype, expected.shape) != (entry.dtype, entry.shape):
+    dtype, shape = tensors.dtype_name(own), tuple(own.shape)
+    if (dtype, shape) != (entry.dtype, entry.shape):
         raise TranscriptError(
             entry.name,
-            f"expected {expected.dtype} of shape {tuple(expected.shape)}, "
-            f"got {entry.dtype} of shape {tuple(entry.shape)}",
+            f"expected {dtype} of shape {shape}, got {entry.dtype} of shape {entry.shape}",
         )
+
+
+def _is_pytorchs(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the updates are computed by one of PyTorch's optimisers, maybe under another name."""
+    return type(optimizer).step.__module__.startswith("torch.optim.")
+
+
+def _require_like(name: str, key: str, shape: Iterable[int], parameter: Tensor) -> None:
+    """Check the shape of a tensor that one of PyTorch's optimisers keeps of a parameter."""
+    got, expected = tuple(shape), tuple(parameter.shape)
+    if key == "step" and math.prod(got) != 1:
+        raise TranscriptError(shown(name), f"expected one number, got shape {got}")
+    if key in _LIKE_PARAMETER and got != expected:
+        raise TranscriptError(shown(name), f"expected shape {expected}, got shape {got}")
 
 
 def refuse_nan(state: Mapping[str, Tensor], step: int) -> None:
@@ -304,6 +322,8 @@ def _restore_optimizer(
         if full.startswith("optimizer/") and name in parameters:
             stored = _take(state, full, unused)
             parameter = parameters[name]
+            if _is_pytorchs(program.optimizer):
+                _require_like(full, key, stored.shape, parameter)
             # C order, as a state is stored: traces are of memory
             own = stored.clone(memory_format=torch.contiguous_format).to(parameter.device)
             program.optimizer.state[parameter][key] = own
@@ -415,9 +435,12 @@ def _unplain(value: Value, where: str) -> Any:
     if any(not isinstance(pair, list) or len(pair) != 2 for pair in decoded):
         raise TranscriptError(where, "a map of a plain value holds something else than pairs")
     try:
-        pairs: dict[Any, Any] = dict(decoded)
-    except TypeError as error:
-        raise TranscriptError(where, "a plain value has an unhashable key") from error
+        check.check_hashes("map of a plain value", [key for key, _ in decoded])
+    except UsageError as error:
+        raise TranscriptError(where, str(error)) from error
+    pairs: dict[Any, Any] = dict(decoded)
+    if len(pairs) != len(decoded):
+        raise TranscriptError(where, "a map of a plain value has a key twice")
     return Counter(pairs) if tag == _COUNTER else pairs
 
 
@@ -442,4 +465,8 @@ def _plain_tensor(items: list[Value], where: str) -> Tensor:
         )
     tensor, into = tensors.empty(entry)
     into[:] = content
+    try:
+        tensors.require_truth(entry, into)
+    except UsageError as error:
+        raise TranscriptError(where, f"a plain tensor: {error}") from error
     return tensor

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from veritrain.errors import UsageError
 _SHOWN_CHARS = 80
 _NOTHING = object()  # where a map has no such entry
 _NAMED_DIFFERENCES = 8  # a hostile map can have thousands
+_EQUAL_HASHES = 64  # keys of a map that may share one
 
 
 def shown(value: object) -> str:
@@ -93,6 +95,17 @@ def check_bytes(name: str, value: object, size: int) -> None:
     """Check for a byte string of exactly `size` bytes."""
     if type(value) is not bytes or len(value) != size:
         raise wrong(name, f"a byte string of {size} bytes", value)
+
+
+def check_hashes(name: str, keys: Iterable[Any]) -> None:
+    """Check that a map of these keys can be made in time: each of many keys with one hash is compared with all
+    others, and numbers with one hash are easily found. A text has none that others could foresee."""
+    try:
+        shared = max(Counter(map(hash, keys)).values(), default=0)
+    except TypeError:
+        raise wrong(name, "keys that can be hashed", keys) from None
+    if shared > _EQUAL_HASHES:
+        raise UsageError(f"field {name}: {shared} keys share one hash")
 
 
 def check_digest(name: str, value: object) -> None:

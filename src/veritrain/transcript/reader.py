@@ -413,6 +413,12 @@ def _read_tensor(file: BinaryIO, offset: int, entry: TensorEntry, place: _Place)
     file.seek(offset)
     _fill(file, into, place)
     check_equal(str(place), entry.digest, digest("tensor", into))
+    try:
+        tensors.require_truth(entry, into)
+    except UsageError as error:
+        raise TranscriptError(
+            files.pack_path(place.pack), f"{shown(place.name)}: {error}"
+        ) from None
     return tensor
 
 

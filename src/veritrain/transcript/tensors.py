@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,7 @@ __all__ = [
     "empty",
     "entry",
     "require_plain",
+    "require_truth",
     "state_entries",
     "state_root",
 ]
@@ -120,6 +122,16 @@ def empty(entry: TensorEntry) -> tuple[Tensor, memoryview]:
     """
     tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
     return tensor, content(tensor)
+
+
+def require_truth(entry: TensorEntry, content: bytes | memoryview) -> None:
+    """Check that a tensor of truth values holds 0 and 1 alone: compiled code acts upon others unchecked.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if entry.dtype == "bool" and len(content) and np.frombuffer(content, np.uint8).max() > 1:
+        raise UsageError("a truth value that is neither 0 nor 1")
 
 
 def diff(expected: Sequence[TensorEntry], got: Sequence[TensorEntry]) -> Difference | None:

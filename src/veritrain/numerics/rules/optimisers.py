@@ -71,8 +71,14 @@ def _sgd_kernel(
 def _update(
     kernel: Callable[..., None], tensors: Sequence[Tensor], grad: Tensor, scalars: Sequence[Any]
 ) -> None:
-    """Run `kernel` over the flattened tensors, in place; `grad`, one of them, is only read."""
+    """Run `kernel` over the flattened tensors, in place; `grad`, one of them, is only read.
+
+    Raises:
+        ValueError: they have different shapes, as a state that someone else wrote may say.
+    """
     require_float32("fused optimiser", *tensors)
+    if len({tensor.shape for tensor in tensors}) > 1:
+        raise ValueError("fused optimiser: expected tensors of one shape")
     if elsewhere(grad):
         flags = [value for value in scalars if isinstance(value, bool)]
         numbers = [float(value) for value in scalars[len(flags) :]]  # float32 ones, held exactly

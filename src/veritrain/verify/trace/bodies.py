@@ -11,10 +11,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
+from torch import Tensor
+
 from veritrain.encoding import Value
 from veritrain.errors import UsageError
 from veritrain.transcript import fields as check
 from veritrain.transcript.records import TensorEntry
+from veritrain.verify.trace import calls
+from veritrain.verify.trace.cells import View
 from veritrain.verify.trace.entry import MAX_ENTRIES, TraceEntry
 
 _MAX = 2**53
@@ -105,8 +110,32 @@ def _map(name: str, value: Value) -> None:
         raise check.wrong(name, "a map", value)
 
 
-def _any(name: str, value: Value) -> None:
-    """Of a form that whatever uses it checks."""
+def _call(name: str, value: Value) -> None:
+    """What an operator takes or makes."""
+    try:
+        calls.unplain(value, _no_tensor)
+    except ValueError as error:
+        raise UsageError(f"field {name}: {error}") from None
+
+
+def _arguments(name: str, value: Value) -> None:
+    _list(name, value)
+    _call(name, value)
+
+
+def _named(name: str, value: Value) -> None:
+    _map(name, value)
+    for argument in cast("dict[str, Value]", value).values():
+        _call(name, argument)
+
+
+def _view(name: str, value: Value) -> None:
+    if value is not None:
+        _call(name, {"view": value})
+
+
+def _no_tensor(view: View) -> Tensor:
+    return torch.empty(0)
 
 
 def _true_or_false(name: str, value: Value) -> None:
@@ -164,7 +193,7 @@ _CHECKS: dict[str, Any] = {
     "kind": _kind, "met": _met, "cells": _natural, "reads": _reads, "log": _optional_natural,
     "state": check.check_digest, "batch": check.check_optional_digest,
     "rounding": check.check_optional_digest, "operator": _operator,
-    "draw": _draw, "arguments": _list, "named": _map, "results": _any, "writes": _writes,
-    "drawn": _draw, "logged": _optional_natural, "refused": _true_or_false, "view": _any,
+    "draw": _draw, "arguments": _arguments, "named": _named, "results": _call, "writes": _writes,
+    "drawn": _draw, "logged": _optional_natural, "refused": _true_or_false, "view": _view,
     "place": _natural, "tensor": _tensor, "peaks": _peaks, "loss": _loss,
 }  # fmt: skip

@@ -153,6 +153,8 @@ def unplain(value: Value, to_tensor: Callable[[View], Tensor]) -> Any:
     """
     if isinstance(value, list):
         return [unplain(item, to_tensor) for item in value]
+    if isinstance(value, bytes):
+        raise ValueError("not an argument of an operator")
     if not isinstance(value, dict):
         return value
     if len(value) != 1:

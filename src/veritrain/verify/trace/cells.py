@@ -6,6 +6,7 @@ through one shows in all, as in PyTorch. A number is never given twice, although
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from veritrain.encoding import Digest, Value, digest
 from veritrain.errors import NumericsError
+from veritrain.transcript.limits import LIMITS
 from veritrain.transcript.tensors import DTYPES, dtype_name
 
 _SHORT_BYTES = 64
@@ -83,16 +85,22 @@ class View:
         """Read what `view` wrote.
 
         Raises:
-            ValueError: it is not of that form.
+            ValueError: it is not of that form, or no tensor is so large.
         """
-        if not isinstance(value, list) or len(value) != 5 or value[1] not in DTYPES:
+        if not isinstance(value, list) or len(value) != 5 or not isinstance(value[1], str):
             raise ValueError("not a view of a cell")
         cell, dtype, offset, shape, strides = cast("list[Any]", value)
         sizes, steps = _naturals(shape), _naturals(strides)
         number, start = _naturals([cell, offset])
-        if len(sizes) != len(steps):
+        if dtype not in DTYPES or len(sizes) != len(steps) or len(sizes) > LIMITS.dimensions:
             raise ValueError("not a view of a cell")
-        return cls(cell=number, dtype=DTYPES[dtype], offset=start, shape=sizes, strides=steps)
+        found = cls(cell=number, dtype=DTYPES[dtype], offset=start, shape=sizes, strides=steps)
+        # PyTorch multiplies in 64 bits, also of an empty tensor
+        widest = sum(max(0, n - 1) * s for n, s in zip(sizes, steps, strict=True))
+        most = max(start + widest + 1, math.prod(n or 1 for n in sizes))
+        if max(number, *steps, most * found.dtype.itemsize) >= 2**63:
+            raise ValueError("a view beyond any cell")
+        return found
 
     @property
     def is_whole(self) -> bool:

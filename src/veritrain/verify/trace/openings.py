@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from veritrain.data import RANDOM_RECORD, RECORD, Batch, Batches, batch_digest, canonical
-from veritrain.encoding import Digest, Value, digest, digest_value
+from veritrain.encoding import Digest, Value, digest, encode
 from veritrain.errors import (
     InconclusiveError,
     JobError,
@@ -30,7 +30,7 @@ from veritrain.transcript import TensorEntry, merkle, state_root
 from veritrain.transcript.fields import shown
 from veritrain.transcript.records import Header
 from veritrain.transcript.slices import Opened, Slices, Tree, opened_size, verify, verify_groups
-from veritrain.transcript.tensors import DTYPES, content
+from veritrain.transcript.tensors import DTYPES, content, require_truth
 from veritrain.verify.trace.cells import is_short_content
 from veritrain.verify.trace.entry import TraceEntry
 from veritrain.verify.trace.packing import pack, unpack
@@ -63,10 +63,13 @@ class StateBefore:
             raise FalseOpeningError(f"state: {error}") from None
         if found != root:
             raise FalseOpeningError("state: not the one of the agreed leaf")
-        known = {tensor.name: tensor.digest for tensor in tensors}
+        known = {tensor.name: tensor for tensor in tensors}
         given = _map(contents)
         for name, data in given.items():
-            if type(data) is not bytes or digest("tensor", data) != known.get(name):
+            tensor = known.get(name)
+            if tensor is None or type(data) is not bytes or len(data) != tensor.num_bytes:
+                raise FalseOpeningError(f"state: the content of {shown(name)} is another")
+            if digest("tensor", data) != tensor.digest:
                 raise FalseOpeningError(f"state: the content of {shown(name)} is another")
         for tensor in tensors:
             if _must_be_open(tensor) and tensor.name not in given:
@@ -81,10 +84,9 @@ class StateBefore:
         """
         try:
             require_fit(program, self.tensors)
-            restore(
-                program, {tensor.name: self._tensor(tensor, unknown) for tensor in self.tensors}
-            )
-        except TranscriptError as error:
+            state = {tensor.name: self._tensor(tensor, unknown) for tensor in self.tensors}
+            restore(program, state)
+        except (TranscriptError, UsageError) as error:
             raise FalseOpeningError(f"state: {error}") from None
 
     @cached_property
@@ -97,6 +99,7 @@ class StateBefore:
         dtype = DTYPES[tensor.dtype]
         data = self._known.get(tensor.digest)
         if data:
+            require_truth(tensor, data)
             return torch.frombuffer(bytearray(data), dtype=dtype).reshape(tensor.shape)
         return (
             torch.full((tensor.num_bytes,), unknown, dtype=torch.uint8)
@@ -333,7 +336,7 @@ def opened_records(job: Job, header: Header, step: int, detail: Value) -> Digest
     for index, row in zip(indices, items, strict=True):
         try:
             opened.records[index], drew = _committed(row, index, header)
-        except (UsageError, VerificationError, ValueError) as error:
+        except (UsageError, VerificationError) as error:
             raise FalseOpeningError(f"record {index}: {error}") from None
         drawing += [index] * drew
     if drawing:
@@ -347,16 +350,19 @@ def _committed(row: Value, index: int, header: Header) -> tuple[Any, bool]:
     """A record of the data set that the header commits to, and whether it draws random numbers.
 
     Raises:
-        UsageError, ValueError: it is malformed.
+        UsageError: it is malformed.
         VerificationError: it is another one.
     """
     packed, proof = _pair(row)
     record = unpack(packed)
     nodes = [_bytes(node) for node in _list(proof)]
-    value = canonical(record, "record")
+    try:
+        value = encode(canonical(record, "record"))
+    except ValueError as error:  # nested deeper than a canonical value
+        raise UsageError(str(error)) from None
 
     def verify_as(domain: str) -> None:
-        found = digest_value(domain, value)
+        found = digest(domain, value)
         merkle.verify_inclusion(found, index, header.dataset_count, nodes, header.dataset_root)
 
     try:
