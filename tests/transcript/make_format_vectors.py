@@ -34,6 +34,7 @@ from run_builder import (
 
 from veritrain.encoding import Value, decode, digest, encode
 from veritrain.transcript import files, merkle
+from veritrain.transcript.packs import pack_layout
 from veritrain.transcript.records import Checkpoint, Leaf, TensorEntry, decode_segment
 from veritrain.transcript.tensors import content, state_entries, state_root
 
@@ -162,6 +163,18 @@ def wrong_pack(pack: int) -> Change:
         record["packs"] = [pack if step == LAST else step for step in record["packs"]]
 
     return edit(files.manifest_path(LAST), change)
+
+
+def store_again(run: Files) -> None:
+    """The last pack holds what the first one holds already, and the manifest says so."""
+    path = files.manifest_path(LAST)
+    checkpoint = Checkpoint.from_bytes(run[path], where=path)
+    own = replace(checkpoint, packs=(LAST,) * len(checkpoint.packs))
+    state = state_at(LAST)
+    contents = {entry.digest: bytes(content(state[entry.name])) for entry in own.tensors}
+    layout = pack_layout(own.stored_sizes())
+    run[path] = own.to_bytes()
+    run[files.pack_path(LAST)] = layout.header + b"".join(contents[key] for key in layout.spans)
 
 
 def sign_with_another_key(run: Files) -> None:
@@ -514,6 +527,13 @@ FALSE_CHECKPOINTS = [
         "A manifest that refers to an earlier pack that does not hold the tensor.",
         signed(wrong_pack(0)),
         "the pack of step 0 should hold",
+        step=LAST,
+    ),
+    checkpoint(
+        "pack-stores-again",
+        "A pack that holds what an earlier one holds, whole and as its manifest says.",
+        signed(store_again),
+        "the pack of step 0 is the first that holds its content: expected 0, got 3",
         step=LAST,
     ),
     checkpoint(

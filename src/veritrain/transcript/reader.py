@@ -10,7 +10,7 @@ job is for `verify.replay` to say.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _READ_BYTES = 1 << 20  # of a content at once, to hash it
-_REMEMBERED_CONTENTS = 1 << 20  # digests and sizes, about 200 bytes each
+
+Check = Callable[[tuple[TensorEntry, ...]], None]  # of a state's entries; what it raises is raised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,20 +57,30 @@ class _Place:
 
 
 class _Contents:
-    """What the packs of some steps hold, of a bounded size together; the oldest are forgotten."""
+    """The first pack that holds each content, over the checkpoints in their order.
+
+    Every manifest is read once for it. It takes about 150 bytes for each content, not twice what the
+    manifests have.
+    """
 
     def __init__(self) -> None:
-        self._by_step: dict[int, dict[Digest, int]] = {}
-        self._count = 0
+        self.checkpoints = 0  # how many are here
+        self._first: dict[bytes, int] = {}
 
-    def get(self, step: int) -> dict[Digest, int] | None:
-        return self._by_step.get(step)
+    def add(self, checkpoint: Checkpoint) -> None:
+        """The next checkpoint."""
+        for entry, pack in zip(checkpoint.tensors, checkpoint.packs, strict=True):
+            if pack == checkpoint.step:
+                self._first.setdefault(self._key(entry), pack)
+        self.checkpoints += 1
 
-    def add(self, step: int, sizes: dict[Digest, int]) -> None:
-        self._count += len(sizes)
-        while self._by_step and self._count > _REMEMBERED_CONTENTS:
-            self._count -= len(self._by_step.pop(next(iter(self._by_step))))
-        self._by_step[step] = sizes
+    def first_pack(self, entry: TensorEntry) -> int | None:
+        """Its step; None where no pack so far holds the content in this size."""
+        return self._first.get(self._key(entry))
+
+    @staticmethod
+    def _key(entry: TensorEntry) -> bytes:
+        return entry.digest + entry.num_bytes.to_bytes(8, "little")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,7 +96,7 @@ class Transcript:
     segments: tuple[Digest, ...] = field(repr=False)  # digest of each segment file as found
     _store: Store = field(repr=False)
     _verified_packs: set[int] = field(repr=False, default_factory=set[int])
-    _remembered: _Contents = field(repr=False, default_factory=lambda: _Contents())
+    _contents: _Contents = field(repr=False, default_factory=lambda: _Contents())
 
     @classmethod
     def open(cls, url: str | os.PathLike[str]) -> Transcript:
@@ -198,16 +209,24 @@ class Transcript:
         check_equal(f"step {step}: rounding log", expected, digest("rounding log", data))
         return data
 
-    def verify_checkpoint(self, step: int, *, packs: bool = True) -> None:
+    def verify_checkpoint(
+        self, step: int, *, packs: bool = True, check: Check | None = None
+    ) -> None:
         """Check that a checkpoint is whole and stores the state of its leaf.
 
           1. the manifest is the one that the head names;
           2. the state root of its entries is the one in the leaf;
-          3. every pack that it refers to exists and holds what it looks for there;
+          3. for each tensor it refers to the first pack that holds its content;
           4. these packs and its own are byte for byte what their manifests say.
 
         A pack is read once per opened transcript, a MiB at a time; without `packs` none is, and the
-        last check is left out.
+        last check is left out. The contents of a pack can be gigabytes of zeros in a small, sparse
+        file, and all are hashed: a caller who knows what the state may be says so by `check`.
+
+        Args:
+            step: of a checkpoint.
+            packs: whether packs are read.
+            check: as for `load_state`.
 
         Raises:
             UsageError: there is no checkpoint at this step.
@@ -215,15 +234,13 @@ class Transcript:
             VerificationError: names the step and the tensor, expected and got.
         """
         checkpoint = self._sound_checkpoint(step)  # 1, 2
-        by_pack = _by_pack(checkpoint).items()
-        for pack, entries in by_pack:  # 3
-            self._check_held(checkpoint, pack, entries)
-        for pack in (step, *dict(by_pack)) if packs else ():  # 4
+        if check is not None:
+            check(checkpoint.tensors)
+        self._check_places(checkpoint)  # 3
+        for pack in (step, *_by_pack(checkpoint)) if packs else ():  # 4
             self._verify_pack(pack)
 
-    def load_state(
-        self, step: int, *, check: Callable[[tuple[TensorEntry, ...]], None] | None = None
-    ) -> dict[str, Tensor]:
+    def load_state(self, step: int, *, check: Check | None = None) -> dict[str, Tensor]:
         """The state after `step`: new CPU tensors, each verified as it was read.
 
         Memory is taken for a content that was found in a pack, whole, and for no other. But a
@@ -246,14 +263,22 @@ class Transcript:
             check(checkpoint.tensors)
         state: dict[str, Tensor] = {}
         for pack, entries in _by_pack(checkpoint).items():
-            self._check_held(checkpoint, pack, entries)
-            with self._open_pack(pack) as (file, spans):
+            if pack not in self._places:
+                raise _not_held(checkpoint, entries[0], pack, is_there=False)
+            with self._open_pack(self.checkpoint(pack)) as (file, spans):
+                read: dict[Digest, Tensor] = {}  # each content once
                 for entry in entries:
                     place = _Place(step=step, pack=pack, name=entry.name)
-                    offset, _ = spans[entry.digest]
+                    offset, size = spans.get(entry.digest, (0, -1))
+                    if size != entry.num_bytes:
+                        raise _not_held(checkpoint, entry, pack)
+                    if entry.digest in read:
+                        state[entry.name] = _copied(read[entry.digest], entry, place)
+                        continue
                     if pack not in self._verified_packs:
                         _check_content(file, offset, entry, place)
                     state[entry.name] = _read_tensor(file, offset, entry, place)
+                    read[entry.digest] = state[entry.name]
         return {entry.name: state[entry.name] for entry in checkpoint.tensors}
 
     @property
@@ -286,30 +311,23 @@ class Transcript:
         check_equal(f"step {step}: state of the checkpoint", expected, got)
         return checkpoint
 
-    def _check_held(
-        self, checkpoint: Checkpoint, pack: int, entries: Iterable[TensorEntry]
-    ) -> None:
-        """Check that the pack of step `pack` is said to hold these entries of `checkpoint`."""
-        for entry in entries:
-            if pack not in self._places:
-                raise VerificationError(
-                    f"step {checkpoint.step}: tensor {shown(entry.name)}: "
-                    f"there is no checkpoint at step {pack}, whose pack should hold it"
-                )
-            if self._stored_sizes(pack).get(entry.digest) != entry.num_bytes:
-                raise VerificationError(
-                    f"step {checkpoint.step}: tensor {shown(entry.name)}: the pack of step {pack} "
-                    f"should hold {entry.digest.hex()} ({entry.num_bytes} bytes) and does not"
-                )
+    def _check_places(self, checkpoint: Checkpoint) -> None:
+        """Check that `checkpoint` refers, for each tensor, to the first pack that is said to hold it.
 
-    def _stored_sizes(self, step: int) -> dict[Digest, int]:
-        """`Checkpoint.stored_sizes` of a manifest that is the one its head names; remembered,
-        because a checkpoint may refer to the packs of all those before it."""
-        sizes = self._remembered.get(step)
-        if sizes is None:
-            sizes = self.checkpoint(step).stored_sizes()
-            self._remembered.add(step, sizes)
-        return sizes
+        So no content is stored, and hashed, twice.
+        """
+        known = self._contents
+        for step in self.checkpoint_steps[known.checkpoints : self._places[checkpoint.step] + 1]:
+            known.add(checkpoint if step == checkpoint.step else self.checkpoint(step))
+        for entry, pack in zip(checkpoint.tensors, checkpoint.packs, strict=True):
+            first = known.first_pack(entry)
+            if first is not None and first < pack:
+                raise VerificationError(
+                    f"step {checkpoint.step}: tensor {shown(entry.name)}: the pack of step {first} "
+                    f"is the first that holds its content: expected {first}, got {pack}"
+                )
+            if first != pack:
+                raise _not_held(checkpoint, entry, pack, is_there=pack in self._places)
 
     def _verify_pack(self, step: int) -> None:
         if step in self._verified_packs:
@@ -318,17 +336,20 @@ class Transcript:
         own = zip(checkpoint.tensors, checkpoint.packs, strict=True)
         stored = [entry for entry, pack in own if pack == step]
         distinct = {entry.digest: entry for entry in reversed(stored)}
-        with self._open_pack(step) as (file, spans):
+        with self._open_pack(checkpoint) as (file, spans):
             for entry in sorted(distinct.values(), key=lambda entry: entry.name):
                 place = _Place(step=step, pack=step, name=entry.name)
                 _check_content(file, spans[entry.digest][0], entry, place)
         self._verified_packs.add(step)
 
     @contextmanager
-    def _open_pack(self, step: int) -> Generator[tuple[BinaryIO, Mapping[Digest, tuple[int, int]]]]:
+    def _open_pack(
+        self, checkpoint: Checkpoint
+    ) -> Generator[tuple[BinaryIO, Mapping[Digest, tuple[int, int]]]]:
         """A pack whose size and header are those that its manifest allows."""
+        step = checkpoint.step
         path = files.pack_path(step)
-        layout = pack_layout(self._stored_sizes(step))
+        layout = pack_layout(checkpoint.stored_sizes())
         with self._store.open_file(path, layout.total_bytes) as file:
             header = file.read(len(layout.header))
             if header != layout.header:
@@ -386,6 +407,19 @@ def _by_pack(checkpoint: Checkpoint) -> dict[int, list[TensorEntry]]:
     return groups
 
 
+def _not_held(
+    checkpoint: Checkpoint, entry: TensorEntry, pack: int, *, is_there: bool = True
+) -> VerificationError:
+    what = f"step {checkpoint.step}: tensor {shown(entry.name)}: "
+    if not is_there:
+        problem = f"there is no checkpoint at step {pack}, whose pack should hold it"
+        return VerificationError(what + problem)
+    return VerificationError(
+        f"{what}the pack of step {pack} should hold {entry.digest.hex()} "
+        f"({entry.num_bytes} bytes) and does not"
+    )
+
+
 def _check_content(file: BinaryIO, offset: int, entry: TensorEntry, place: _Place) -> None:
     """Check the digest of one content of a pack, a part at a time."""
     file.seek(offset)
@@ -403,23 +437,42 @@ def _parts(file: BinaryIO, size: int, place: _Place) -> Iterator[memoryview]:
 
 def _read_tensor(file: BinaryIO, offset: int, entry: TensorEntry, place: _Place) -> Tensor:
     """A new tensor of one content of a pack, its digest checked."""
-    from veritrain.transcript import tensors  # torch: records are read without it
-
-    try:
-        tensor, into = tensors.empty(entry)
-    except (MemoryError, RuntimeError):  # torch's allocator raises the latter
-        problem = f"tensor {shown(place.name)}: no memory for its {entry.num_bytes} bytes"
-        raise TranscriptError(files.pack_path(place.pack), problem) from None
+    tensor, into = _empty(entry, place)
     file.seek(offset)
     _fill(file, into, place)
     check_equal(str(place), entry.digest, digest("tensor", into))
-    try:
-        tensors.require_truth(entry, into)
-    except UsageError as error:
-        raise TranscriptError(
-            files.pack_path(place.pack), f"{shown(place.name)}: {error}"
-        ) from None
+    _require_truth(entry, into, place)
     return tensor
+
+
+def _copied(read: Tensor, entry: TensorEntry, place: _Place) -> Tensor:
+    """A new tensor of the content that was read, and hashed, as `read`."""
+    from veritrain.transcript import tensors  # torch: records are read without it
+
+    tensor, into = _empty(entry, place)
+    into[:] = tensors.content(read)
+    _require_truth(entry, into, place)
+    return tensor
+
+
+def _empty(entry: TensorEntry, place: _Place) -> tuple[Tensor, memoryview]:
+    from veritrain.transcript import tensors  # torch: records are read without it
+
+    try:
+        return tensors.empty(entry)
+    except (MemoryError, RuntimeError):  # torch's allocator raises the latter
+        problem = f"tensor {shown(place.name)}: no memory for its {entry.num_bytes} bytes"
+        raise TranscriptError(files.pack_path(place.pack), problem) from None
+
+
+def _require_truth(entry: TensorEntry, content: memoryview, place: _Place) -> None:
+    from veritrain.transcript import tensors  # torch: records are read without it
+
+    try:
+        tensors.require_truth(entry, content)
+    except UsageError as error:
+        problem = f"tensor {shown(place.name)}: {error}"
+        raise TranscriptError(files.pack_path(place.pack), problem) from None
 
 
 def _fill(file: BinaryIO, into: memoryview, place: _Place) -> None:

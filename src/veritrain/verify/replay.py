@@ -39,9 +39,9 @@ from veritrain.job import Job
 from veritrain.numerics import random
 from veritrain.numerics.logged.tally import Tally, combined
 from veritrain.sources import commitment
-from veritrain.state import capture
+from veritrain.state import capture, require_fit
 from veritrain.step import Program, find_device
-from veritrain.transcript import Transcript, state_entries, state_root
+from veritrain.transcript import TensorEntry, Transcript, state_entries, state_root
 from veritrain.transcript.fields import shown
 from veritrain.transcript.records import PUBLIC_KEY_BYTES
 from veritrain.transcript.signing import fingerprint
@@ -220,18 +220,32 @@ class _Audit:
         return f"{len(entries)} tensors, state {state_root(entries).hex()}"
 
     def _checkpoints(self) -> str:
-        """Where only a part is read, the records of all other checkpoints are checked all the same."""
+        """Where only a part is read, the records of all other checkpoints are checked all the same.
+
+        A small file can hold gigabytes of zeros: no content is hashed of a state that the job cannot
+        have, or of a step that it does not have, which check 9 rejects.
+        """
         transcript, segments = self._transcript, self._segments
+
+        def require_possible(entries: tuple[TensorEntry, ...]) -> None:
+            try:
+                require_fit(self._program, entries)
+            except TranscriptError as error:
+                raise VerificationError(
+                    f"step {step}: the stored state is not one that the job can have: {error}"
+                ) from None
+
         ends = {step for segment in segments for step in (segment.start, segment.stop) if step}
         replayed = {leaf.step for segment in segments for leaf in segment.leaves[1:]}
         every = transcript.checkpoint_steps
         require_prescribed(self._job, transcript)
-        stored = {step for step in every if self._reads_all or step in ends}
+        last = self._job.steps
+        stored = {step for step in every if step <= last and (self._reads_all or step in ends)}
         for step in every:
-            transcript.verify_checkpoint(step, packs=step in stored)
+            transcript.verify_checkpoint(step, packs=step in stored, check=require_possible)
         logs = sum(
             transcript.rounding_log(leaf.step) is not None
-            for leaf in transcript.leaves
+            for leaf in transcript.leaves[: last + 1]
             if self._reads_all or leaf.step in replayed
         )
         count = f"{len(stored)}" if len(stored) == len(every) else f"{len(stored)} of {len(every)}"
