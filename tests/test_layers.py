@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "veritrain"
 LAYERS = (
     {"errors", "encoding"},
     {"numerics", "transcript"},
-    {"job", "sources", "schedule", "data", "state", "step", "attributes", "fresh"},
+    {"job", "loading", "sources", "schedule", "data", "state", "step", "attributes", "fresh"},
     {"training", "verify"},
     {"adversaries"},
     {"service"},

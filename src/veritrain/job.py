@@ -7,15 +7,14 @@ committed to.
 
 from __future__ import annotations
 
-import importlib.util
+import ast
 import itertools
-import linecache
 import math
 import sys
 import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from os import PathLike
 from pathlib import Path
 from types import ModuleType
@@ -28,11 +27,14 @@ from torch.utils.data import IterableDataset
 
 from veritrain.encoding import Value
 from veritrain.errors import JobError, UsageError, VeritrainError
+from veritrain.loading import gates
+from veritrain.loading.modules import JobModules
+from veritrain.loading.snapshot import Snapshot
 from veritrain.numerics import resolve
 from veritrain.numerics.logged.thresholds import Thresholds
-from veritrain.sources import forget_stale_modules
 
 SEED_BITS = 256
+_SHOWN_FILES = 5  # job files of a folder, in a message
 _MAX_COUNT = 2**53  # steps and sizes: exact in every number type that a job may meet
 
 Source: TypeAlias = "str | PathLike[str]"
@@ -74,9 +76,11 @@ class Job:
         clip_norm: largest 2-norm of all gradients together; None for no clipping.
         collate: makes a micro-batch of a list of records; None for PyTorch's `default_collate`.
         checkpoint_every: steps between two stored states.
-        sources: further files that define the run (configuration, vocabulary). Relative paths
+        sources: further files that define the run: configuration, vocabulary, modules that the text of
+            the job does not show. A folder stands for the Python files in it. Relative paths
             start at the job file's folder, or at the working folder for a job made in a script.
         origin: the job file. `load_job` sets it; leave it out.
+        loaded: what was loaded from it. `load_job` sets it; leave it out.
 
     Raises:
         JobError: a field does not hold what it must; names field, expected and got.
@@ -99,6 +103,7 @@ class Job:
     checkpoint_every: int = 100
     sources: Sequence[Source] = ()
     origin: Path | None = None
+    loaded: Loaded | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("model", "loss", "optimizer"):
@@ -138,32 +143,64 @@ class Job:
         return {**settings, "thresholds": thresholds} if thresholds else settings
 
 
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """What `load_job` made a job of.
+
+    Attributes:
+        snapshot: the job's files, with the bytes that were executed.
+        module: name of the job file's module.
+        made: the job as `job()` returned it.
+    """
+
+    snapshot: Snapshot
+    module: str
+    made: Job
+
+
 def load_job(path: Source) -> Job:
     """Execute a job file, an ordinary Python file with `def job() -> veritrain.Job`.
 
-    The file runs with its own folder first on the import path, as `python FILE` would run it. It
-    is code: load only job files that you would run.
+    The file and the modules that it imports from its own folder are read once, and executed from
+    what was read, now and whenever they are imported; so the job's digest is of the code that runs.
+    It is code: load only job files that you would run.
 
     Raises:
-        JobError: no such file, no `job` function, it raised (the message shows the line), or it
-            returned something else than a `Job`.
+        JobError: no such file, no `job` function, it raised (the message shows the line), it
+            returned something else than a `Job`, or it imports what nothing commits to.
     """
-    file = Path(path).resolve()
-    if not file.is_file():
-        raise JobError(f"{path}: expected a Python file with `def job()`, got no such file")
-    module = _execute(file)
-    make = getattr(module, "job", None)
-    if not callable(make):
-        raise JobError(f"{file}: expected a function `def job() -> veritrain.Job`, got none")
-    try:
-        job = make()
-    except (KeyboardInterrupt, GeneratorExit):
-        raise
-    except BaseException as error:
-        raise JobError(_describe(file, error)) from error
-    if not isinstance(job, Job):
-        raise JobError(f"{file}: job() must return a veritrain.Job, got {type(job).__name__}")
-    return replace(job, origin=file)
+    file = _job_file(Path(path))
+    outer = gates.calling_job()
+    if outer is not None:
+        raise JobError(
+            f"{outer.snapshot.file}: loads {file}, and nothing would commit to that file; import "
+            f"what you need of it instead: `from {file.stem} import job`"
+        )
+    gates.install()
+    return _make(Snapshot(file), f"_veritrain_job_{next(_module_numbers)}_{file.stem}")
+
+
+def reload(job: Job) -> Job:
+    """The same job, loaded anew from the bytes that were read first, with fresh modules.
+
+    Nothing that the job kept in globals, modules or data set objects of its own survives; what was
+    changed by `dataclasses.replace` stays changed. No file is read for it. A job that was made in
+    a script comes back as it is.
+
+    Raises:
+        JobError: as `load_job`.
+    """
+    old = job.loaded
+    if old is None:
+        return job
+    fresh = _make(old.snapshot, old.module)
+    kept = {item.name: getattr(job, item.name) for item in fields(Job)}
+    changed = {
+        name: value
+        for name, value in kept.items()
+        if name not in ("origin", "loaded") and value is not getattr(old.made, name)
+    }
+    return replace(fresh, **changed)
 
 
 def reload(job: Job) -> Job:
@@ -192,43 +229,88 @@ def users_code(what: str) -> Generator[None]:
 _module_numbers = itertools.count()
 
 
-def _execute(file: Path) -> ModuleType:
-    """Run the file as a fresh module. Its bytes are compiled here, past any stale bytecode."""
-    name = f"_veritrain_job_{next(_module_numbers)}_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None:
-        raise JobError(f"{file}: expected a Python file with `def job()`, its name ends otherwise")
-    module = importlib.util.module_from_spec(spec)
-    forget_stale_modules(file)
-    folder, path = str(file.parent), list(sys.path)
-    sys.path[:] = [folder, *(entry for entry in path if entry != folder)]
-    sys.modules[name] = module  # dataclasses and pickled batches look their module up by name
+def _make(snapshot: Snapshot, name: str) -> Job:
+    """Execute a job file, and its `job` function."""
+    file, modules = snapshot.file, JobModules(snapshot, name)
     try:
-        code = compile(file.read_bytes(), str(file), "exec", dont_inherit=True)
-        exec(code, module.__dict__)  # noqa: S102 - executing the caller's own file is the purpose
+        made = _called(modules.run(), file)
+        snapshot.add(snapshot.named(made.sources, file.parent))
+        modules.seal()
     except (KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:
-        del sys.modules[name]
-        sys.path[:] = path
-        raise JobError(_describe(file, error)) from error
-    # The folder stays on the path: the job's functions may import when they are called.
-    return module
+        modules.withdraw()
+        sys.modules.pop(name, None)
+        raise JobError(_described(snapshot, error)) from error
+    return replace(made, origin=file, loaded=Loaded(snapshot=snapshot, module=name, made=made))
 
 
-def _describe(file: Path, error: BaseException) -> str:
+def _called(module: ModuleType, file: Path) -> Job:
+    """What the `job` function of a job file returns."""
+    make = getattr(module, "job", None)
+    if not callable(make):
+        raise JobError(f"{file}: expected a function `def job() -> veritrain.Job`, got none")
+    made = make()
+    if not isinstance(made, Job):
+        raise JobError(f"{file}: job() must return a veritrain.Job, got {type(made).__name__}")
+    return made
+
+
+def _job_file(path: Path) -> Path:
+    """The file that a path names, absolute.
+
+    Raises:
+        JobError: it names none, or one that is no Python file; says what to name.
+    """
+    file = path.resolve()
+    if file.is_dir():
+        found = [f"`{path / name}`" for name in _job_files_in(file)]
+        if len(found) == 1:
+            raise JobError(f"{path}: is a folder; name the job file in it: {found[0]}")
+        if found:
+            raise JobError(f"{path}: is a folder; name one job file in it: {', '.join(found)}")
+        raise JobError(
+            f"{path}: is a folder, and no file in it has `def job() -> veritrain.Job`; name a "
+            "job file"
+        )
+    if not file.is_file():
+        raise JobError(f"{path}: expected a Python file with `def job()`, got no such file")
+    if file.suffix != ".py":
+        raise JobError(
+            f"{path}: expected a Python file with `def job()`, its name ends in "
+            f"{file.suffix or 'nothing'!r}; rename it to {file.stem}.py"
+        )
+    return file
+
+
+def _job_files_in(folder: Path) -> list[str]:
+    """Names of the Python files of a folder that define a function `job`, sorted."""
+    found: list[str] = []
+    for file in sorted(folder.glob("*.py")):
+        try:
+            body = ast.parse(file.read_bytes()).body
+        except (OSError, SyntaxError, ValueError):
+            continue
+        if any(isinstance(node, ast.FunctionDef) and node.name == "job" for node in body):
+            found.append(file.name)
+    return found[:_SHOWN_FILES]
+
+
+def _described(snapshot: Snapshot, error: BaseException) -> str:
     """`FILE, line N: LINE` with the error, for the last line of the job file that was reached."""
-    what = f"{type(error).__name__}: {error}"
+    file, what = snapshot.file, f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError):
         line = f", line {error.lineno}" if error.lineno else ""  # a binary file has none
         return f"{error.filename or file}{line}: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)
     inside = [frame for frame in frames if frame.filename == str(file)]
+    if isinstance(error, JobError) and (not inside or str(error).startswith(str(file))):
+        return f"{error} (line {inside[-1].lineno})" if inside else str(error)
     if not inside:
         return f"{file}: raised {what}"
-    linecache.checkcache(str(file))
-    line = linecache.getline(str(file), inside[-1].lineno or 0).strip()
-    return f"{file}, line {inside[-1].lineno}: `{line}` raised {what}"
+    number = inside[-1].lineno or 0
+    lines = snapshot.text(file).decode(errors="replace").splitlines()[number - 1 : number]
+    return f"{file}, line {number}: `{''.join(lines).strip()}` raised {what}"
 
 
 def _require_callable(field: str, value: object) -> None:

@@ -1,0 +1,157 @@
+"""Every way by which Python loads a module asks the job that it is done for.
+
+The first finder that is asked serves imports that a job brings about, at any time and from any
+depth: by its own code, or by installed code that it or Veritrain calls. Python's loaders are asked
+too, since a module need not be looked for to be loaded (`spec_from_file_location`), and so are
+`ctypes` and Numba's cache, which keeps compiled functions beside the sources. Imports of the
+program around the jobs are left as they are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ExtensionFileLoader, ModuleSpec, SourceFileLoader
+from importlib.util import resolve_name
+from os import path as paths
+from types import FrameType, ModuleType
+from typing import Any
+
+from veritrain.errors import JobError
+from veritrain.loading.installed import is_installed
+from veritrain.loading.modules import JobModules, active
+
+_PACKAGE = paths.join(paths.dirname(paths.dirname(paths.abspath(__file__))), "")
+
+
+def install() -> None:
+    """Put the gates up. They stay, and do nothing for imports that no job brings about."""
+    if _FINDER in sys.meta_path:
+        sys.meta_path.remove(_FINDER)
+    sys.meta_path.insert(0, _FINDER)
+    if importlib.import_module is _import_module:
+        return
+    from numba.core.caching import Cache  # pyright: ignore[reportMissingTypeStubs]
+
+    importlib.import_module = _import_module
+    _wrap(_file_loader(), "exec_module", _exec_module)
+    _wrap(ExtensionFileLoader, "create_module", _create_module)
+    _wrap(ctypes.CDLL, "__init__", _open_library)
+    _wrap(Cache, "load_overload", _load_overload)
+
+
+def calling_job() -> JobModules | None:
+    """The job whose code is being run, further out in the stack of calls."""
+    frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    while frame is not None:
+        owner = _owner(frame.f_builtins)
+        if owner is not None:
+            return owner
+        frame = frame.f_back
+    return None
+
+
+def _owner(builtins: dict[str, Any]) -> JobModules | None:
+    owner = getattr(builtins.get("__import__"), "__self__", None)
+    return owner if isinstance(owner, JobModules) else None
+
+
+def _served_job() -> JobModules | None:
+    """The job that something is loaded for: the one whose code is being run, or the active one
+    where Veritrain calls an installed part of it."""
+    owner = calling_job()
+    if owner is not None or active() is None:
+        return owner
+    frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith(_PACKAGE) and name != __file__:
+            return active()
+        if not name.startswith("<") and not is_installed(name):
+            return None  # the program around the jobs
+        frame = frame.f_back
+    return None
+
+
+class _Finder(MetaPathFinder):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        owner = _served_job()
+        if owner is None:
+            return None
+        own = owner.own_spec(fullname, path)
+        return own or owner.accepted(fullname, path, _elsewhere(fullname, path))
+
+
+_FINDER = _Finder()
+
+
+def _elsewhere(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
+    """What the other finders, of Python and of installed packages, find."""
+    for finder in list(sys.meta_path):
+        find = None if finder is _FINDER else getattr(finder, "find_spec", None)
+        spec = None if find is None else find(name, path, None)
+        if spec is not None:
+            return spec
+    return None
+
+
+_python_import_module = importlib.import_module
+
+
+def _import_module(name: str, package: str | None = None) -> ModuleType:
+    owner = _served_job()
+    if owner is None or (name.startswith(".") and not package):
+        return _python_import_module(name, package)
+    with owner.first(resolve_name(name, package)):
+        return _python_import_module(name, package)
+
+
+def _file_loader() -> type[Any]:
+    """The class of Python's that executes modules of sources, bytecode and archives."""
+    return next(base for base in SourceFileLoader.__mro__ if "exec_module" in vars(base))
+
+
+def _wrap(owner: type[Any], name: str, gate: Any) -> None:
+    """Replace a method by one that gets it as its first argument."""
+    pythons = getattr(owner, name)
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return gate(pythons, self, *args, **kwargs)
+
+    setattr(owner, name, method)
+
+
+def _exec_module(pythons: Any, self: Any, module: ModuleType) -> None:
+    owner, file = _served_job(), self.get_filename(module.__name__)
+    if owner is None or is_installed(file):
+        pythons(self, module)
+    else:
+        owner.execute(module, file)
+
+
+def _create_module(pythons: Any, self: ExtensionFileLoader, spec: ModuleSpec) -> ModuleType:
+    owner = _served_job()
+    if owner is not None and not is_installed(self.path):
+        raise owner.refusal(spec.name, str(self.path))
+    return pythons(self, spec)
+
+
+def _open_library(pythons: Any, self: Any, name: Any = None, *args: Any, **kwargs: Any) -> None:
+    """Libraries of the system are opened by names without a folder."""
+    owner, file = _served_job(), "" if name is None else str(name)
+    if owner is not None and paths.dirname(file) and not is_installed(file):
+        raise JobError(
+            f"{owner.snapshot.file}: opens {file}: nothing commits to the code in it. Only "
+            "libraries of installed packages and of the system may be opened; install it"
+        )
+    pythons(self, name, *args, **kwargs)
+
+
+def _load_overload(pythons: Any, self: Any, *args: Any) -> Any:
+    """The functions of a job are compiled from its sources, each time."""
+    return pythons(self, *args) if _owner(self._py_func.__builtins__) is None else None

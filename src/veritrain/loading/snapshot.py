@@ -1,0 +1,232 @@
+"""The files that define a job, each read once: what is executed and digested are these bytes.
+
+They are found from the files' text, not from what happens to be loaded, so that trainer and auditor
+find the same ones: the job file, every module of the same folder that they import anywhere in them,
+recursively, and the files that the job names in `sources` with the modules beside them that those
+import. A module that is imported only under a name made at run time is not seen here.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+from types import CodeType
+
+from veritrain.encoding import Digest, digest
+from veritrain.errors import JobError
+
+
+class Snapshot:
+    """The source files of a job as they were when they were first read.
+
+    Attributes:
+        file: the Python file that defines the job, absolute.
+        roots: the folders that its imports start from, first one first.
+        files: what the commitment covers, absolute.
+        nameable: files that a literal `sources=[...]` in their text names, and what those import:
+            code that may run while it is not known yet what the job names.
+        names: which of them are modules beside the job, by the name under which they are imported.
+        foreign: top-level names that they import from elsewhere.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.roots = _roots(file)
+        self.files: set[Path] = {file}
+        self.nameable: set[Path] = set()
+        self.names: dict[str, Path] = {}
+        self.foreign: set[str] = set()
+        self._texts: dict[Path, bytes] = {}
+        self._digests: dict[Path, Digest] = {}
+        self._codes: dict[Path, CodeType] = {}
+        self._literals: list[str] = []
+        self._follow(_module_name(file, self.roots[-1]), file, self.roots, self.files)
+        with contextlib.suppress(JobError):  # what the job names indeed is looked at later
+            self._take_in(self._named_in_text(), self.nameable)
+
+    def text(self, file: Path) -> bytes:
+        """The bytes of a file, read when they are first asked for.
+
+        Raises:
+            JobError: it cannot be read.
+        """
+        if file not in self._texts:
+            if not file.is_file():
+                got = "something else" if file.exists() else "nothing of this name"
+                raise JobError(f"sources: {file}: expected a file, got {got}")
+            try:
+                self._texts[file] = file.read_bytes()
+            except OSError as error:
+                raise JobError(f"sources: cannot read {file}: {error.strerror}") from error
+        return self._texts[file]
+
+    def digest(self, file: Path) -> Digest:
+        """The digest that commits to a file's bytes.
+
+        Raises:
+            JobError: it cannot be read.
+        """
+        if file not in self._digests:
+            self._digests[file] = digest("source", self.text(file))
+        return self._digests[file]
+
+    def code(self, file: Path) -> CodeType:
+        """A file's bytes, compiled. Bytecode on the disk is never used.
+
+        Raises:
+            SyntaxError, ValueError: it is not Python.
+        """
+        if file not in self._codes:
+            self._codes[file] = compile(self.text(file), str(file), "exec", dont_inherit=True)
+        return self._codes[file]
+
+    def named(self, sources: Iterable[str | PathLike[str]], folder: Path) -> set[Path]:
+        """The files that a job names in `sources`; a folder stands for the Python files in it.
+
+        Raises:
+            JobError: a folder without Python files.
+        """
+        found: set[Path] = set()
+        for source in sources:
+            path = (folder / source).resolve()
+            files = {file.resolve() for file in path.rglob("*.py")} if path.is_dir() else {path}
+            if not files:
+                raise JobError(f"sources: {path} is a folder without Python files; name its files")
+            found |= files
+        return found
+
+    def add(self, files: Iterable[Path]) -> None:
+        """Take files in, and what Python files among them import from beside them.
+
+        Raises:
+            JobError: a file cannot be read.
+        """
+        self._take_in(files, self.files)
+        for file in files:
+            self.digest(file)
+            if file.suffix != ".py":  # data: its bytes are not needed again, and can be many
+                self._texts.pop(file, None)
+
+    def extended(self, sources: Sequence[str | PathLike[str]], folder: Path) -> Snapshot:
+        """The same files, with the bytes that were read, and those that `sources` names.
+
+        Raises:
+            JobError: as `named` and `add`.
+        """
+        other = copy.copy(self)
+        other.files, other.names = set(self.files), dict(self.names)
+        other.foreign = set(self.foreign)
+        other.add(other.named(sources, folder))
+        return other
+
+    def _named_in_text(self) -> set[Path]:
+        files = self.named(self._literals, self.file.parent)
+        return {file for file in files if file.suffix == ".py" and file.is_file()}
+
+    def _take_in(self, files: Iterable[Path], into: set[Path]) -> None:
+        for file in sorted(set(files) - into):
+            into.add(file)
+            if file.suffix != ".py":
+                continue
+            inside = [root for root in self.roots if file.is_relative_to(root)]
+            roots = self.roots if inside else _roots(file)
+            name = _module_name(file, (inside or roots)[-1])
+            if inside:
+                self.names.setdefault(name, file)
+            folder = file.parent
+            while folder not in roots and (folder / "__init__.py").is_file():
+                self._take_in([folder / "__init__.py"], into)  # executed before the module
+                folder = folder.parent
+            self._follow(name, file, roots, into)
+
+    def _follow(self, name: str, file: Path, roots: list[Path], into: set[Path]) -> None:
+        """Take in the modules that `file` imports, and those that they import."""
+        waiting, seen = [(name, file)], {file}
+        while waiting:
+            for found, path in self._direct_imports(*waiting.pop(), roots):
+                if roots is self.roots and path != self.file:
+                    self.names.setdefault(found, path)
+                if path not in seen:
+                    seen.add(path)
+                    into.add(path)
+                    waiting.append((found, path))
+
+    def _direct_imports(
+        self, name: str, file: Path, roots: list[Path]
+    ) -> Iterator[tuple[str, Path]]:
+        try:
+            tree = ast.parse(self.text(file))
+        except (SyntaxError, ValueError):
+            return  # running the file reports it, with the line
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    yield from self._absolute(roots, alias.name.split("."))
+            elif isinstance(node, ast.ImportFrom):
+                parts = node.module.split(".") if node.module else []
+                for alias in node.names:
+                    if node.level == 0:
+                        yield from self._absolute(roots, [*parts, alias.name])
+                    elif node.level <= len(file.parents):
+                        package = _package(name, file, node.level)
+                        folder = file.parents[node.level - 1]
+                        yield from _walk(folder, package, [*parts, alias.name])
+            elif isinstance(node, ast.keyword) and node.arg == "sources":
+                self._literals += _literal_paths(node.value)
+
+    def _absolute(self, roots: list[Path], parts: list[str]) -> Iterator[tuple[str, Path]]:
+        """As `_walk`, from the first folder of the import path that has something of this name."""
+        for root in roots:
+            found = list(_walk(root, [], parts))
+            if found:
+                yield from found
+                return
+        self.foreign.add(parts[0])
+
+
+def _walk(folder: Path, package: list[str], parts: list[str]) -> Iterator[tuple[str, Path]]:
+    """Name and file of every module that importing `parts` from the package `package`, which lies
+    in `folder`, would execute."""
+    for part in parts:
+        package = [*package, part]
+        module, inner = folder / f"{part}.py", folder / part
+        if (inner / "__init__.py").is_file():
+            yield ".".join(package), inner / "__init__.py"
+        elif module.is_file():
+            yield ".".join(package), module
+            return
+        elif not inner.is_dir():
+            return
+        folder = inner
+
+
+def _literal_paths(value: ast.expr) -> list[str]:
+    """The texts in a list that is written out."""
+    items = value.elts if isinstance(value, ast.List | ast.Tuple) else []
+    constants = [item.value for item in items if isinstance(item, ast.Constant)]
+    return [constant for constant in constants if isinstance(constant, str)]
+
+
+def _package(name: str, file: Path, level: int) -> list[str]:
+    """The package that a relative import of this level starts from."""
+    parts = name.split(".")
+    up = level - 1 if file.name == "__init__.py" else level
+    return parts[: max(0, len(parts) - up)]
+
+
+def _roots(file: Path) -> list[Path]:
+    """The folders that a file's absolute imports start from: its own, and the one that the package
+    lies in which it is part of."""
+    folder = file.parent
+    while (folder / "__init__.py").is_file() and folder != folder.parent:
+        folder = folder.parent
+    return [file.parent, folder]
+
+
+def _module_name(path: Path, root: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
