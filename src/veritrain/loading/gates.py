@@ -19,6 +19,7 @@ from importlib.util import resolve_name
 from os import path as paths
 from types import FrameType, ModuleType
 from typing import Any
+from zipimport import zipimporter
 
 from veritrain.errors import JobError
 from veritrain.loading.installed import is_installed
@@ -39,6 +40,7 @@ def install() -> None:
     importlib.import_module = _import_module
     _wrap(_file_loader(), "exec_module", _exec_module)
     _wrap(ExtensionFileLoader, "create_module", _create_module)
+    _wrap(zipimporter, "load_module", _load_module)
     _wrap(ctypes.CDLL, "__init__", _open_library)
     _wrap(Cache, "load_overload", _load_overload)
 
@@ -139,6 +141,13 @@ def _create_module(pythons: Any, self: ExtensionFileLoader, spec: ModuleSpec) ->
     if owner is not None and not is_installed(self.path):
         raise owner.refusal(spec.name, str(self.path))
     return pythons(self, spec)
+
+
+def _load_module(pythons: Any, self: zipimporter, fullname: str) -> ModuleType:
+    owner = _served_job()
+    if owner is not None and not is_installed(self.archive):
+        raise owner.refusal(fullname, self.archive)
+    return pythons(self, fullname)
 
 
 def _open_library(pythons: Any, self: Any, name: Any = None, *args: Any, **kwargs: Any) -> None:
