@@ -97,6 +97,7 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
     )
     chain, private = folder / "chain.pem", folder / "key.pem"
     chain.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    private.touch(0o600)
     private.write_bytes(
         key.private_bytes(
             serialization.Encoding.PEM,

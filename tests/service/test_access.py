@@ -143,6 +143,7 @@ def test_a_token_that_is_none_is_refused_and_not_shown(monkeypatch, token):
 
 def test_token_files(tmp_path):
     file = tmp_path / "token"
+    file.touch(0o600)
     file.write_text(TOKEN + "\n")
     assert read_token(file) == TOKEN
     for text in ("", "short", "a token with spaces in it", "x" * 9000, "é" * 30):
@@ -150,7 +151,7 @@ def test_token_files(tmp_path):
         with pytest.raises(UsageError, match="token") as caught:
             read_token(file)
         assert not text or text not in str(caught.value).removeprefix(str(file))
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="expected a plain file, got a folder"):
         read_token(tmp_path)
 
 
@@ -177,11 +178,15 @@ def test_this_machine_needs_none(host):
         (["--certificate", "chain.pem"], "belong together"),
         (
             ["--certificate", "chain.pem", "--certificate-key", "nothing.pem"],
-            "expected readable PEM files",
+            "nothing.pem: cannot be read: No such file or directory",
         ),
         (
             ["--certificate", "key.pem", "--certificate-key", "chain.pem"],
             "expected readable PEM files",
+        ),
+        (
+            ["--certificate", "chain.pem", "--certificate-key", "open.pem"],
+            "open.pem: holds a secret, and others on this machine may use it",
         ),
         (["--token-file", "nothing"], "cannot be read"),
         (["--host", "192.0.2.1", "--public"], "cannot listen at 192.0.2.1"),
@@ -191,6 +196,9 @@ def test_this_machine_needs_none(host):
 )
 def test_bad_usage_of_the_command(home, certificate, monkeypatch, capfd, words, problem):
     monkeypatch.chdir(certificate[0].parent)
+    opened = certificate[0].parent / "open.pem"
+    opened.write_bytes(certificate[1].read_bytes())
+    opened.chmod(0o640)
     assert main(["serve", str(home / "run"), "--port", "0", *words]) == 2
     out, err = capfd.readouterr()
     assert out == ""

@@ -124,7 +124,7 @@ def test_a_huge_a_missing_and_an_unwritable_file_are_clear_errors(tmp_path: Path
         Signer.load(tmp_path / "huge")
     with pytest.raises(UsageError, match="cannot be read"):
         Signer.load(tmp_path / "missing")
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="expected a plain file, got a folder"):
         Signer.load(tmp_path)
     with pytest.raises(UsageError, match="cannot be written"):
         SIGNER.save(tmp_path / "huge" / "key")

@@ -85,7 +85,7 @@ def command(
                 loaded, against, steps=steps, thresholds=given, reordered=reordered
             )
         else:
-            results = {str(path): _result(path) for path in measured}
+            results = {str(path): _map(_text(path), str(path)) for path in measured}
             result = calibrate.calibrate(
                 loaded, steps=steps, safety=safety, measured=results, on_machine=show
             )
@@ -120,15 +120,10 @@ def _threshold(value: float | None) -> str:
     return "a priori" if value is None else f"{value:g}"
 
 
-def _result(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_RESULT_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(data) > _MAX_RESULT_BYTES:
-        raise UsageError(f"{path}: expected at most {_MAX_RESULT_BYTES} bytes")
-    return _map(data.decode(errors="replace"), str(path))
+def _text(path: Path) -> str:
+    from veritrain.transcript.given import read_given
+
+    return read_given(path, _MAX_RESULT_BYTES).decode(errors="replace")
 
 
 def _map(text: str, where: str) -> dict[str, Any]:

@@ -60,10 +60,12 @@ def trusted(text: str, option: str = "--key") -> bytes | str:
 
 
 def _is_encrypted(path: Path) -> bool:
+    from veritrain.transcript.given import open_given
+
     try:
-        with path.open("rb") as file:
+        with open_given(path) as file:
             return file.read(len(_ENCRYPTED)) == _ENCRYPTED
-    except OSError:
+    except (OSError, UsageError):
         return False  # loading it says why it cannot be read
 
 

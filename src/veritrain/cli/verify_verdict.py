@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from veritrain.cli import access, keys, output, params, verdicts
-from veritrain.errors import InconclusiveError, TranscriptError, UsageError, VerificationError
+from veritrain.errors import InconclusiveError, UsageError, VerificationError
 
 if TYPE_CHECKING:
     from veritrain.encoding import Digest
@@ -211,13 +211,7 @@ def _equivocation(files: tuple[Path, Path], key: bytes | str, *, as_json: bool) 
 
 
 def _read(file: Path) -> bytes:
+    from veritrain.transcript.given import read_given
     from veritrain.verify.dispute.evidence import Bundle
 
-    try:
-        with file.open("rb") as opened:
-            data = opened.read(Bundle.max_bytes + 1)
-    except OSError as error:
-        raise UsageError(f"{file}: cannot be read: {error.strerror}") from None
-    if len(data) > Bundle.max_bytes:
-        raise TranscriptError(str(file), f"expected at most {Bundle.max_bytes} bytes, got more")
-    return data
+    return read_given(file, Bundle.max_bytes)

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from veritrain.errors import UsageError
 from veritrain.service.connections import GuardedLoop, protocol
 from veritrain.service.limits import SERVICE_LIMITS, ServiceLimits
+from veritrain.transcript.given import require_given, require_private
 
 _BACKLOG = 1024  # connections that wait to be accepted
 _SHUTDOWN_SECONDS = 5  # for answers that are being sent
@@ -138,6 +139,8 @@ def _loop(limits: ServiceLimits) -> GuardedLoop:
 def _tls(certificate: Certificate) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    require_given(certificate.chain)
+    require_given(certificate.key)
     try:
         context.load_cert_chain(certificate.chain, certificate.key, password=_no_password)
     except (OSError, ssl.SSLError):
@@ -145,6 +148,7 @@ def _tls(certificate: Certificate) -> ssl.SSLContext:
             f"{certificate.chain} and {certificate.key}: expected readable PEM files with a "
             "certificate and the key that belongs to it, without a password"
         ) from None
+    require_private(certificate.key)
     return context
 
 

@@ -34,6 +34,7 @@ from veritrain.numerics.profile import Logged
 from veritrain.sources import commitment
 from veritrain.step import Program, run_step
 from veritrain.training.machines import environment, machines
+from veritrain.transcript.given import open_given
 
 DEFAULT_SAFETY = 8.0
 DEFAULT_STEPS = 3
@@ -232,7 +233,7 @@ def compare(
     program, batches = Program.build(job), Batches(job)
     gaps: dict[str, Gap] = {}
     disagreements: list[str] = []
-    with _opened(file) as source:
+    with open_given(file) as source:
         if source.read(DIGEST_BYTES).hex() != identity["job"]:
             raise UsageError(f"{file} is of another job")
         for step in range(1, steps + 1):
@@ -271,13 +272,6 @@ def _identity(job: Job, steps: int) -> dict[str, Any]:
 def _shortened(texts: list[str]) -> list[str]:
     more = len(texts) - _TOLD
     return [*texts[:_TOLD], f"and {more} more"] if more > 0 else texts
-
-
-def _opened(file: Path) -> BinaryIO:
-    try:
-        return file.open("rb")
-    except OSError as error:
-        raise UsageError(f"{file}: cannot be read: {error.strerror}") from error
 
 
 def _part(source: BinaryIO, file: Path) -> bytes:

@@ -33,6 +33,7 @@ from urllib3.exceptions import TimeoutError as TooLateError
 
 from veritrain import __version__
 from veritrain.errors import TranscriptError, UsageError
+from veritrain.transcript.given import read_given, require_given, require_private
 from veritrain.transcript.store import too_large
 
 TOKEN_VARIABLE = "VERITRAIN_TOKEN"  # noqa: S105 - the name of a variable
@@ -70,19 +71,19 @@ def read_token(path: Path) -> str:
     """The bearer token in a file.
 
     Raises:
-        UsageError: unreadable, not a token, or too short to be secret.
+        UsageError: not a plain file, unreadable or too large, not a token, too short to be
+            secret, or others on this machine may read the file.
     """
-    try:
-        with path.open("rb") as file:
-            text = file.read(_TOKEN_FILE_BYTES).decode("ascii", errors="replace").strip()
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+    data = read_given(path, _TOKEN_FILE_BYTES)
+    text = data.decode("ascii", errors="replace").strip()
     if len(text) < _TOKEN_CHARACTERS:
         raise UsageError(
             f"{path}: expected a token of {_TOKEN_CHARACTERS} characters or more, got {len(text)}; "
-            "make one by: openssl rand -hex 32"
+            "make one by: (umask 077; openssl rand -hex 32 > token)"
         )
-    return _checked_token(text, str(path))
+    token = _checked_token(text, str(path))
+    require_private(path)
+    return token
 
 
 def _checked_token(token: str, source: str) -> str:
@@ -418,6 +419,8 @@ def connection_pool(url: str, limits: DownloadLimits) -> HTTPConnectionPool:
 
 def _tls() -> ssl.SSLContext:
     file = os.environ.get(CA_VARIABLE) or None
+    if file is not None:
+        require_given(file)
     try:
         return ssl.create_default_context(cafile=file)
     except (OSError, ssl.SSLError):

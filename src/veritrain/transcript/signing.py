@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from veritrain.encoding import digest
 from veritrain.errors import UsageError, VerificationError
+from veritrain.transcript.given import read_given, require_private
 from veritrain.transcript.limits import LIMITS
 
 _PREFIX = b"veritrain v1 signature\x00"
@@ -46,10 +47,11 @@ class Signer:
         """Read a PEM file.
 
         Raises:
-            UsageError: unreadable or too large, not a PEM with an Ed25519 private key, or the
-                password is missing, wrong or not needed.
+            UsageError: not a plain file, unreadable or too large, not a PEM with an Ed25519
+                private key, the password is missing, wrong or not needed, or others on this
+                machine may read the file.
         """
-        data = _read_key_file(Path(path))
+        data = read_given(path, LIMITS.key_file_bytes)
         try:
             key = serialization.load_pem_private_key(data, password)
         except TypeError:
@@ -60,6 +62,7 @@ class Signer:
             raise UsageError(f"{path}: not a PEM file with a private key{hint}") from error
         if not isinstance(key, Ed25519PrivateKey):
             raise UsageError(f"{path}: expected an Ed25519 private key, got another kind")
+        require_private(path)
         return cls(key)
 
     def save(self, path: str | os.PathLike[str], password: bytes | None = None) -> None:
@@ -174,14 +177,3 @@ def _message(domain: str, data: bytes) -> bytes:
 def _make_folder(folder: Path) -> None:
     if not folder.exists():
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-def _read_key_file(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(LIMITS.key_file_bytes + 1)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(data) > LIMITS.key_file_bytes:
-        raise UsageError(f"{path}: expected a key of at most {LIMITS.key_file_bytes} bytes")
-    return data
