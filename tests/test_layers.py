@@ -15,9 +15,21 @@ PACKAGE = ROOT / "src" / "veritrain"
 LAYERS = (
     {"errors", "encoding"},
     {"numerics", "transcript"},
-    {"job", "loading", "sources", "schedule", "data", "state", "step", "attributes", "fresh"},
+    {
+        "job",
+        "loading",
+        "sources",
+        "schedule",
+        "data",
+        "state",
+        "step",
+        "attributes",
+        "fresh",
+        "weights",
+        "exports",
+    },  # fmt: skip
     {"training", "verify"},
-    {"adversaries"},
+    {"adversaries", "integrations"},
     {"service"},
     {"cli", "__main__"},
 )

@@ -24,12 +24,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from veritrain.job import Job, load_job
+    from veritrain.training.callbacks import StepReport
     from veritrain.training.check import check
     from veritrain.training.check_report import CheckReport
     from veritrain.training.recorder import Recorder, train
     from veritrain.transcript.signing import Signer
     from veritrain.verify.replay import audit
     from veritrain.verify.report import AuditReport, Verdict
+    from veritrain.weights import load_model, load_state
 
 _HOMES = {
     "AuditReport": "veritrain.verify.report",
@@ -37,10 +39,13 @@ _HOMES = {
     "Job": "veritrain.job",
     "Recorder": "veritrain.training.recorder",
     "Signer": "veritrain.transcript.signing",
+    "StepReport": "veritrain.training.callbacks",
     "Verdict": "veritrain.verify.report",
     "audit": "veritrain.verify.replay",
     "check": "veritrain.training.check",
     "load_job": "veritrain.job",
+    "load_model": "veritrain.weights",
+    "load_state": "veritrain.weights",
     "train": "veritrain.training.recorder",
 }
 
@@ -53,6 +58,7 @@ __all__ = [
     "NumericsError",
     "Recorder",
     "Signer",
+    "StepReport",
     "TranscriptError",
     "UnsupportedOperatorError",
     "UsageError",
@@ -62,6 +68,8 @@ __all__ = [
     "audit",
     "check",
     "load_job",
+    "load_model",
+    "load_state",
     "train",
 ]
 

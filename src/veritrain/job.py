@@ -203,12 +203,6 @@ def reload(job: Job) -> Job:
     return replace(fresh, **changed)
 
 
-def reload(job: Job) -> Job:
-    """The same job, loaded anew: nothing that it kept in globals survives. A job that was made in a
-    script comes back as it is."""
-    return job if job.origin is None else load_job(job.origin)
-
-
 @contextmanager
 def users_code(what: str) -> Generator[None]:
     """Run the job's own code: what it raises becomes one clear error that names the place.

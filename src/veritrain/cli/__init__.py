@@ -1,5 +1,4 @@
-"""The command line: `veritrain keygen`, `check`, `calibrate`, `train`, `audit`, `show`, `serve`, `dispute`,
-`referee`, `verify-verdict`.
+"""The command line: `veritrain init`, `train`, `audit` and the others of `_SECTIONS`.
 
 Results go to stdout and everything else to stderr. Exit codes: 0 done or accepted, 1 rejected or (by
 `check`) refused, 2 bad usage or unreadable input, 3 inconclusive, 130 interrupted, 141 the reader of stdout went
@@ -22,7 +21,11 @@ from veritrain.cli import (
     audit,
     calibrate,
     check,
+    completion,
     dispute,
+    export,
+    init,
+    key,
     keygen,
     output,
     referee,
@@ -38,13 +41,39 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 READER_GONE = 141  # 128 + SIGPIPE; neither "accepted" nor "rejected"
 
 _HASH_SEED = "PYTHONHASHSEED"
-_RUN_JOBS = frozenset("calibrate check train audit serve dispute referee verify-verdict".split())
+_RUN_JOBS = frozenset(
+    "calibrate check train audit export serve dispute referee verify-verdict".split()
+)
+_SECTIONS = {
+    "Before a run": (init, check, calibrate, keygen, key),
+    "Train and audit": (train, audit, show, export),
+    "Over a network": (serve, dispute, referee, verify_verdict),
+    "This program": (completion,),
+}
+
+
+class _Sections(click.Group):
+    """A group whose help lists commands by section."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one list for each section, with columns of one width."""
+        width = max(map(len, self.commands))
+        limit = formatter.width - width - 6
+        for title, modules in _SECTIONS.items():
+            rows = [
+                (str(module.command.name).ljust(width), module.command.get_short_help_str(limit))
+                for module in modules
+            ]
+            with formatter.section(title):
+                formatter.write_dl(rows)
 
 
 @click.group(
+    cls=_Sections,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
 Examples:
+  veritrain init job.py
   veritrain check job.py
   veritrain train job.py --out runs/a
   veritrain audit runs/a --job job.py
@@ -58,14 +87,16 @@ def commands() -> None:
     """Train PyTorch models so that others can check every step, bit for bit."""
 
 
-_MODULES = [check, calibrate, train, audit, show, serve, dispute, referee, verify_verdict, keygen]
-for _module in _MODULES:
-    commands.add_command(_module.command)
+for _modules in _SECTIONS.values():
+    for _module in _modules:
+        commands.add_command(_module.command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the only place where errors become messages and exit codes."""
     if arguments is None:
+        if (answered := completion.answer(commands)) is not None:
+            return answered
         _fix_hashes(sys.argv[1:])
     given = list(sys.argv[1:] if arguments is None else arguments)
     output.tolerate_any_text()

@@ -26,6 +26,7 @@ _MARKS = {
 
 @click.command(
     "audit",
+    short_help="Recompute a run and give a verdict.",
     epilog="""\b
 Examples:
   veritrain audit runs/a --job job.py

@@ -20,6 +20,7 @@ _MAX_RESULT_BYTES = 1 << 20
 
 @click.command(
     "calibrate",
+    short_help="Measure thresholds for logged numerics.",
     epilog="""\b
 Examples:
   veritrain calibrate job.py

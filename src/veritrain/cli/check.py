@@ -27,6 +27,7 @@ _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 @click.command(
     "check",
+    short_help="Find out what would be refused, and what a run takes.",
     epilog="""\b
 Examples:
   veritrain check job.py

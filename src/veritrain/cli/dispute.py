@@ -27,6 +27,7 @@ _NONCE_BYTES = 16
 
 @click.command(
     "dispute",
+    short_help="Challenge a run before a referee.",
     epilog="""\b
 Examples:
   veritrain dispute https://trainer.example:8470 --referee https://referee.example:8471 \\

@@ -11,6 +11,7 @@ from veritrain.cli import keys, output
 
 @click.command(
     "keygen",
+    short_help="Make a signing key.",
     epilog="""\b
 Examples:
   veritrain keygen

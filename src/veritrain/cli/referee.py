@@ -24,6 +24,7 @@ _SECONDS = click.FloatRange(0, min_open=True)
 
 @click.command(
     "referee",
+    short_help="Hear disputes about a run, and sign verdicts.",
     epilog="""\b
 Examples:
   veritrain referee https://trainer.example:8470 --job job.py --key referee.key

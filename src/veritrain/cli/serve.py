@@ -21,6 +21,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 @click.command(
     "serve",
+    short_help="Show a run over HTTP; answer in disputes over it.",
     epilog="""\b
 Examples:
   veritrain serve runs/a

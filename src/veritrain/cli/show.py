@@ -19,6 +19,7 @@ _SHOWN_STEPS = 8
 
 @click.command(
     "show",
+    short_help="Show what a run says of itself.",
     epilog="""\b
 Examples:
   veritrain show runs/a

@@ -25,6 +25,7 @@ class StoppedRunError(VeritrainError):
 
 @click.command(
     "train",
+    short_help="Train a job, with every step committed to and signed.",
     epilog="""\b
 Examples:
   veritrain train job.py --out runs/a

@@ -24,6 +24,7 @@ _ENVELOPE = b"{"  # how the JSON of a verdict begins; no bundle does
 
 @click.command(
     "verify-verdict",
+    short_help="Check the verdict of a dispute, offline.",
     epilog="""\b
 Examples:
   veritrain verify-verdict 5f3c.bundle --referee 0b9c...e1 --run 7d41...09

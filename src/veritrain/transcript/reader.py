@@ -240,7 +240,9 @@ class Transcript:
         for pack in (step, *_by_pack(checkpoint)) if packs else ():  # 4
             self._verify_pack(pack)
 
-    def load_state(self, step: int, *, check: Check | None = None) -> dict[str, Tensor]:
+    def load_state(
+        self, step: int, *, check: Check | None = None, prefix: str = ""
+    ) -> dict[str, Tensor]:
         """The state after `step`: new CPU tensors, each verified as it was read.
 
         Memory is taken for a content that was found in a pack, whole, and for no other. But a
@@ -251,6 +253,7 @@ class Transcript:
             step: of a checkpoint.
             check: is shown the state's entries (names, dtypes, shapes), sorted by name, before
                 anything of a pack is read; what it raises is raised.
+            prefix: read the tensors whose names begin so, and no other.
 
         Raises:
             UsageError: there is no checkpoint at this step.
@@ -262,7 +265,10 @@ class Transcript:
         if check is not None:
             check(checkpoint.tensors)
         state: dict[str, Tensor] = {}
-        for pack, entries in _by_pack(checkpoint).items():
+        for pack, held in _by_pack(checkpoint).items():
+            entries = [entry for entry in held if entry.name.startswith(prefix)]
+            if not entries:
+                continue
             if pack not in self._places:
                 raise _not_held(checkpoint, entries[0], pack, is_there=False)
             with self._open_pack(self.checkpoint(pack)) as (file, spans):
@@ -279,7 +285,8 @@ class Transcript:
                         _check_content(file, offset, entry, place)
                     state[entry.name] = _read_tensor(file, offset, entry, place)
                     read[entry.digest] = state[entry.name]
-        return {entry.name: state[entry.name] for entry in checkpoint.tensors}
+        names = (entry.name for entry in checkpoint.tensors)
+        return {name: state[name] for name in names if name in state}
 
     @property
     def is_far(self) -> bool:
