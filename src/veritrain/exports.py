@@ -211,7 +211,7 @@ def _persistent(model: nn.Module) -> list[str]:
 
 def _require_place(out: Path, *, is_folder: bool, force: bool) -> None:
     """Check, before anything is read, that an export may appear at `out`."""
-    if not out.parent.is_dir():
+    if not os.path.isdir(out.parent):
         raise UsageError(f"{out}: there is no folder {out.parent}; make it first")
     if not os.path.lexists(out):
         return

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from veritrain.cli import commands
+
 HEAVY = {"torch", "numpy", "numba", "rich", "fsspec", "cryptography"}
 TRAINERS = {"veritrain.training", "veritrain.adversaries", "veritrain.cli"}
 # numba brings scipy along by itself, where it is installed.
@@ -50,6 +52,27 @@ def loaded_by(code: str) -> set[str]:
 )
 def test_loads_no_more_than_it_needs(code, banned):
     assert not loaded_by(code) & banned
+
+
+@pytest.mark.parametrize("name", [*commands.commands, "key show"])
+def test_the_help_of_every_command_loads_nothing_heavy(name):
+    words = [*name.split(), "--help"]
+    assert not loaded_by(f"from veritrain.cli import main; assert main({words!r}) == 0") & (
+        HEAVY | SERVICE | {"urllib3", "veritrain.job", "safetensors"}
+    )
+
+
+@pytest.mark.parametrize("words", [["completion", "bash"], ["init", "job.py"]])
+def test_what_a_beginner_types_first_answers_at_once(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert not loaded_by(f"from veritrain.cli import main; assert main({words!r}) == 0") & HEAVY
+
+
+def test_key_show_needs_no_torch(folder):
+    words = ["key", "show", str(folder / "trainer.key")]
+    assert not loaded_by(f"from veritrain.cli import main; assert main({words!r}) == 0") & (
+        {"torch", "numpy", "numba", "rich", "urllib3"}
+    )
 
 
 def test_show_reads_a_run_without_torch(folder):

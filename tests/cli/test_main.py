@@ -16,7 +16,7 @@ from veritrain.cli.blame import describe
 
 
 def test_help_of_every_command_has_examples(call):
-    for words in ([], *([name] for name in commands.commands)):
+    for words in ([], ["key", "show"], *([name] for name in commands.commands)):
         code, out, _ = call(*words, "--help")
         assert code == 0
         assert "Examples:" in out
@@ -26,7 +26,7 @@ def test_help_of_every_command_has_examples(call):
 def test_no_arguments_show_the_help(call):
     code, out, err = call()
     assert (code, out) == (2, "")
-    assert "Commands:" in err
+    assert "Before a run:" in err
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,20 @@ def test_no_arguments_show_the_help(call):
         ["dispute", "no-such-run", "--referee", "http://h", "--job", "x", "--key", "y"],
         ["dispute", ".", "--referee", "http://h", "--job", "x", "--key", "y", "--step", "-1"],
         ["verify-verdict"],
+        ["show", "x" * 300],
+        ["check", "x" * 300],
+        ["audit", ".", "--job", "x" * 300],
+        ["train", "x" * 300, "--out", "y"],
+        ["key", "show", "x" * 300],
+        ["key", "show", "no-such-key"],
+        ["key", "shwo"],
+        ["export", "x" * 300, "-o", "y"],
+        ["export", "no-such-run", "-o", "y"],
+        ["export", ".", "-o", "y"],
+        ["export", ".", "-o", "y", "--format", "onnx"],
+        ["export", ".", "-o", "y", "--step", "last"],
+        ["init", "x" * 300],
+        ["init", "job.txt"],
         ["verify-verdict", "no-such-file"],
         ["verify-verdict", "x", "--key", "0" * 64],
         ["verify-verdict", "x", "--referee", "word"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from importlib.resources import files
@@ -30,7 +31,7 @@ def command(file: Path, as_json: bool) -> int:
 
     Nothing is ever overwritten.
     """
-    if file.is_dir():
+    if os.path.isdir(file):
         raise UsageError(f"{file}: is a folder; name a file: veritrain init {file / 'job.py'}")
     if file.suffix != ".py":
         raise UsageError(f"{file}: a job is a Python file; name it {file}.py")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +54,7 @@ def show(file: str | None, as_json: bool) -> int:
     from veritrain.transcript.signing import default_key_path, fingerprint
 
     place = file if file is not None else str(default_key_path())
-    if file is None and not Path(place).exists():
+    if file is None and not os.path.lexists(place):
         raise UsageError(f"{place}: there is no key yet; `veritrain keygen` makes one")
     kind, public = _found(place)
     data = {"kind": kind, "fingerprint": fingerprint(public), "public_key": public.hex()}
@@ -71,7 +72,7 @@ def _found(place: str) -> tuple[str, bytes]:
     from veritrain.transcript.given import read_given
     from veritrain.transcript.limits import LIMITS
 
-    if _HEX.fullmatch(place) and not Path(place).exists():
+    if _HEX.fullmatch(place) and not os.path.lexists(place):
         return "digits", bytes.fromhex(place)
     data = read_given(place, LIMITS.key_file_bytes)
     text = data.decode("ascii", errors="replace").strip()

@@ -28,7 +28,7 @@ def load(path: Path | None) -> Signer:
     from veritrain.transcript.signing import Signer, default_key_path, default_signer
 
     place = path if path is not None else default_key_path()
-    if path is None and not place.exists():
+    if path is None and not os.path.lexists(place):
         return default_signer()
     return Signer.load(place, _password(place) if _is_encrypted(place) else None)
 

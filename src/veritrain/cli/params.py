@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-from pathlib import Path
 
 import click
 
@@ -17,7 +17,7 @@ class Run(click.ParamType[str]):
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> str:
         text = str(value)
-        if "://" not in text and "::" not in text and not Path(text).is_dir():
+        if "://" not in text and "::" not in text and not os.path.isdir(text):
             self.fail(f"{text!r} is not a folder")
         return text
 

@@ -9,6 +9,7 @@ import click
 
 from veritrain.cli import access, output, params
 from veritrain.cli.plot import plot
+from veritrain.errors import UsageError
 
 if TYPE_CHECKING:
     from veritrain.encoding import Value
@@ -24,20 +25,27 @@ _SHOWN_STEPS = 8
 Examples:
   veritrain show runs/a
   veritrain show runs/a --json
+  veritrain show runs/a --csv > losses.csv
 
 To find out whether it is true: veritrain audit runs/a --job job.py""",
 )
 @click.argument("run", type=params.Run())
+@click.option("--csv", "as_csv", is_flag=True, help="Print step and loss as CSV, nothing else.")
 @access.options
 @output.json_option
-def command(run: str, as_json: bool) -> int:
+def command(run: str, as_csv: bool, as_json: bool) -> int:
     """Show what RUN, a folder, HTTP address or fsspec URL, says: job, key, losses, checkpoints, digest.
 
     It executes nothing, needs no job file, and judges nothing.
     """
     from veritrain.transcript import Transcript
 
+    if as_csv and as_json:
+        raise UsageError("--csv and --json: give one of them")
     transcript = Transcript.open(run)
+    if as_csv:
+        output.emit({}, _csv(transcript), as_json=False)
+        return 0
     size = transcript.total_bytes()
     output.emit(_data(transcript, size), _lines(transcript, size), as_json=as_json)
     return 0
@@ -96,6 +104,12 @@ def _lines(transcript: Transcript, size: int) -> list[output.Line]:
 
 def _losses(transcript: Transcript) -> list[float]:
     return [leaf.loss for leaf in transcript.leaves if leaf.loss is not None]
+
+
+def _csv(transcript: Transcript) -> list[output.Line]:
+    """A line for each step, with all digits of its loss; step 0 has none."""
+    steps = (f"{leaf.step},{leaf.loss!r}" for leaf in transcript.leaves if leaf.loss is not None)
+    return ["step,loss", *steps]
 
 
 def _last_step(transcript: Transcript) -> int:

@@ -129,7 +129,7 @@ def default_signer() -> Signer:
         UsageError: the file is not a key, or needs a password.
     """
     path = default_key_path()
-    if path.exists():
+    if os.path.lexists(path):
         return Signer.load(path)
     signer = Signer.generate()
     signer.save(path)
