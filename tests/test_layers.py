@@ -27,7 +27,7 @@ LAYERS = (
         "fresh",
         "weights",
         "exports",
-    },  # fmt: skip
+    },
     {"training", "verify"},
     {"adversaries", "integrations"},
     {"service"},

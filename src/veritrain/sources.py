@@ -142,7 +142,8 @@ def _defining_files(job: Job, parts: Iterable[object]) -> list[Path]:
 def _parts(job: Job) -> Iterator[object]:
     """The functions and classes that make up a job."""
     parts: list[object] = [job.model, job.dataset, job.loss, job.optimizer]
-    parts += [part for part in (job.scheduler, job.collate) if part is not None]
+    optional = (job.scheduler, job.before_step, job.collate)
+    parts += [part for part in optional if part is not None]
     return _inside(parts, _WALK_DEPTH, set())
 
 

@@ -94,14 +94,14 @@ def stream_for_operator(stream: Stream) -> Stream:
 def keys_of(generator: torch.Generator | None) -> Generator[None]:
     """Within it, the keys of one operator are those of `generator`, a CPU one; None is the default one."""
     default = torch.default_generator
-    is_default = generator is None or _identity(generator) == _identity(default)
+    given = default if generator is None else generator
+    is_default = _identity(given) == _identity(default)
     if _drawing.given is not None or (is_default and is_keyed()):
         yield
         return
-    generator = default if is_default else generator
-    if not is_default and _identity(generator) not in _drawing.seeded:
+    if not is_default and _identity(given) not in _drawing.seeded:
         _drawing.count += 1
-    with _given(_draw_seed(generator)):
+    with _given(_draw_seed(given)):
         yield
 
 

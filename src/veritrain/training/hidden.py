@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from veritrain.attributes import NOT_PLAIN, plain_form
 from veritrain.encoding import digest
 from veritrain.job import Job
-from veritrain.sources import is_installed
+from veritrain.loading.installed import is_installed
 
 _DEPTH = 4  # objects in objects, functions that call functions
 _WIDTH = 64  # attributes of one object
