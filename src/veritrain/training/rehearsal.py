@@ -15,6 +15,7 @@ its audits accept nothing.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -42,6 +43,7 @@ from veritrain.transcript import state_entries
 
 _RECORDS = 16
 _STEPS = 2  # the second one starts from a state that a step has made
+_LARGE_STATE = 1 << 26  # bytes
 _ORDERS = (3, ~3, 7, ~7, 11, ~11)  # of hashes; with ~n a small set has the order of n reversed
 
 
@@ -68,6 +70,8 @@ def rehearse(batches: Batches, device: str = "cpu") -> State:
         remembered = Remembered.of(program, batches)
     require_ordered(program)
     del program
+    if sum(entry.num_bytes for entry in built) > _LARGE_STATE:
+        gc.collect()  # programs are cyclic; two at a time would take twice the memory
     with hashes(_ORDERS[1]):
         again = repeat(batches, before, outcome, remembered, batches.profile, device)
     if names := changed(built, again.built):
