@@ -30,14 +30,15 @@ NAMES = [
     "completeness",
 ]  # fmt: skip
 
-JOB_FILE = """
-import os, signal
+JOB_FILE = f"""
+import os, signal, sys
+sys.path.append({str(Path(__file__).parents[2])!r})
 from tests import jobs
 
 RATE = 0.01
 
 def job():
-    return jobs.make(steps=12)
+    return jobs.make(steps=12, sources=[{jobs.__file__!r}])
 """
 
 
@@ -50,11 +51,9 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def job_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A job file; other processes find `tests` through their import path."""
+    """A job file that names a module outside of its folder."""
     folder = tmp_path_factory.mktemp("job")
-    (folder / "job.py").write_text(
-        f"import sys; sys.path.append({str(Path(__file__).parents[2])!r})\n{JOB_FILE}"
-    )
+    (folder / "job.py").write_text(JOB_FILE)
     return folder / "job.py"
 
 
@@ -190,13 +189,13 @@ def test_an_error_of_the_job_in_a_replay_process_is_inconclusive(
 ) -> None:
     """The job's data set works in this process and fails in others."""
     text = job_file.read_text().replace(
-        "    return jobs.make(steps=12)",
+        "    return jobs.make(steps=12, ",
         "    import sys\n"
         "    class Data(jobs.Points):\n"
         "        def __len__(self):\n"
         f"            if os.environ.get('FAIL'): {error}\n"
         "            return 40\n"
-        "    return jobs.make(steps=12, dataset=Data)",
+        "    return jobs.make(steps=12, dataset=Data, ",
     )
     (tmp_path / "job.py").write_text(text)
     job = vt.load_job(tmp_path / "job.py")
@@ -521,11 +520,11 @@ def test_a_replay_process_that_dies_is_inconclusive(job_file: Path, tmp_path: Pa
     text = job_file.read_text()
     # Only a replay process imports the job with this variable set, and it dies in a step.
     deadly = text.replace(
-        "    return jobs.make(steps=12)",
+        "    return jobs.make(steps=12, ",
         "    def loss(model, batch):\n"
         "        if os.environ.get('DIE'): os.kill(os.getpid(), signal.SIGKILL)\n"
         "        return jobs.loss(model, batch)\n"
-        "    return jobs.make(steps=12, loss=loss)",
+        "    return jobs.make(steps=12, loss=loss, ",
     )
     (tmp_path / "job.py").write_text(deadly)
     job = vt.load_job(tmp_path / "job.py")
