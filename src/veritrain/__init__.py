@@ -20,7 +20,7 @@ from veritrain.errors import (
     VeritrainError,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from veritrain.job import Job, load_job

@@ -102,7 +102,7 @@ def test_bad_usage_is_one_line_and_exit_code_2(call, call_json, tmp_path, monkey
 
 
 def test_version(call):
-    assert call("--version")[1] == "veritrain 0.1.0\n"
+    assert call("--version")[1] == "veritrain 0.2.0\n"
 
 
 @pytest.mark.parametrize(

@@ -280,6 +280,30 @@ def sum_cases() -> Iterator[Case]:
     yield Case("padding takes no part", "embedding_backward", inputs, arguments)
 
 
+def vector_norm_cases() -> Iterator[Case]:
+    rows = {
+        "finite": [1.5, -2.0, 0.25],
+        "a square overflows": [1e20, 1.0, -3.0],
+        "all squares overflow": [LARGE, -LARGE, 1e30],
+        "the largest square that does not": [2.0**63, 1.0, 0.0],
+        "magnitudes overflow together": [LARGE, LARGE, 0.0],
+        "an infinity": [INF, 1.0, 0.0],
+        "infinities of both signs": [INF, -INF, 2.0],
+        "NaN beside an infinity": [NAN, INF, 1.0],
+        "NaN": [NAN, 1.0, 2.0],
+        "zeros": [0.0, -0.0, -0.0],
+        "squares underflow": [TINY, NORMAL, -TINY],
+    }
+    for order_ in (1.0, 2.0):
+        for name, row in rows.items():
+            arguments = {"axes": None, "order": order_}
+            yield Case(f"{name}, order {order_}", "vector_norm", {"x": f32(row)}, arguments)
+        arguments = {"axes": [1], "order": order_}
+        yield Case(
+            f"rows apart, order {order_}", "vector_norm", {"x": f32([*rows.values()])}, arguments
+        )
+
+
 def norm_cases() -> Iterator[Case]:
     draw = Draw("norms")
 
@@ -557,6 +581,7 @@ CHAPTERS = {
         "exact14",
     ),
     "sums": Chapter(SUMS, sum_cases),
+    "vector_norms": Chapter(SUMS, vector_norm_cases),
     "norms": Chapter(NORMS, norm_cases),
     "softmax": Chapter(SOFTMAX, softmax_cases),
     "losses": Chapter(LOSSES, loss_cases),

@@ -235,6 +235,64 @@ def test_random_numbers_of_the_code(name: str) -> None:
         assert [Fraction(value) for value in values] == text(key_of(seed, purpose, step, call))
 
 
+def words_of_twister(seed: int, count: int) -> list[int]:
+    """MT19937, from Matsumoto's and Nishimura's papers."""
+    state = [seed % 2**32]
+    for i in range(1, 624):
+        state.append((1812433253 * (state[-1] ^ state[-1] >> 30) + i) % 2**32)
+    for i in range(count):
+        joined = (state[i] & 0x80000000) | (state[i + 1] & 0x7FFFFFFF)
+        state.append(state[i + 397] ^ joined >> 1 ^ (0x9908B0DF if joined & 1 else 0))
+    drawn = []
+    for y in state[624:]:
+        y ^= y >> 11
+        y ^= y << 7 & 0x9D2C5680
+        y ^= y << 15 & 0xEFC60000
+        drawn.append(y ^ y >> 18)
+    return drawn
+
+
+def key_of_generator(seed: int, operator: int, call: int = 0) -> int:
+    a, b = words_of_twister(seed, 2 * operator + 2)[-2:]
+    return key_of(2**32 * a + b, "generator", 0, call)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 + 7, 2**64 - 1, 67280421310721])
+@pytest.mark.parametrize("name", [name for name in DRAWS if name != "dropout"])
+def test_random_numbers_of_generators(name: str, seed: int) -> None:
+    """Those that a job makes, and the default one that it seeds: the 320th operator too, after a round of words."""
+    draw, text = DRAWS[name]
+    with resolve("exact").active(seed=1, purpose="step", step=300):
+        torch.manual_seed(seed)
+        got = [draw().tolist() for _ in range(2)]
+        generator = (
+            torch.Generator() if seed == 67280421310721 else torch.Generator().manual_seed(seed)
+        )
+        for _ in range(319):
+            torch.rand(0, generator=generator)
+        torch.set_rng_state(generator.get_state())
+        got.append(draw().tolist())
+    for operator, values in zip((0, 1, 319), got, strict=True):
+        assert [Fraction(value) for value in values] == text(key_of_generator(seed, operator))
+
+
+def chosen(key: int, weights: list[float], count: int) -> list[int]:
+    exponent = max(math.frexp(w)[1] for w in weights)
+    bits = min(51, 53 - (len(weights) - 1).bit_length())
+    whole = [nearest_integer(Fraction(w) * Fraction(2) ** (bits - exponent)) for w in weights]
+    drawn = [word % 2**63 % sum(whole) for word in doubles(key, count)]
+    return [next(i for i in range(len(whole)) if sum(whole[: i + 1]) > d) for d in drawn]
+
+
+@pytest.mark.parametrize(
+    "weights", [[1.0, 2.0] * 20, [0.1, 0.0, 1e-9, 7.3], [1e300, 5e-324, 3e299]]
+)
+def test_samples_by_binary64_weights(weights: list[float]) -> None:
+    with resolve("exact").active(seed=1, purpose="step", step=0):
+        found = torch.multinomial(torch.tensor(weights, dtype=torch.float64), 40, True).tolist()
+    assert found == chosen(key_of(1, "step", 0, 2), weights, 40)
+
+
 def test_calls_that_draw_nothing() -> None:
     x = torch.tensor(VALUES)
     with resolve("exact").active(seed=1, purpose="step", step=0):

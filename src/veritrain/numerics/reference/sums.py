@@ -126,10 +126,12 @@ def deviation(x: Array, axes: Sequence[int], correction: float = 1) -> Array:
 
 
 def vector_norm(x: Array, axes: Sequence[int], order: float = 2) -> Array:
-    """Order 2: sqrt(sum(x * x)). Order 1: sum(|x|)."""
-    if order == 2:
-        return function("sqrt", sum_over(mul(x, x), axes))
-    return sum_over(np.abs(x), axes)
+    """Order 2: sqrt(sum(x * x)). Order 1: sum(|x|). The sum is infinite where a term is, NaN where one is."""
+    terms = mul(x, x) if order == 2 else np.abs(x)
+    found = sum_over(terms, axes)
+    largest = terms.max(tuple(axes), initial=0)
+    found = np.where(np.isfinite(largest), found, largest)
+    return function("sqrt", found) if order == 2 else found
 
 
 def accumulate(values: Array, rows: Array, num_rows: int) -> Array:
