@@ -141,6 +141,72 @@ def test_an_error_of_the_users_code_shows_the_users_line(call, tmp_path, folder)
     assert f"{job}, line 17: return F.cross_entropy(model(batch[7]), batch[1])" in err
 
 
+REFUSED_PARTS = """
+
+class Fft(nn.Module):
+    def forward(self, x):
+        return torch.fft.fft(x).abs()
+
+
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.special.i0(grad)
+
+
+class Descent(torch.optim.SGD):
+    def step(self, closure=None):
+        for parameter in self.param_groups[0]["params"]:
+            parameter.data.sub_(torch.special.i0(parameter.grad))
+
+
+def loss_in_square(model, batch):
+    return Square.apply(model(batch[0])).sum()
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place", "line"),
+    [
+        (
+            "nn.ReLU()",
+            "nn.Sequential(nn.ReLU(), Fft())",
+            "in module 2.1 of Sequential",
+            "return torch.fft.fft(x).abs()",
+        ),
+        (
+            "nn.ReLU()",
+            "nn.Hardshrink()",
+            "in module 2 of Sequential",
+            "return F.cross_entropy(model(batch[0]), batch[1])",
+        ),
+        ("loss=loss", "loss=loss_in_square", "in the backward pass", "torch.special.i0(grad)"),
+        (
+            "torch.optim.SGD(model",
+            "Descent(model",
+            "in the step of Descent",
+            "parameter.data.sub_(",
+        ),
+    ],
+)
+def test_a_refused_operator_is_found_in_the_users_code(
+    call, tmp_path, folder, old, new, place, line
+):
+    job = tmp_path / "job.py"
+    job.write_text((folder / "job.py").read_text().replace(old, new) + REFUSED_PARTS)
+    number = next(n for n, text in enumerate(job.read_text().splitlines(), 1) if line in text)
+    code, _, err = call("train", job, "--out", tmp_path / "run", "--key", folder / "trainer.key")
+    assert code == 2
+    assert "has no rule under exact numerics" in err
+    assert place in err
+    assert f"{job}, line {number}: " in err
+    assert line in err
+
+
 def test_an_error_of_our_own_says_so():
     with pytest.raises(ValueError) as caught:
         json.loads("{")

@@ -6,8 +6,9 @@ import sys
 import sysconfig
 import traceback
 from pathlib import Path
+from types import FrameType
 
-from veritrain.errors import VeritrainError
+from veritrain.errors import NumericsError, VeritrainError
 
 _FOREIGN = tuple(
     Path(path).resolve()
@@ -16,20 +17,50 @@ _FOREIGN = tuple(
         *(sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")),
     )
 )
+_BACKWARD = "_engine_run_backward"  # torch.autograd.graph: what a backward pass goes through
 
 
 def describe(error: BaseException) -> str:
-    """The error's message; where it came out of the user's own code, with the line."""
-    if isinstance(error, VeritrainError):
-        text, source = str(error), error.__cause__
-    else:
-        text, source = f"{type(error).__name__}: {error}", error
-    line = None if source is None else _users_line(source)
-    if line is None and not isinstance(error, VeritrainError):
+    """The error's message; where it came out of the user's own code, with the line.
+
+    Of what numerics refuse, also in which module or other part of a step it was.
+    """
+    is_ours = isinstance(error, VeritrainError)
+    text = str(error) if is_ours else f"{type(error).__name__}: {error}"
+    line = _users_line(error)
+    if is_ours and error.__cause__ is not None:
+        line = _users_line(error.__cause__) or line
+    if line is None and not is_ours:
         line = f"unexpected, at {_last_line(error)}; please report it"
-    if line is None or line.partition(", line")[0] in text:  # it names the place already
-        return text
-    return f"{text} ({line})"
+    if line is not None and line.partition(", line")[0] in text:  # it names the place already
+        line = None
+    part = _part_of_step(error) if isinstance(error, NumericsError) else None
+    where = "; ".join(filter(None, (part, line)))
+    return f"{text} ({where})" if where else text
+
+
+def _part_of_step(error: NumericsError) -> str | None:
+    """In the backward pass, in a module or in an optimiser: what the traceback shows, if it does."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if any(frame.f_code.co_name == _BACKWARD for frame in frames):
+        return "in the backward pass, `veritrain check` names the module"
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None
+    owners = [owner for frame in frames if (owner := _owner(frame)) is not None]
+    modules = [owner for owner in owners if isinstance(owner, torch.nn.Module)]
+    if modules:
+        paths = {id(module): path for path, module in modules[0].named_modules()}
+        path = paths.get(id(modules[-1]))
+        return f"in module {path} of {type(modules[0]).__name__}" if path else None
+    optimisers = [owner for owner in owners if isinstance(owner, torch.optim.Optimizer)]
+    return f"in the step of {type(optimisers[0]).__name__}" if optimisers else None
+
+
+def _owner(frame: FrameType) -> object:
+    """The object whose method the frame runs."""
+    code = frame.f_code
+    return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
 
 
 def _users_line(error: BaseException) -> str | None:
