@@ -7,6 +7,7 @@ import sysconfig
 import traceback
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from veritrain.errors import NumericsError, VeritrainError
 
@@ -44,7 +45,7 @@ def _part_of_step(error: NumericsError) -> str | None:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     if any(frame.f_code.co_name == _BACKWARD for frame in frames):
         return "in the backward pass, `veritrain check` names the module"
-    torch = sys.modules.get("torch")
+    torch: Any = sys.modules.get("torch")
     if torch is None:
         return None
     owners = [owner for frame in frames if (owner := _owner(frame)) is not None]

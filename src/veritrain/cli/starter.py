@@ -19,8 +19,8 @@ import veritrain as vt
 def dataset() -> TensorDataset:
     """The records: anything with `len(data)` and `data[i]`, where record i is always record i.
 
-    Random numbers in here, in `model` and in `loss` are keyed by the seed of the job, so they are the
-    same on every machine. At the top of this file they would not be.
+    Random numbers in here, in `model` and in `loss` follow from the seed of the job, so they are
+    the same on every machine. At the top of this file they would not be.
     """
     points = torch.randn(1000, 2)
     is_inside = points.square().sum(1) < 1.4  # of a circle

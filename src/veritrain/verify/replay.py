@@ -183,7 +183,7 @@ class _Audit:
 
     def _signatures(self) -> str:
         if not self._transcript.heads:
-            raise InconclusiveError("the run has no signed head yet: there is nothing to check")
+            raise InconclusiveError("nothing of the run is signed yet: there is nothing to check")
         self._transcript.verify_signatures()
         key, trusted = self._transcript.header.public_key, self._options.trusted
         if trusted not in (None, key, fingerprint(key)):
@@ -192,7 +192,7 @@ class _Audit:
                 f"the run is signed by another key: expected {expected}, got {fingerprint(key)}"
             )
         by = "the trusted key" if trusted is not None else "key"
-        return f"{len(self._transcript.heads)} heads signed by {by} {fingerprint(key)}"
+        return f"{len(self._transcript.heads)} commitments signed by {by} {fingerprint(key)}"
 
     def _chain(self) -> str:
         self._transcript.verify_chain()
