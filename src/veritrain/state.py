@@ -420,6 +420,8 @@ def _unplain(value: Value, where: str) -> Any:
     """Decode what `_plain` wrote; someone else may have written these bytes."""
     if isinstance(value, list):
         return [_unplain(item, where) for item in value]
+    if isinstance(value, bytes):
+        raise TranscriptError(where, "a plain value is bytes")
     if not isinstance(value, dict):
         return value
     tag, items = next(iter(value.items()), ("", None))

@@ -130,7 +130,7 @@ def _text(path: Path) -> str:
 def _map(text: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: not JSON: {error}") from error
     if not isinstance(value, dict):
         raise UsageError(f"{where}: expected a JSON object")

@@ -34,6 +34,7 @@ from veritrain.numerics.profile import Logged
 from veritrain.sources import commitment
 from veritrain.step import Program, run_step
 from veritrain.training.machines import environment, machines
+from veritrain.transcript.fields import shown
 from veritrain.transcript.given import open_given
 
 DEFAULT_SAFETY = 8.0
@@ -41,6 +42,8 @@ DEFAULT_STEPS = 3
 _REORDERED = "sums in another order"
 _LENGTH_BYTES = 8
 _TOLD = 8  # disagreements of one machine
+_TEXT_CHARS = 2000  # of a text in another computer's result
+_PART_BYTES = 1 << 32  # of a step's samples: a sparse file says what it likes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,6 +282,8 @@ def _part(source: BinaryIO, file: Path) -> bytes:
     length = int.from_bytes(source.read(_LENGTH_BYTES), "little")
     if length > os.fstat(source.fileno()).st_size - source.tell():
         raise TranscriptError(str(file), "ends early")
+    if length > _PART_BYTES:
+        raise TranscriptError(str(file), f"expected parts of at most {_PART_BYTES} bytes")
     return source.read(length)
 
 
@@ -294,7 +299,7 @@ def _require_result(name: str, result: Mapping[str, Any], identity: Mapping[str,
         if result.get(key) != expected:
             raise UsageError(
                 f"{name}: measured on something else: {key}: expected {expected!r}, "
-                f"got {result.get(key)!r}"
+                f"got {shown(result.get(key))}"
             )
 
 
@@ -304,16 +309,20 @@ def _is_result(result: Mapping[str, Any]) -> bool:
         isinstance(gaps, dict)
         and all(isinstance(gap, dict) and _is_gap(gap) for gap in gaps.values())
         and isinstance(told, list)
-        and all(isinstance(text, str) for text in told)
+        and all(isinstance(text, str) and len(text) <= _TEXT_CHARS for text in told)
     )
 
 
 def _is_gap(gap: dict[str, Any]) -> bool:
     return (
         type(gap.get("samples")) is int
+        and 0 <= gap["samples"] < 2**63
         and isinstance(gap.get("operator"), str)
+        and len(gap["operator"]) <= _TEXT_CHARS
         and all(
-            type(gap.get(key)) in (int, float) and gap[key] >= 0 for key in ("largest", "reach")
+            # an integer of a thousand digits is a number that cannot be printed
+            type(gap.get(key)) in (int, float) and 0 <= gap[key] <= sys.float_info.max
+            for key in ("largest", "reach")
         )
     )
 
@@ -333,7 +342,7 @@ def _require_explained(
     """Raises UsageError where a gap is no matter of rounding errors."""
     for name, gap in result["gaps"].items():
         if name not in bounds:
-            raise UsageError(f"{machine}: {name!r} is no class of the job's operators")
+            raise UsageError(f"{machine}: {shown(name)} is no class of the job's operators")
         if not (gap["largest"] <= bounds[name] and gap["reach"] <= 1.0):
             raise UsageError(
                 f"{machine}: class {name}: {gap['operator']} lies {gap['largest']:.3g} u * S apart, and "

@@ -21,6 +21,7 @@ from urllib.parse import urlencode
 from veritrain.errors import TranscriptError, UsageError
 from veritrain.transcript.download import DOWNLOAD_LIMITS, Downloader, DownloadLimits
 from veritrain.transcript.limits import LIMITS
+from veritrain.transcript.record import MAX_STEP
 from veritrain.transcript.store import FOLDERS, Store, check_size, checked_path, too_large
 
 LISTING = "files"
@@ -143,7 +144,10 @@ def _parse_page(data: bytes, after: str) -> tuple[int | None, dict[str, int], bo
         sizes = {entry["path"]: entry["bytes"] for entry in files}
     except (ValueError, TypeError, KeyError, RecursionError):
         raise TranscriptError(LISTING, "not a listing of the files of a run") from None
-    if not (head is None or (type(head) is int and head >= 0)) or len(sizes) != len(files):
+    if not (head is None or (type(head) is int and 0 <= head <= MAX_STEP)) or (
+        type(files),
+        len(sizes),
+    ) != (list, len(files)):
         raise TranscriptError(LISTING, "not a listing of the files of a run")
     for path, size in sizes.items():
         _check_entry(path, size, after)
@@ -152,7 +156,7 @@ def _parse_page(data: bytes, after: str) -> tuple[int | None, dict[str, int], bo
 
 
 def _check_entry(path: object, size: object, after: str) -> None:
-    if not isinstance(path, str) or type(size) is not int or size < 0:
+    if not isinstance(path, str) or type(size) is not int or not 0 <= size < 2**63:
         raise TranscriptError(LISTING, "not a listing of the files of a run")
     try:
         folder, _, _ = checked_path(path).rpartition("/")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import metadata
 from importlib.metadata import version
 
 import pytest
@@ -33,6 +34,11 @@ def judged(environment: dict[str, str]) -> Ruling | Ask:
         {"torch": TORCH},
         {"torch": f"{TORCH}+cu999"},
         {"torch": TORCH, "pytest": version("pytest")},
+        {
+            "torch": TORCH,
+            "PyTest": version("pytest"),
+            "typing.extensions": version("typing_extensions"),
+        },
         {"torch": TORCH, "a-package-of-the-data-set": "3", "../..": "1"},
         {"torch": TORCH, "python": "2.7", "numpy": "0", "numba": "0", "veritrain": "0"},
     ],
@@ -58,3 +64,13 @@ def test_other_releases_are_named(environment: dict[str, str], names: str) -> No
     with pytest.raises(UsageError) as refused:
         require_versions(environment)
     assert str(refused.value) == str(caught.value)
+
+
+def test_a_header_of_many_names_is_no_search_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """95,000 names fit into a header, and looking for each took half a minute a question."""
+    searched: list[object] = []
+    search = metadata.distributions
+    monkeypatch.setattr(metadata, "version", lambda name: pytest.fail(f"searched for {name}"))
+    monkeypatch.setattr(metadata, "distributions", lambda: searched.append(1) or search())
+    assert judged({"torch": TORCH, **{f"p{index}": "1" for index in range(95_000)}}) is RULING
+    assert len(searched) == 1

@@ -7,7 +7,9 @@ about a run whose header names other releases than the judge has.
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from veritrain.errors import InconclusiveError, UsageError
 from veritrain.transcript.fields import differences
@@ -45,8 +47,10 @@ def require_versions(environment: Mapping[str, str]) -> None:
 def _problem(environment: Mapping[str, str]) -> str | None:
     """What is installed here in another release. A package that is missing here is not needed to judge,
     or the job says so; one that the header does not name is none of the job's, but for PyTorch."""
+    installed = _installed()
     named = {"torch", *environment} - _NOT_COMPARED
-    own = {name: found for name in named if (found := _installed(name)) is not None}
+    found = {name: installed.get(_normal(name)) for name in named}
+    own = {name: version for name, version in found.items() if version is not None}
     claimed = {name: _release(environment[name]) for name in own if name in environment}
     if own == claimed:
         return None
@@ -56,11 +60,19 @@ def _problem(environment: Mapping[str, str]) -> str | None:
     )
 
 
-def _installed(name: str) -> str | None:
-    try:
-        return _release(importlib.metadata.version(name))
-    except (importlib.metadata.PackageNotFoundError, ValueError):
-        return None
+def _installed() -> dict[str, str]:
+    """Releases of what is installed here, by name: looked up once, and not for each of a header's names."""
+    found: dict[str, str] = {}
+    for distribution in importlib.metadata.distributions():
+        name = cast("str | None", distribution.metadata["Name"])  # none in a broken one
+        if name is not None:
+            found.setdefault(_normal(name), _release(distribution.version))
+    return found
+
+
+def _normal(name: str) -> str:
+    """The one form of a distribution's name: PEP 503."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _release(version: str) -> str:
