@@ -274,3 +274,23 @@ def test_a_state_whose_content_has_another_size_is_false():
     detail = {"state": [entry.to_value()], "contents": {"x": b"short"}}
     with pytest.raises(FalseOpeningError, match="the content of 'x' is another"):
         openings.StateBefore.opened(detail, state_root([entry]))
+
+
+def test_entries_that_are_not_agreed_are_not_read(opened, monkeypatch):
+    """200 entries of a million empty arrays each took 14 GB before their digests were looked at."""
+    detail = opened.details["entries"]
+    hostile = court.TraceEntry(index=3, previous=bytes(32), final=False, body={"a": [[]] * 1000})
+    reads = []
+    parse = court.TraceEntry.from_bytes
+
+    def counting(data, *, where):
+        reads.append(where)
+        return parse(data, where=where)
+
+    monkeypatch.setattr(court.TraceEntry, "from_bytes", counting)
+    with pytest.raises(FalseOpeningError, match="entry 7 is not the one of the chain"):
+        opened.read["entries"]({"entries": [hostile.to_bytes()] * len(detail["entries"])})
+    with pytest.raises(FalseOpeningError, match="expected the entries 2 to 7"):
+        opened.read["entries"]({"entries": [hostile.to_bytes()] * 1000})
+    assert reads == []
+    assert len(opened.read["entries"](detail)) == len(reads) == 6

@@ -161,24 +161,30 @@ def prefix_opening(entries: Sequence[bytes], state: Value, batch: Batch) -> Valu
 def opened_entries(detail: Value, first: int, last: TraceEntry) -> tuple[TraceEntry, ...]:
     """Entries from `first` to the agreed `last`, that are its chain.
 
+    From the last one back each is hashed before it is read: a body of empty arrays takes a hundred times its
+    bytes, and whoever opens others than the agreed ones has none of them read.
+
     Raises:
         FalseOpeningError: they are not.
     """
-    (rows,) = _fields(detail, "entries")
-    entries: list[TraceEntry] = []
-    try:
-        for data in _list(rows):
-            entries.append(TraceEntry.from_bytes(_bytes(data), where="opened entry"))
-    except TranscriptError as error:
-        raise FalseOpeningError(str(error)) from None
-    if not entries or [entry.index for entry in entries] != list(range(first, last.index + 1)):
+    (given,) = _fields(detail, "entries")
+    encoded = [_bytes(data) for data in _list(given)]
+    if not encoded or len(encoded) != last.index + 1 - first:
         raise FalseOpeningError(f"expected the entries {first} to {last.index}")
     wanted = last.digest
-    for entry in reversed(entries):
-        if entry.digest != wanted:
-            raise FalseOpeningError(f"entry {entry.index} is not the one of the chain")
+    entries: list[TraceEntry] = []
+    for index, data in zip(range(last.index, first - 1, -1), reversed(encoded), strict=True):
+        if digest(TraceEntry.type_name, data) != wanted:
+            raise FalseOpeningError(f"entry {index} is not the one of the chain")
+        try:
+            entry = TraceEntry.from_bytes(data, where=f"opened entry {index}")
+        except TranscriptError as error:
+            raise FalseOpeningError(str(error)) from None
+        if entry.index != index:
+            raise FalseOpeningError(f"expected the entries {first} to {last.index}")
         wanted = entry.previous
-    return tuple(entries)
+        entries.append(entry)
+    return tuple(reversed(entries))
 
 
 def cells_opening(contents: Mapping[int, bytes], log: bytes | None) -> Value:
