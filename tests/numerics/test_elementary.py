@@ -17,7 +17,6 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mpmath import mp
-from numba.core.caching import NullCache
 
 from veritrain.errors import UsageError
 from veritrain.numerics import elementary, elementary_kernels, elementary_reference, reference
@@ -390,12 +389,6 @@ def test_another_machine_gives_the_same_bits(tmp_path: Path) -> None:
         timeout=300,
     )
     assert other.stdout.strip() == _digest()
-
-
-@pytest.mark.parametrize("name", ["by_interval", "_all_decided", "_by_chunks"])
-def test_functions_of_functions_are_not_cached_by_themselves(name: str) -> None:
-    """Else the fourth kind of processor that shares a cache on disk fails: its index cannot be written."""
-    assert isinstance(getattr(elementary_kernels, name)._cache, NullCache)
 
 
 # The tensors around it

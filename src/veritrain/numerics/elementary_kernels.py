@@ -15,7 +15,6 @@ Arithmetic). Far out, where a function is flat in fp32, its argument is clamped:
 has the rounding of the real result without holding it. Tests hold the bounds against mpmath from
 both sides.
 
-One file, because numba's on-disk cache notices changes in the file of the kernel only.
 Coefficients: interpolation at Chebyshev nodes, computed with 160 bits.
 """
 
@@ -24,12 +23,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import numba  # pyright: ignore[reportMissingTypeStubs]
 import numpy as np
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
+
+from veritrain.kernels import kernel
 
 Interval: TypeAlias = tuple[float, float]
 Quick: TypeAlias = tuple[float, bool]
@@ -65,23 +65,11 @@ _NEAR_GELU_GRAD = 2.0**-48  # absolute
 _QUICK_UNITS = 1 << 15  # the same in units of the last place, of which a number has at most 2^53
 
 
-def _jit(function: Callable[..., Any], *, cache: bool = True) -> Callable[..., Any]:
-    options: dict[str, Any] = {
-        "nogil": True, "cache": cache, "error_model": "numpy", "forceinline": True,
-        "fastmath": {"contract"},
-        "_nrt": False,  # nothing is allocated: no reference counts
-    }  # fmt: skip
-    compiler = numba.njit(**options)
-    return compiler(function)  # type: ignore[no-any-return]
-
-
-def _jit_of_functions(function: Callable[..., Any]) -> Callable[..., Any]:
-    """For a function whose arguments are functions: not in numba's cache on disk.
-
-    The cache's index names the arguments, and cannot be written again once they are gone, as when a
-    fourth instruction set adds its code ("underlying object has vanished"). Callers are cached whole.
-    """
-    return _jit(function, cache=False)
+_jit = kernel(
+    forceinline=True,
+    fastmath={"contract"},
+    _nrt=False,  # nothing is allocated: no reference counts
+)
 
 
 def _bitcast(source: Any, target: Any) -> Any:
@@ -820,7 +808,7 @@ def _quick_rsqrt(x: float) -> Quick:
 
 
 # Loops, in chunks: where a quick value leaves an entry open, its whole chunk is done again with
-# intervals. Each function has to be spelled out: numba's cache on disk knows no closures.
+# intervals. Each function is spelled out, as a kernel with a name of its own.
 # Indices are unsigned: LLVM does not vectorise one that may be negative. Slices would do, but making
 # them in every chunk costs reference counts.
 
@@ -835,7 +823,7 @@ def _round(interval: Interval) -> Any:
     return _bits32(low) if low == high else failed
 
 
-@_jit_of_functions
+@_jit
 def by_interval(interval: Any, x: Inputs, factor: Any, out: Outputs, start: int, stop: int) -> int:
     """Entries [start, stop) with the accurate function; returns the number of undecided ones.
 
@@ -851,7 +839,7 @@ def by_interval(interval: Any, x: Inputs, factor: Any, out: Outputs, start: int,
     return undecided
 
 
-@_jit_of_functions
+@_jit
 def _all_decided(quick: Any, x: Inputs, factor: Any, out: Outputs, at: int) -> bool:
     """The same for the `CHUNK` entries from `at` on with a quick function; tells whether it decides."""
     open_ = False
@@ -865,7 +853,7 @@ def _all_decided(quick: Any, x: Inputs, factor: Any, out: Outputs, at: int) -> b
     return not open_
 
 
-@_jit_of_functions
+@_jit
 def _by_chunks(
     near: Any,
     quick: Any,
@@ -888,7 +876,7 @@ def _by_chunks(
     return undecided + by_interval(interval, x, factor, out, at, end)
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@kernel()
 def undecided_places(out: Outputs) -> NDArray[np.int64]:
     """Where `out` is `UNDECIDED`. Most chunks have none, which is seen 64 entries at a time."""
     places = [0 for _ in range(0)]  # so numba learns the type

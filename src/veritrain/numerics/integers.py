@@ -21,11 +21,11 @@ from __future__ import annotations
 import math
 from typing import TypeAlias
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from veritrain.kernels import kernel
 from veritrain.numerics.device import on_cpu
 from veritrain.numerics.parallel import grain_of, run
 
@@ -36,7 +36,7 @@ ROUNDING_BITS = np.float64(ROUNDING).view(np.int64)
 _NOT_FINITE = np.int32(0x7F800000)  # magnitude bits of infinity; NaN is above
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 
-jit = numba.njit(nogil=True, cache=True, error_model="numpy")
+jit = kernel()
 
 Slices: TypeAlias = tuple[int, int, int, int]  # (P, A, C, B)
 

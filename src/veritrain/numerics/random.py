@@ -14,13 +14,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
-import numba  # pyright: ignore[reportMissingTypeStubs]
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from veritrain import encoding
 from veritrain.errors import UsageError
+from veritrain.kernels import kernel
 from veritrain.numerics import elementary, parallel
 from veritrain.numerics.device import random as device_random
 
@@ -32,8 +32,7 @@ _UNIFORM_BITS = 24  # an fp32 number has 24 bits: every value k 2^-24 below 1 is
 _GRAIN = 4_096  # blocks per piece
 
 
-def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    return numba.njit(nogil=True, cache=True, error_model="numpy", forceinline=True)(function)  # type: ignore[no-any-return]
+_jit = kernel(forceinline=True)
 
 
 class Stream:

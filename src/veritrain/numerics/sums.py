@@ -13,13 +13,12 @@ without a fused multiply-add: only here, in `_jit`, may the two be contracted.
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from veritrain.kernels import kernel
 from veritrain.numerics.device import on_cpu
 from veritrain.numerics.integers import (
     EXACT_BITS,
@@ -35,9 +34,8 @@ from veritrain.numerics.parallel import GRAIN, grain_of, run
 
 # Kernels that allocate nothing: without reference counts, of which each view of a row costs several.
 # What they need beyond their arguments a kernel made by `integers.jit` allocates around them.
-_options: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "_nrt": False}
-bare_jit = numba.njit(**_options)
-_jit = numba.njit(**_options, fastmath={"contract"})
+bare_jit = kernel(_nrt=False)
+_jit = kernel(_nrt=False, fastmath={"contract"})
 
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _NOT_FINITE = np.int32(0x7F800000)  # magnitude bits of infinity; NaN is above

@@ -13,17 +13,16 @@ This module loads numba; import it where it is used. Chaining values are rows of
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
-import numba  # pyright: ignore[reportMissingTypeStubs]
 import numpy as np
 from numpy.typing import NDArray
 
 from veritrain.encoding import CHUNK_BYTES, CONTEXT
+from veritrain.kernels import kernel
 
 Words: TypeAlias = NDArray[np.uint32]  # flat, or rows of 8: chaining values
 Numbers: TypeAlias = NDArray[np.int64]  # of chunks or of nodes of one level, rising
@@ -139,8 +138,7 @@ def _chain(words: Words, counters: Numbers, key: Words, form: _Form) -> Words:
     return values
 
 
-def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    return numba.njit(nogil=True, cache=True, error_model="numpy", forceinline=True)(function)  # type: ignore[no-any-return]
+_jit = kernel(forceinline=True)
 
 
 # numba computes on words of 32 bits in 64; each result is cut to 32, and LLVM sees through it.
