@@ -179,6 +179,6 @@ def test_listeners_hear_what_is_compiled(folder, tmp_path):
         made(tmp_path, "a", 3).outer(4)
     number = kernels.number_compiled()
     assert heard == [
-        progress.Compiling(kernel="outer", number=number),
+        progress.Compiling(kernel="made.outer", number=number),
         progress.Compiling(kernel=None, number=number),
     ]

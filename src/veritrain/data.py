@@ -30,6 +30,7 @@ from veritrain.job import Job, MapDataset, users_code
 from veritrain.numerics import Profile, random, resolve
 from veritrain.numerics.drawing import Draws, watched_generators
 from veritrain.numerics.profile import Scope
+from veritrain.progress import Count, Stage, tell
 from veritrain.transcript import merkle, tensors
 
 Batch: TypeAlias = tuple[Any, ...]  # one collated micro-batch for each accumulation
@@ -135,6 +136,8 @@ class Batches:
                 fetched = [self._settled(scope, draws, index) for index in chunk]
             for index, (record, drew) in zip(chunk, fetched, strict=True):
                 yield _digest(RANDOM_RECORD if drew else RECORD, record, f"record {index}")
+            done = min(start + _COMMIT_CHUNK, len(indices))
+            tell(Count(doing="reading the data set", done=done, total=len(indices), unit="records"))
 
     def record(self, index: int) -> Any:
         """A record as `commitment` takes it.
@@ -177,6 +180,7 @@ class Batches:
     def _open(self) -> MapDataset:
         source = self.job.dataset
         if isinstance(source, type) or not isinstance(source, MapDataset):
+            tell(Stage(doing="opening the data set"))
             with users_code("dataset: the function"), self._active("dataset", 0):
                 source = source()
         if isinstance(source, IterableDataset) or not isinstance(source, MapDataset):

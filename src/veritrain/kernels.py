@@ -81,8 +81,9 @@ class Kernel(CPUDispatcher):
         super().__init__(py_func, locals, targetoptions)
         # Unique, and its beginning is where it lies.
         self.name = f"{py_func.__module__.removeprefix('veritrain.')}.{py_func.__name__}"
-        label = py_func.__name__.strip("_").removesuffix("_kernel").removesuffix("_loop")
-        self.label = label.replace("_", " ")  # for people
+        module = py_func.__module__.rpartition(".")[2].removesuffix("_kernels")
+        function = py_func.__name__.strip("_").removesuffix("_kernel").removesuffix("_loop")
+        self.label = f"{module}.{function}"  # for people
         self._part = _Part(py_func, locals, {**(targetoptions or {}), "no_cpython_wrapper": True})
         self._cache = _Disk(self)
 
@@ -108,6 +109,7 @@ class _Part(CPUDispatcher):
     """The same function inside of others: known to numba, without code of its own to run."""
 
     _compiler: Any
+
     def __init__(self, py_func: Any, locals: Any = None, targetoptions: Any = None) -> None:
         super().__init__(py_func, locals, targetoptions, _PartCompiler)
 

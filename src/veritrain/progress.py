@@ -1,21 +1,19 @@
 """What long work tells those who wait for it: events, and the lines that describe them.
 
-Work calls `tell`; who wants to know listens within `told_to`. Nothing is printed here, nothing is
-computed for them, and without a listener `tell` costs a look at an empty list. `Lines` says which events
+Work calls `tell`; who wants to know listens within `told_to`. Nothing is computed for them, and without a listener `tell` costs a look at an empty list. `Lines` says which events
 are worth a line, at a pace that never floods a log: the first step, then after 10 s, 20 s, 40 s, and
 every 5 minutes at last.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
-
-Item = TypeVar("Item")
+from typing import TypeAlias
 
 FIRST_PAUSE, LONGEST_PAUSE = 10.0, 300.0  # seconds between two lines
 
@@ -85,12 +83,26 @@ def told_to(listener: Listener) -> Generator[None]:
             _listeners.remove(listener)
 
 
-def counted(items: Sequence[Item], doing: str, unit: str, every: int = 1) -> Iterator[Item]:
-    """The items, telling after each `every` how many are through."""
-    for done, item in enumerate(items, 1):
-        yield item
-        if done % every == 0 or done == len(items):
-            tell(Count(doing=doing, done=done, total=len(items), unit=unit))
+@contextmanager
+def shown(wanted: bool = True) -> Generator[None]:
+    """Within it, lines on stderr say what is being done: for scripts. Not where someone listens
+    already; and where it is not `wanted`, nobody hears anything."""
+    if not wanted:
+        with told_to(_nobody):
+            yield
+    elif _listeners:
+        yield
+    else:
+        with told_to(Lines(_to_stderr)):
+            yield
+
+
+def _nobody(event: Event) -> None:
+    """Listens to no end."""
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 class Narrator:
@@ -134,9 +146,10 @@ class Narrator:
         now = self._clock()
         # The first step may compile: it says nothing about the next.
         self._first = self._first or (event.done, now)
-        words = [f"{event.doing} {event.number} of {event.total}"]
+        place = f"{event.doing} {event.number} of {event.total}"
         if event.done != event.number:
-            words = [f"{event.doing} {event.number}, {event.done} of {event.total} done"]
+            place = f"{event.doing} {event.number}, {event.done} of {event.total} done"
+        words: list[str] = []
         words += [f"loss {event.loss:.4g}"] if event.loss is not None else []
         words += [f"rate {event.rate:.4g}"] if event.rate is not None else []
         steps = event.done - self._first[0]
@@ -146,7 +159,7 @@ class Narrator:
                 f"{duration(pace)}/step",
                 f"{duration(pace * (event.total - event.done))} left",
             ]
-        return "  ".join(words)
+        return f"{place}: {', '.join(words)}" if words else place
 
 
 class Lines:

@@ -32,6 +32,7 @@ from veritrain.errors import JobError, NumericsError, UsageError
 from veritrain.job import Job, users_code
 from veritrain.numerics import CPU, Profile, resolve
 from veritrain.numerics.overlap import overlaps_itself
+from veritrain.progress import Stage, tell
 from veritrain.schedule import settle_group, settle_records, settled_rates
 from veritrain.transcript import tensors
 
@@ -70,6 +71,7 @@ class Program:
             UsageError: there is no such device here.
         """
         place = find_device(device)
+        tell(Stage(doing="building the model"))
         profile = profile if profile is not None else resolve(job.numerics)
         with profile.active(seed=job.seed, purpose="init", step=0, device=place):
             with users_code("model"), CPU:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from veritrain.cli import access, keys, output, params
+from veritrain.progress import Step, tell
 
 if TYPE_CHECKING:
     from veritrain.verify.report import AuditReport, CheckResult
@@ -85,7 +86,7 @@ def command(
     from veritrain.job import load_job
     from veritrain.verify.replay import audit
 
-    with output.only_results_on_stdout(), output.progress("recomputing") as show:
+    with output.only_results_on_stdout(), output.progress():
         loaded = load_job(job)
         total = steps[1] - steps[0] + 1 if steps is not None else loaded.steps
         done = 0
@@ -93,7 +94,7 @@ def command(
         def on_step(step: int) -> None:
             nonlocal done
             done += 1
-            show(done, max(done, total), f"step {step}")
+            tell(Step(doing="recomputed step", number=step, done=done, total=max(done, total)))
 
         report = audit(
             run,

@@ -10,6 +10,7 @@ import click
 
 from veritrain.cli import output
 from veritrain.errors import UsageError
+from veritrain.progress import Stage, tell
 
 if TYPE_CHECKING:
     from veritrain.training.calibrate import Calibration
@@ -75,7 +76,7 @@ def command(
     if write_to is not None and against is not None:
         raise UsageError("--write and --against: give one of them")
     given = _map(thresholds or "{}", "--thresholds")
-    with output.only_results_on_stdout(), output.progress("calibrating") as show:
+    with output.only_results_on_stdout(), output.progress():
         loaded = load_job(job)
         if write_to is not None:
             result: dict[str, Any] | Calibration = calibrate.write(
@@ -88,13 +89,17 @@ def command(
         else:
             results = {str(path): _map(_text(path), str(path)) for path in measured}
             result = calibrate.calibrate(
-                loaded, steps=steps, safety=safety, measured=results, on_machine=show
+                loaded, steps=steps, safety=safety, measured=results, on_machine=_tell
             )
     if isinstance(result, dict):
         output.emit(result, [json.dumps(result)], as_json=as_json)
         return 0
     output.emit(result.to_dict(), _lines(result), as_json=as_json)
     return DISAGREED if result.disagreements else 0
+
+
+def _tell(done: int, total: int, machine: str) -> None:
+    tell(Stage(doing=f"doing the steps as {machine}, machine {done + 1} of {total}"))
 
 
 def _lines(found: Calibration) -> list[output.Line]:

@@ -10,6 +10,7 @@ import click
 
 from veritrain.cli import output
 from veritrain.cli.blame import describe
+from veritrain.progress import duration
 
 if TYPE_CHECKING:
     from veritrain.training.check_report import (
@@ -56,7 +57,7 @@ def command(job: Path, records: int, as_json: bool) -> int:
     from veritrain.job import load_job
     from veritrain.training.check import check
 
-    with output.only_results_on_stdout(), output.progress("checking"):
+    with output.only_results_on_stdout(), output.progress():
         report = check(load_job(job), records=records)
     problems = [{"part": item.part, "message": _described(item)} for item in report.problems]
     output.emit({**report.to_dict(), "problems": problems}, _lines(report), as_json=as_json)
@@ -136,9 +137,9 @@ def _estimate_facts(report: CheckReport, estimates: Estimates) -> dict[str, str]
     disk = estimates.disk
     native = ", with PyTorch's own kernels for what is refused" if report.operators else ""
     return {
-        "time": f"{_duration(estimates.seconds)} for {report.steps} steps of "
-        f"{_duration(estimates.step_seconds)} (mean of {estimates.timed_steps}) and "
-        f"{report.records} records of {_duration(estimates.record_seconds)}, "
+        "time": f"{duration(estimates.seconds)} for {report.steps} steps of "
+        f"{duration(estimates.step_seconds)} (mean of {estimates.timed_steps}) and "
+        f"{report.records} records of {duration(estimates.record_seconds)}, "
         f"without writing{native}",
         "memory": f"{_size(estimates.peak_bytes)} at most in this process, with Python, PyTorch and "
         f"the data set; the state has {_size(estimates.state_bytes)}",
@@ -150,7 +151,7 @@ def _estimate_facts(report: CheckReport, estimates: Estimates) -> dict[str, str]
 
 
 def _cost_lines(title: str, costs: Sequence[Cost]) -> list[output.Line]:
-    rows = [(cost.name, str(cost.calls), _duration(cost.seconds)) for cost in costs]
+    rows = [(cost.name, str(cost.calls), duration(cost.seconds)) for cost in costs]
     return output.table((title, "calls", "time in a step"), rows)
 
 
@@ -172,15 +173,3 @@ def _size(count: int) -> str:
         if count >= factor:
             return f"{count / factor:.1f} {unit}"
     return f"{count} bytes"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 1:
-        return f"{seconds * 1e3:.3g} ms"
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"

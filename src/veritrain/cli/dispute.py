@@ -11,6 +11,7 @@ import click
 
 from veritrain.cli import access, keys, output, params, verdicts
 from veritrain.errors import InconclusiveError, TranscriptError, UsageError, VerificationError
+from veritrain.progress import Step, tell
 
 if TYPE_CHECKING:
     from veritrain.encoding import Digest
@@ -142,9 +143,13 @@ class _Side:
         from veritrain.verify.trace.dissent import first_difference
 
         total = len(self.transcript.leaves) - 1
-        with output.progress("recomputing") as show:
+        with output.progress():
             return first_difference(
-                self.job, self.transcript, lambda step: show(step, total, f"step {step}")
+                self.job,
+                self.transcript,
+                lambda step: tell(
+                    Step(doing="recomputed step", number=step, done=step, total=total)
+                ),
             )
 
     def witness(self, step: int) -> Witness | None:

@@ -10,11 +10,13 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO, TypeAlias, cast
 
 import click
+
+from veritrain.progress import Compiling, Event, Lines, Narrator, Stage, told_to
 
 Line: TypeAlias = "str | tuple[str, str]"  # text, or text with a rich style
 
@@ -100,43 +102,40 @@ def only_results_on_stdout() -> Generator[TextIO]:
 
 
 @contextmanager
-def progress(doing: str) -> Generator[Callable[[int, int, str], None]]:
-    """A progress bar on stderr, if that is a terminal: call what this gives with (steps done,
-    steps in all, a word on the state of things)."""
+def progress() -> Generator[None]:
+    """Within it, stderr shows what work tells (`veritrain.progress`): a bar on a terminal, else lines."""
     if not sys.stderr.isatty():
-        yield _silent
+        with told_to(Lines(warn)):
+            yield
         return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     bar = Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-        TimeRemainingColumn(),
+        TimeElapsedColumn(),
         console=Console(stderr=True),
         transient=True,
     )
-    with bar:
-        task = bar.add_task("preparing", total=None, note="")
+    narrator, before = Narrator(), ""
+    task = bar.add_task("", total=None)
 
-        def update(done: int, total: int, note: str) -> None:
-            bar.update(task, description=doing, completed=done, total=total, note=note)
+    def show(event: Event) -> None:
+        nonlocal before
+        text = one_line(narrator.describe(event))
+        if isinstance(event, Compiling):  # in the midst of something else, which then goes on
+            bar.update(task, description=text if event.kernel is not None else before)
+            return
+        before = text
+        if isinstance(event, Stage):
+            bar.reset(task, description=text, total=None)
+        else:
+            bar.update(task, description=text, completed=event.done, total=event.total)
 
-        yield update
-
-
-def _silent(done: int, total: int, note: str) -> None:
-    """The progress bar where there is no terminal."""
+    with bar, told_to(show):
+        yield
 
 
 def _print(lines: Sequence[Line], stream: Any) -> None:

@@ -69,7 +69,7 @@ def command(
     how = partial(_how_to_go_on, job, out, key, workers, device)
     first: tuple[int, float] | None = None
     last: tuple[int, float] | None = None
-    with output.only_results_on_stdout(), output.progress("training") as show:
+    with output.only_results_on_stdout(), output.progress():
         signer = keys.load(key)
         find_device(device)
         TranscriptWriter.examine(out, signer, resume=resume)  # before the job reads its data
@@ -83,7 +83,6 @@ def command(
                     report = run.advance()
                     last = (report.step, report.loss)
                     first = first or last
-                    show(report.step, report.steps, f"loss {report.loss:.4f}")
         except TerminatedError:
             raise StoppedRunError("terminated", how(), TERMINATED) from None
         except KeyboardInterrupt:

@@ -194,7 +194,10 @@ def _on_machine(
         command, env=environment(settings), capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        raise UsageError(f"a machine could not do the steps: {done.stderr.strip()[-2000:]}")
+        *_, error = done.stderr.strip().splitlines() or [
+            "it said nothing"
+        ]  # progress comes before it
+        raise UsageError(f"a machine could not do the steps: {error}")
     return json.loads(done.stdout)
 
 

@@ -30,6 +30,7 @@ from veritrain.encoding import Digest
 from veritrain.errors import UsageError
 from veritrain.fresh import Fresh
 from veritrain.job import Job
+from veritrain.progress import Step, shown, tell
 from veritrain.sources import commitment, environment
 from veritrain.state import capture, refuse_nan, require_fit, restore
 from veritrain.step import Program, find_device, run_step
@@ -244,7 +245,7 @@ class Recorder:
             run.record(run.step + 1, batch=digest, loss=loss, log=log)
             if run.step % self.job.checkpoint_every == 0 or run.step == self.job.steps:
                 run.commit()
-        return StepReport(
+        report = StepReport(
             step=run.step,
             steps=self.job.steps,
             loss=loss,
@@ -254,6 +255,17 @@ class Recorder:
             record_seconds=perf_counter() - computed,
             model=run.program.model,
         )
+        tell(
+            Step(
+                doing="step",
+                number=report.step,
+                done=report.step,
+                total=report.steps,
+                loss=loss,
+                rate=rates[0],
+            )
+        )
+        return report
 
     def _entered(self) -> _Run:
         if self._run is None:
@@ -277,11 +289,13 @@ def train(
     device: str = "cpu",
     rehearse: bool = True,
     callbacks: Sequence[Callback] = (),
+    progress: bool = True,
 ) -> Digest:
     """Train and record all steps.
 
     Args:
         callbacks: each is called with a `StepReport` after each step, in this order.
+        progress: say on stderr, with a line now and then, what is being done and how far it is.
         job, out, signer, resume, workers, device, rehearse: as those of `Recorder`.
 
     Returns:
@@ -293,7 +307,7 @@ def train(
     recorder = Recorder(
         job, out, signer=signer, resume=resume, workers=workers, device=device, rehearse=rehearse
     )
-    with recorder as run:
+    with shown(progress), recorder as run:
         for _ in run:
             if callbacks:
                 run.require_untouched()

@@ -17,6 +17,7 @@ from veritrain.attributes import Attributes
 from veritrain.data import Batches, batch_digest
 from veritrain.encoding import Digest
 from veritrain.numerics import Profile
+from veritrain.progress import Stage, tell
 from veritrain.state import capture, refuse_nan, require_fit, restore
 from veritrain.step import Program, run_step
 from veritrain.training.hidden import Memory
@@ -76,6 +77,7 @@ def do_step(program: Program, batches: Batches, step: int) -> StepOutcome:
         JobError, NumericsError: as `run_step`; the state holds a NaN.
         UsageError: the state cannot be committed to.
     """
+    tell(Stage(doing=f"doing step {step}"))
     start = perf_counter()
     batch = batches[step]
     digest = batch_digest(batch)  # before the step, which may write into its batch
