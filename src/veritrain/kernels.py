@@ -2,9 +2,9 @@
 
 A `Kernel` can be called from Python and by other kernels. Called from Python it is compiled whole, when
 it first meets arguments of these types, and kept on the disk for all processes. Called by another kernel
-it becomes a part of that one's code: typed and lowered, but neither optimised nor kept by itself, since
-it is both with each kernel that calls it. Compiling each function and its wrappers for itself, as numba
-does, takes twice as long and gives the same bits.
+it becomes a part of that one's code: optimised, as that shows in speed, but without wrappers for Python,
+machine code and a place on the disk, which nobody would use. With all that for each function, as numba
+has it, compiling takes nearly twice as long; the bits are the same.
 
 Code is looked up in `folders()` and written into the first of them that can be written. A file's name is
 a digest of all that its code depends on: sources, constants, types, processor, versions. So nothing stale
@@ -127,9 +127,6 @@ class _Part(CPUDispatcher):
 
 class _PartLibrary(codegen.JITCodeLibrary):
     """LLVM's code of a part, as the kernels that call it take it over."""
-
-    def _optimize_final_module(self) -> None:
-        pass
 
     def _finalize_final_module(self) -> None:
         self._finalize_dynamic_globals()
