@@ -79,7 +79,7 @@ def _make_run(folder: Path) -> dict[str, bytes]:
 
 @contextmanager
 def _server(run: Path) -> Generator[int]:
-    words = ["serve", str(run), "--port", "0", "--no-log", "--json"]
+    words = ["serve", str(run), "--port", "0", "--json"]
     process = subprocess.Popen(
         [sys.executable, "-m", "veritrain.cli", *words], stdout=subprocess.PIPE, text=True
     )

@@ -23,6 +23,7 @@ LAYERS = (
         "data",
         "state",
         "step",
+        "selftest",
         "attributes",
         "fresh",
         "weights",

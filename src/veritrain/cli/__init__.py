@@ -1,8 +1,9 @@
 """The command line: `veritrain init`, `train`, `audit` and the others of `_SECTIONS`.
 
 Results go to stdout and everything else to stderr. Exit codes: 0 done or accepted, 1 rejected or (by
-`check`) refused, 2 bad usage or unreadable input, 3 inconclusive, 130 interrupted, 141 the reader of stdout went
-away. With `--json` stdout holds exactly one JSON object, for errors too; that of a referee one for each verdict.
+`check`) refused or (by `doctor`) unwell, 2 bad usage or unreadable input, 3 inconclusive, 130 interrupted,
+141 the reader of stdout went away. With `--json` stdout holds exactly one JSON object, for errors too;
+that of a referee one for each verdict.
 
 Modules of commands import click only; what is heavy (PyTorch, rich) loads inside the command that
 needs it, so that `--help` answers at once.
@@ -23,6 +24,7 @@ from veritrain.cli import (
     check,
     completion,
     dispute,
+    doctor,
     export,
     init,
     key,
@@ -33,6 +35,7 @@ from veritrain.cli import (
     show,
     train,
     verify_verdict,
+    warmup,
 )
 from veritrain.cli.blame import describe
 from veritrain.errors import UsageError, VeritrainError
@@ -42,13 +45,13 @@ READER_GONE = 141  # 128 + SIGPIPE; neither "accepted" nor "rejected"
 
 _HASH_SEED = "PYTHONHASHSEED"
 _RUN_JOBS = frozenset(
-    "calibrate check train audit export serve dispute referee verify-verdict".split()
+    "calibrate check train audit export serve dispute referee verify-verdict warmup".split()
 )
 _SECTIONS = {
     "Before a run": (init, check, calibrate, keygen, key),
     "Train and audit": (train, audit, show, export),
     "Over a network": (serve, dispute, referee, verify_verdict),
-    "This program": (completion,),
+    "This program": (doctor, warmup, completion),
 }
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from veritrain.service.limits import ServiceLimits
     from veritrain.service.server import Certificate
 
+_FAILURE = 500  # statuses from here on are faults of the server
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _OPTIONS = (
     click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at."),
@@ -48,7 +49,7 @@ _OPTIONS = (
         metavar="N",
         help="Connections at one time. [default: 512]",
     ),
-    click.option("--log/--no-log", default=True, help="Write a line to stderr for each request."),
+    click.option("--verbose", "-v", is_flag=True, help="Write a line to stderr for each request."),
 )
 
 
@@ -64,7 +65,7 @@ class Serving:
     public: bool
     rate: float | None
     connections: int | None
-    log: bool
+    verbose: bool
 
     def prepared(self) -> Prepared:
         """Read the files and check what would be open to whom; nothing listens yet.
@@ -112,9 +113,9 @@ class Prepared:
     certificate: Certificate | None
 
     @property
-    def log(self) -> Callable[[Access], None] | None:
-        """Writes a line for a request, if that is wanted."""
-        return _log if self.options.log else None
+    def log(self) -> Callable[[Access], None]:
+        """Writes a line for a request: for all, or for those alone that the server failed at."""
+        return _log if self.options.verbose else _log_failure
 
     def serve(
         self,
@@ -178,3 +179,8 @@ def require_extra() -> None:
 
 def _log(access: Access) -> None:
     print(access, file=sys.stderr)
+
+
+def _log_failure(access: Access) -> None:
+    if access.status >= _FAILURE:
+        _log(access)
