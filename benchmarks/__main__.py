@@ -3,7 +3,7 @@
     step         step time of `exact` against `native`, same process, interleaved
     commit       what committing adds to a step: hashing, signing, writing; bytes per step written
     audit        audit time against training time
-    startup      `veritrain --help` as a whole process
+    startup      commands of the README as whole processes, with kernels to compile and without
     large        ResNet-50 and GPT-2 124M: step time, beside the published method
     memory       their peak memory, each in a process of its own
     profile      where a step of them goes, by operator
@@ -24,8 +24,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -48,6 +46,7 @@ from benchmarks.measure import interleaved, machine, milliseconds, ratio, timers
 from benchmarks.models import WORKLOADS, Workload
 from benchmarks.scaling import scaling
 from benchmarks.service import service
+from benchmarks.startup import startup
 from benchmarks.training import training
 from veritrain.data import Batches
 from veritrain.step import Program, run_step
@@ -143,22 +142,6 @@ def audit(steps: int = 40) -> list[Row]:
             "audit / training": audited / trained,
         })  # fmt: skip
     return rows
-
-
-def startup() -> list[Row]:
-    """Seconds until the command line answers, beside an empty Python."""
-
-    def run(*command: str) -> Callable[[], object]:
-        return lambda: subprocess.run(command, check=True, capture_output=True)
-
-    times = interleaved(
-        {
-            "help": run(sys.executable, "-m", "veritrain.cli", "--help"),
-            "python": run(sys.executable, "-c", "pass"),
-        },
-        warmup=2, runs=11,
-    )  # fmt: skip
-    return [{"command": n, "ms": milliseconds(t)} for n, t in times.items()]
 
 
 def _size(folder: Path) -> int:

@@ -272,6 +272,8 @@ class RefereeCourt:
                 docket = self._shelf.docket(dispute)
                 docket.begin(challenge)
                 self._hold(contest, docket)
+                by = fingerprint(challenger)
+                self._report(f"dispute {dispute.hex()} is opened, by challenger {by}")
         return dispute
 
     def question(self, dispute: bytes, role: str) -> bytes | None:

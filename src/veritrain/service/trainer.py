@@ -199,6 +199,7 @@ class TrainerAnswers:
         self._pending[message.dispute] = (data, self._opened(data, message))
         while len(self._pending) > _PENDING:
             self._pending.popitem(last=False)
+        self._report(f"dispute {message.dispute.hex()} is opened about this run")
 
     def _opened(self, data: bytes, message: Message) -> Contest:
         """The dispute of a challenge.
