@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from veritrain.encoding import MAX_DEPTH, decode, digest, digest_parts, encode
+from veritrain.encoding import MAX_DEPTH, Value, decode, digest, digest_parts, encode, same
 from veritrain.errors import TranscriptError
 
 MIB = 1 << 20
@@ -279,3 +279,17 @@ def test_a_digest_in_parts_is_the_digest_of_the_whole(data: bytes, size: int) ->
     view = memoryview(data)
     parts = (view[start : start + size] for start in range(0, len(data), size))
     assert digest_parts("example", parts) == digest("example", data)
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [(1, 1.0), (1, True), (0.0, -0.0), (0, False), ([1], [1.0]), ({"a": [0.0]}, {"a": [-0.0]})],
+)
+def test_values_that_python_takes_for_equal_are_told_apart(left: Value, right: Value) -> None:
+    assert left == right
+    assert not same(left, right)
+    assert same(left, left)
+
+
+def test_the_order_of_a_map_does_not_count() -> None:
+    assert same({"a": 1, "b": 2}, {"b": 2, "a": 1})

@@ -50,6 +50,15 @@ def encode(value: Value) -> bytes:
     return cbor2.dumps(value, canonical=True)
 
 
+def same(left: Value, right: Value) -> bool:
+    """Are they one value, by their canonical bytes? 1, 1.0 and True are three, 0.0 and -0.0 are two.
+
+    Raises:
+        TypeError, ValueError: as `encode`.
+    """
+    return encode(left) == encode(right)
+
+
 def decode(data: bytes, *, where: str, max_items: int | None = None) -> Value:
     """Read canonical bytes written by someone else; `where` names them in errors.
 

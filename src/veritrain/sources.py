@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from veritrain.encoding import Value, encode
+from veritrain.encoding import Value, same
 from veritrain.errors import JobError, UsageError
 from veritrain.loading import installed
 from veritrain.loading.installed import is_installed
@@ -58,7 +58,7 @@ def require_job(job: Job, claimed: Value, run: str) -> None:
         UsageError: it is of another one.
         JobError: a source file is missing, or nothing says which files define the job.
     """
-    if encode(commitment(job)) != encode(claimed):
+    if not same(commitment(job), claimed):
         raise UsageError(
             f"{run} is a run of another job than {job.origin or 'yours'}; "
             "`veritrain audit` names what differs"

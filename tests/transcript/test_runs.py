@@ -184,6 +184,18 @@ def test_resume_names_what_differs_in_the_header(tmp_path: Path, honest_run: Fil
     assert read_files(tmp_path) == honest_run
 
 
+@pytest.mark.parametrize(("setting", "value"), [("seed", 7.0), ("rate", -0.0)])
+def test_resume_tells_settings_of_another_type_or_sign(
+    tmp_path: Path, setting: str, value: float
+) -> None:
+    job = {"config": {"seed": 7, "rate": 0.0}, "sources": {"job.py": bytes(32)}}
+    TranscriptWriter.create(tmp_path, replace(make_header(), job=job), SIGNER).close()
+    given = {**job, "config": {**job["config"], setting: value}}
+    expected = f"cannot resume: job .*: config: {setting}: expected {job['config'][setting]}, got"
+    with pytest.raises(UsageError, match=f"{expected} {value}"):
+        TranscriptWriter.resume(tmp_path, replace(make_header(), job=given), SIGNER)
+
+
 def test_a_run_that_is_being_written_is_not_resumed(tmp_path: Path) -> None:
     with TranscriptWriter.create(tmp_path, make_header(), SIGNER) as writer:
         continue_run(writer, 2)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 import veritrain as vt
 from tests import jobs
 from veritrain.adversaries import trainers
+from veritrain.encoding import Value
+from veritrain.sources import require_job
 from veritrain.transcript import Header, Transcript, TranscriptWriter, state_entries, state_root
 from veritrain.verify import replay
 from veritrain.verify.report import Outcome
@@ -415,6 +417,29 @@ def test_a_hostile_job_in_the_header_is_rejected(
     assert failed(report) == "job"
     assert report.reason.isprintable()
     assert len(report.reason) < 2000
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "text"),
+    [
+        ("steps", 10.0, "setting 'steps': expected 10, got 10.0"),
+        ("accumulate", True, "setting 'accumulate': expected 1, got True"),
+        ("clip_norm", 1, "setting 'clip_norm': expected 1.0, got 1"),
+    ],
+)
+def test_a_setting_of_another_type_is_another_setting(
+    tmp_path: Path, setting: str, value: object, text: str
+) -> None:
+    job = jobs.make(accumulate=1)
+    record(job, tmp_path / "honest")
+    claimed = Transcript.open(tmp_path / "honest").header.job
+    config = {**cast("dict[str, Value]", claimed["config"]), setting: value}
+    rewrite(tmp_path / "honest", tmp_path / "run", job={**claimed, "config": config})
+    report = vt.audit(tmp_path / "run", job)
+    assert failed(report) == "job"
+    assert text in report.reason
+    with pytest.raises(vt.UsageError, match="another job"):
+        require_job(job, Transcript.open(tmp_path / "run").header.job, "the run")
 
 
 def test_native_numerics_accepts_equal_bits(tmp_path: Path, job_file: Path) -> None:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from veritrain.encoding import DIGEST_BYTES
+from veritrain.encoding import DIGEST_BYTES, same
 from veritrain.errors import UsageError
 
 _SHOWN_CHARS = 80
@@ -55,7 +55,7 @@ def _differing(
         left, right = expected.get(name, _NOTHING), got.get(name, _NOTHING)
         if isinstance(left, dict) and isinstance(right, dict):
             found += _differing(place, left, right)
-        elif (type(left), left) != (type(right), right):
+        elif _NOTHING in (left, right) or not same(left, right):
             found.append((place, _text(left), _text(right)))
     return found
 

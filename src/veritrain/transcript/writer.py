@@ -17,7 +17,7 @@ from typing import Self
 
 from torch import Tensor
 
-from veritrain.encoding import Digest, digest
+from veritrain.encoding import Digest, digest, same
 from veritrain.errors import TranscriptError, UsageError
 from veritrain.transcript import files, tensors
 from veritrain.transcript.fields import differences, shown
@@ -348,7 +348,7 @@ def _require_replaceable(store: Store, paths: Sequence[str]) -> None:
 def _check_same_header(stored: Header, given: Header) -> None:
     for field in fields(Header):
         expected, got = getattr(stored, field.name), getattr(given, field.name)
-        if expected != got:
+        if not same(expected, got):
             name = field.name
             texts = differences({name: expected}, {name: got})
             different = "; ".join(text.removeprefix(f"{name}: ") for text in texts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from veritrain.data import Batches
-from veritrain.encoding import DIGEST_BYTES, Value
+from veritrain.encoding import DIGEST_BYTES, Value, same
 from veritrain.errors import InconclusiveError, VerificationError
 from veritrain.job import Job
 from veritrain.numerics import resolve
@@ -69,7 +69,7 @@ def named_differences(own: Mapping[str, Value], claimed: Mapping[str, Value]) ->
     names = sorted(
         name
         for name in own.keys() | claimed.keys()
-        if name not in own or name not in claimed or own[name] != claimed[name]
+        if name not in own or name not in claimed or not same(own[name], claimed[name])
     )
     texts = [
         f"{shown(name)}: expected {_text(own, name)}, got {_text(claimed, name)}"

@@ -33,7 +33,7 @@ from functools import cached_property
 from typing import Literal
 
 from veritrain.data import Batches
-from veritrain.encoding import Value, digest_value
+from veritrain.encoding import Value, digest_value, same
 from veritrain.errors import InconclusiveError, TranscriptError, UsageError, VerificationError
 from veritrain.job import Job
 from veritrain.numerics import random
@@ -401,7 +401,7 @@ def _compare_maps(kind: str, own: Value, claimed: Value) -> None:
     """
     if not isinstance(own, dict) or not isinstance(claimed, dict):
         raise VerificationError(f"{kind}s: expected a map, got {shown(claimed)}")
-    if own != claimed:
+    if not same(own, claimed):
         raise VerificationError(f"{kind} " + f"; {kind} ".join(named_differences(own, claimed)))
 
 
