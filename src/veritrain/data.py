@@ -32,6 +32,7 @@ from veritrain.numerics.drawing import Draws, watched_generators
 from veritrain.numerics.profile import Scope
 from veritrain.progress import Count, Stage, tell
 from veritrain.transcript import merkle, tensors
+from veritrain.transcript.forms import form_of
 
 Batch: TypeAlias = tuple[Any, ...]  # one collated micro-batch for each accumulation
 RECORD, RANDOM_RECORD = "record", "random record"  # domains of digests
@@ -130,12 +131,30 @@ class Batches:
         Raises:
             JobError: as `commitment`.
         """
+        for index, record, drew in self._settled_records(indices):
+            yield _digested(RANDOM_RECORD if drew else RECORD, record, f"record {index}")[0]
+
+    def described(self, indices: Sequence[int]) -> Generator[tuple[Digest, str]]:
+        """The digests of these records, each with the record's form.
+
+        Raises:
+            JobError: as `commitment`.
+        """
+        forms: dict[str, str] = {}  # each text once: a data set has few forms and many records
+        for index, record, drew in self._settled_records(indices):
+            domain = RANDOM_RECORD if drew else RECORD
+            value, form = _digested(domain, record, f"record {index}")
+            text = form_of(form, draws=drew)
+            yield value, forms.setdefault(text, text)
+
+    def _settled_records(self, indices: Sequence[int]) -> Generator[tuple[int, Any, bool]]:
+        """Index, record, and whether it draws random numbers."""
         for start in range(0, len(indices), _COMMIT_CHUNK):
             chunk = indices[start : start + _COMMIT_CHUNK]
             with self._active("record", chunk[0]) as scope, watched_generators() as draws:
                 fetched = [self._settled(scope, draws, index) for index in chunk]
             for index, (record, drew) in zip(chunk, fetched, strict=True):
-                yield _digest(RANDOM_RECORD if drew else RECORD, record, f"record {index}")
+                yield index, record, drew
             done = min(start + _COMMIT_CHUNK, len(indices))
             tell(Count(doing="reading the data set", done=done, total=len(indices), unit="records"))
 
@@ -232,12 +251,14 @@ def batch_digest(batch: Batch) -> Digest:
     Raises:
         JobError: a batch holds something without canonical bytes; names the place in it.
     """
-    return _digest("batch", batch, "batch")
+    return _digested("batch", batch, "batch")[0]
 
 
-def _digest(domain: str, value: object, where: str) -> Digest:
+def _digested(domain: str, value: object, where: str) -> tuple[Digest, Value]:
+    """Digest and canonical form."""
     try:
-        return digest_value(domain, canonical(value, where))
+        form = canonical(value, where)
+        return digest_value(domain, form), form
     except (ValueError, RecursionError) as error:  # nested too deep, or inside itself
         raise JobError(f"{where}: {error}") from error
 

@@ -42,13 +42,26 @@ def commitment(job: Job) -> dict[str, Value]:
         JobError: a source file is missing, is not what was executed, or nothing says which files
             define the job.
     """
-    found = {file: snapshot for snapshot in _snapshots(job) for file in snapshot.files}
-    base = _base(job, found)
     sources: dict[str, Value] = {
-        Path(os.path.relpath(file, base)).as_posix(): found[file].digest(file)
-        for file in sorted(found)
+        name: snapshot.digest(file) for name, (file, snapshot) in _named_files(job).items()
     }
     return {"config": job.settings, "sources": sources}
+
+
+def contents(job: Job, limit: int) -> dict[str, bytes] | None:
+    """The bytes of the job's source files, by the names that `commitment` gives them; None where they
+    are more than `limit` bytes together.
+
+    Raises:
+        JobError: as `commitment`.
+    """
+    files = _named_files(job)
+    try:
+        if sum(file.stat().st_size for file, _ in files.values()) > limit:
+            return None
+    except OSError as error:
+        raise JobError(f"sources: cannot read {error.filename}: {error.strerror}") from error
+    return {name: snapshot.text(file) for name, (file, snapshot) in files.items()}
 
 
 def require_job(job: Job, claimed: Value, run: str) -> None:
@@ -68,6 +81,15 @@ def require_job(job: Job, claimed: Value, run: str) -> None:
 def source_files(job: Job) -> list[Path]:
     """The files that define the job, sorted, absolute."""
     return sorted({file for snapshot in _snapshots(job) for file in snapshot.files})
+
+
+def _named_files(job: Job) -> dict[str, tuple[Path, Snapshot]]:
+    """Each source file by its name in the commitment, with the snapshot that it is of."""
+    found = {file: snapshot for snapshot in _snapshots(job) for file in snapshot.files}
+    base = _base(job, found)
+    return {
+        Path(os.path.relpath(file, base)).as_posix(): (file, found[file]) for file in sorted(found)
+    }
 
 
 def _snapshots(job: Job) -> list[Snapshot]:

@@ -244,6 +244,8 @@ def _condition(name: str, what: str) -> dict[str, Any]:
 
 _FILES = {  # name of the operation: path and what is there
     "header": ("/header", "The header of the run"),
+    "sources": ("/sources", "The job's source files, where the run carries them"),
+    "records": ("/records", "Digests and forms of the records, where the run carries them"),
     "leaves": ("/leaves/{step}", "The leaves of a commit"),
     "signature": ("/signatures/{step}", "The signed head of a commit"),
     "rounding": ("/rounding/{step}", "The rounding log of a step"),

@@ -27,7 +27,9 @@ _LOOK_SECONDS = 1.0  # between two looks for new commits
 _SETTLED_SECONDS = 2.0  # a folder that changed so recently may change without another time stamp
 _REMEMBERED_PAGES = 64  # of at most 1000 files, 150 bytes each
 _TRIES = 3  # a commit that is made during a look can seem to lack a file
-_PLACES = ("checkpoints/", files.HEADER, "leaves/", "rounding/", "signatures/")  # sorted
+_PLACES = sorted(
+    (files.HEADER, *files.CARRIED, "checkpoints/", "leaves/", "rounding/", "signatures/")
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,11 +179,13 @@ class ServedRun:
 
 
 def _up_to(paths: tuple[str, ...], head: int | None, after: str) -> Iterator[str]:
-    """The header and the paths of steps up to `head`, that come after `after`."""
+    """The header, what is carried and the paths of steps up to `head`, that come after `after`."""
     for place in _PLACES:
         first = max(bisect_left(paths, place), bisect_right(paths, after))
         last = bisect_right(paths, place)
-        if place != files.HEADER:
+        if place in files.CARRIED and head is None:
+            continue  # they are shown from the first commit on, as all but the header
+        if place.endswith("/"):
             stop = -1 if head is None else head
             last = bisect_left(paths, f"{place}{stop + 1:012d}")
         yield from paths[first:last]

@@ -13,6 +13,7 @@ from veritrain.errors import UsageError
 from veritrain.job import Job
 from veritrain.numerics import resolve
 from veritrain.numerics.observed import Indifferent, observed
+from veritrain.training.carry import carried_bytes
 from veritrain.training.check_report import CheckReport, Estimates, Problem
 from veritrain.training.observe import Observation, observe
 from veritrain.training.rehearsal import (
@@ -103,6 +104,7 @@ def _estimates(job: Job, seen: Observation, times: list[float]) -> Estimates | N
             log=max(
                 (outcome.log_bytes for outcome in seen.outcomes if outcome.log_bytes), default=None
             ),
+            carried=carried_bytes(job, seen.records),
         ),
         operators=seen.operators,
         places=seen.places,

@@ -31,13 +31,12 @@ from veritrain.errors import UsageError
 from veritrain.fresh import Fresh
 from veritrain.job import Job
 from veritrain.progress import Step, shown, tell
-from veritrain.sources import commitment, environment
 from veritrain.state import capture, refuse_nan, require_fit, restore
 from veritrain.step import Program, find_device, run_step
 from veritrain.training.callbacks import Callback, StepReport
+from veritrain.training.carry import begin
 from veritrain.training.rehearsal import rehearse
 from veritrain.transcript import (
-    Header,
     Signer,
     Transcript,
     TranscriptWriter,
@@ -97,6 +96,8 @@ class Recorder:
         device: where steps are computed, "cpu" or "cuda"; under `exact` numerics it changes no bit.
         rehearse: whether a run begins with a rehearsal, which does the first two steps twice and
             refuses a job that an audit could not repeat (`training.rehearsal`).
+        secret: let the run carry neither the job's source files nor the digests of single records,
+            which say in a rejection what differs (see `training.carry`).
 
     Raises (on entering):
         UsageError: `out` holds another run, the key is not that of the run, or there is no such
@@ -114,6 +115,7 @@ class Recorder:
         workers: int = 0,
         device: str = "cpu",
         rehearse: bool = True,
+        secret: bool = False,
     ) -> None:
         if type(workers) is not int or not 0 <= workers <= MAX_WORKERS:
             raise UsageError(f"workers: expected 0 to {MAX_WORKERS} processes, got {workers!r}")
@@ -125,6 +127,7 @@ class Recorder:
         self._workers = workers
         self._device = device
         self._rehearse = rehearse and job.numerics != "native"  # whose audits accept nothing
+        self._secret = secret
         self._run: _Run | None = None
         self._signals = _Signals()
         self._open = False
@@ -147,9 +150,9 @@ class Recorder:
             rehearse(batches, self._device)
         program = Program.build(self.job, device=self._device)
         fresh = Fresh(program)
-        header = _header(program, batches, signer)
+        header, carried = begin(program, batches, signer, secret=self._secret)
         start = TranscriptWriter.resume if self._resume else TranscriptWriter.create
-        writer = start(self.out, header, signer)
+        writer = start(self.out, header, signer, carried)
         try:
             last = writer.last_step
             if last > 0:
@@ -288,6 +291,7 @@ def train(
     workers: int = 0,
     device: str = "cpu",
     rehearse: bool = True,
+    secret: bool = False,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> Digest:
@@ -296,7 +300,7 @@ def train(
     Args:
         callbacks: each is called with a `StepReport` after each step, in this order.
         progress: say on stderr, with a line now and then, what is being done and how far it is.
-        job, out, signer, resume, workers, device, rehearse: as those of `Recorder`.
+        job, out, signer, resume, workers, device, rehearse, secret: as those of `Recorder`.
 
     Returns:
         The final digest: Merkle root of all leaves.
@@ -305,7 +309,14 @@ def train(
         As `Recorder` and `TrainingStep.train`, and what a callback raises.
     """
     recorder = Recorder(
-        job, out, signer=signer, resume=resume, workers=workers, device=device, rehearse=rehearse
+        job,
+        out,
+        signer=signer,
+        resume=resume,
+        workers=workers,
+        device=device,
+        rehearse=rehearse,
+        secret=secret,
     )
     with shown(progress), recorder as run:
         for _ in run:
@@ -392,19 +403,6 @@ def _changed_outside(name: str) -> UsageError:
     return UsageError(
         f"{name} was changed outside of step.train(); a step may only follow from the step before. "
         "Evaluate with model.eval() and without in-place changes; change flags by the job's before_step"
-    )
-
-
-def _header(program: Program, batches: Batches, signer: Signer) -> Header:
-    root = batches.commitment()
-    return Header(
-        numerics=program.profile.name,
-        numerics_version=program.profile.version,
-        job=commitment(program.job),
-        dataset_root=root,
-        dataset_count=batches.count,
-        environment=environment(program, batches.dataset),
-        public_key=signer.public_key,
     )
 
 

@@ -1,6 +1,8 @@
 """The names of a run's files, and what a set of names amounts to.
 
 header
+sources                      optional: the job's source files
+records                      optional: digests and forms of the data set's records
 leaves/S                     S: 12-digit number of the last step that a commit covers
 rounding/T                   T: 12-digit number of one step, where the numerics have a rounding log
 checkpoints/S.manifest
@@ -18,6 +20,9 @@ from veritrain.errors import TranscriptError
 from veritrain.transcript.store import TEMPORARY_PREFIX
 
 HEADER = "header"
+SOURCES = "sources"
+RECORDS = "records"
+CARRIED = (SOURCES, RECORDS)  # optional; of the run as a whole, written before its first commit
 _LOGS = "rounding/"
 
 _TEMPORARY = re.compile(
@@ -62,11 +67,15 @@ def commit_paths(step: int) -> tuple[str, str, str, str]:
 def step_of(path: str) -> int | None:
     """The step in the path of a file, if it is the path of a file of a run; None for the header.
 
+    What a run carries is there from step 0 on.
+
     Raises:
         TranscriptError: no file of a run has this path.
     """
     if path == HEADER:
         return None
+    if path in CARRIED:
+        return 0
     match = _NAMED.fullmatch(path)
     step = int(match["step"]) if match is not None else 0
     if path not in (*commit_paths(step), log_path(step)):
@@ -85,6 +94,7 @@ class Survey:
 
     head_steps: tuple[int, ...]  # rising
     log_steps: tuple[int, ...]  # rising; of the rounding logs up to the last head
+    carried: tuple[str, ...]  # of the optional files, those that are there
     leftovers: tuple[str, ...]  # of a commit that was interrupted; no part of the run
 
 
@@ -96,7 +106,7 @@ def survey(paths: Sequence[str]) -> Survey:
     """
     if HEADER not in paths and not all(map(is_temporary, paths)):
         raise TranscriptError(HEADER, "missing")
-    steps = {path: _step(path) for path in paths if path != HEADER}
+    steps = {path: _step(path) for path in paths if path not in (HEADER, *CARRIED)}
     heads = sorted(
         step for path, step in steps.items() if path.startswith("signatures/") and step >= 0
     )
@@ -112,7 +122,10 @@ def survey(paths: Sequence[str]) -> Survey:
         raise TranscriptError(min(missing), "missing")
     leftovers = (path for path in steps if path not in committed)
     return Survey(
-        head_steps=tuple(heads), log_steps=tuple(logs), leftovers=tuple(sorted(leftovers))
+        head_steps=tuple(heads),
+        log_steps=tuple(logs),
+        carried=tuple(path for path in CARRIED if path in paths),
+        leftovers=tuple(sorted(leftovers)),
     )
 
 

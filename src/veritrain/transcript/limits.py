@@ -20,6 +20,9 @@ class Limits:
     signature_bytes: int = 4096  # file `signatures/*`; a signed head has about 400 bytes
     record_bytes: int = 4 << 20  # files `leaves/*` and `checkpoints/*.manifest`
     rounding_bytes: int = 1 << 26  # files `rounding/*`: one step's log
+    sources_bytes: int = 1 << 24  # file `sources`: all source files of a job
+    records_bytes: int = 1 << 26  # file `records`: 34 bytes for each record, and their forms
+    path_chars: int = 4096  # code points of the name of a source file
     leaves_per_segment: int = 16_384  # steps from one commit to the next; at most 205 bytes each
     leaves: int = 4_000_000  # steps of one run
     tensors: int = 25_000  # tensors of one state

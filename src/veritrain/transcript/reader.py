@@ -2,8 +2,8 @@
 
 `Transcript.open` parses every record strictly and within `LIMITS`; what it returns is well formed
 and nothing more. Each `verify_*` method then checks one group of claims and raises at the first
-false one. A caller who has run `open`, `verify_signatures`, `verify_chain` and `verify_checkpoint`
-for every step has covered every bit of every file of the run. Whether the steps are those of the
+false one. A caller who has run `open`, `verify_signatures`, `verify_chain`, `verify_carried` and
+`verify_checkpoint` for every step has covered every bit of every file of the run. Whether the steps are those of the
 job is for `verify.replay` to say.
 """
 
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from veritrain.encoding import Digest, digest, digest_parts
 from veritrain.errors import TranscriptError, UsageError, VerificationError
 from veritrain.transcript import files
+from veritrain.transcript.carried import Records, Sources
 from veritrain.transcript.fields import shown
 from veritrain.transcript.limits import LIMITS
 from veritrain.transcript.merkle import Frontier
@@ -92,6 +93,7 @@ class Transcript:
     heads: tuple[SignedHead, ...]  # none in a run that was interrupted before its first commit
     leaves: tuple[Leaf, ...]  # leaf i is step i
     checkpoint_steps: tuple[int, ...]
+    carried: tuple[str, ...]  # of `files.CARRIED`, those that are there
     leftovers: tuple[str, ...]  # files of an interrupted commit; covered by nothing
     segments: tuple[Digest, ...] = field(repr=False)  # digest of each segment file as found
     _store: Store = field(repr=False)
@@ -127,6 +129,7 @@ class Transcript:
             heads=heads,
             leaves=tuple(leaves),
             checkpoint_steps=found.head_steps,
+            carried=found.carried,
             leftovers=found.leftovers,
             segments=tuple(segments),
             _store=store,
@@ -179,6 +182,42 @@ class Transcript:
                 frontier.append(leaf.to_bytes())
             check_equal(f"step {head.step}: root of the leaves", head.root, frontier.root())  # 5
             previous_head = head.digest
+
+    def verify_carried(self) -> None:
+        """Check that the sources and records that the run carries are those of its header.
+
+        Raises:
+            TranscriptError: a file is unreadable, too large or malformed.
+            VerificationError: names the file and what differs.
+        """
+        self.sources()
+        self.records()
+
+    def sources(self) -> dict[str, bytes] | None:
+        """The job's source files by name, if the run carries them; each is the header's.
+
+        Raises:
+            As `verify_carried`.
+        """
+        if files.SOURCES not in self.carried:
+            return None
+        data = self._store.read(files.SOURCES, LIMITS.sources_bytes)
+        carried = Sources.from_bytes(data, where=files.SOURCES)
+        carried.check(self.header)
+        return carried.files
+
+    def records(self) -> Records | None:
+        """Digests and forms of the data set's records, if the run carries them; they are the header's.
+
+        Raises:
+            As `verify_carried`.
+        """
+        if files.RECORDS not in self.carried:
+            return None
+        data = self._store.read(files.RECORDS, LIMITS.records_bytes)
+        carried = Records.from_bytes(data, where=files.RECORDS)
+        carried.check(self.header)
+        return carried
 
     def checkpoint(self, step: int) -> Checkpoint:
         """The manifest of a checkpoint; it is the one that the head of `step` names.

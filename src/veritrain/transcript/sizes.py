@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from veritrain.encoding import DIGEST_BYTES
 from veritrain.errors import UsageError
+from veritrain.transcript.files import CARRIED
 from veritrain.transcript.limits import LIMITS
 from veritrain.transcript.packs import pack_layout
 from veritrain.transcript.records import (
@@ -36,6 +37,7 @@ class DiskUse:
     """Bytes of a whole run. A checkpoint has its pack, its manifest and its signed head."""
 
     header: int
+    carried: int  # source files, digests and forms of records
     leaf: int  # of each step
     log: int  # of roundings, of each step; 0 where the numerics have none
     first_checkpoint: int  # the initial state, with its leaf
@@ -52,6 +54,7 @@ def disk_use(
     checkpoint_every: int,
     *,
     log: int | None = None,
+    carried: int = 0,
 ) -> DiskUse:
     """The bytes that a run of `steps` steps will take.
 
@@ -62,6 +65,7 @@ def disk_use(
         steps: of the whole run.
         checkpoint_every: steps from one checkpoint to the next.
         log: bytes of a step's rounding log, where the numerics have one.
+        carried: bytes of what the run carries beside its commitments.
 
     Raises:
         UsageError: the run would go over a limit of the format; says which.
@@ -78,17 +82,24 @@ def disk_use(
     leaves = len(segment) * steps // count
     return DiskUse(
         header=head,
+        carried=carried,
         leaf=len(leaf.to_bytes()),
         log=log or 0,
         first_checkpoint=initial,
         checkpoint=later,
         checkpoints=checkpoints,
-        total=head + initial + leaves + second + later * (checkpoints - 2) + (log or 0) * steps,
+        total=head
+        + carried
+        + initial
+        + leaves
+        + second
+        + later * (checkpoints - 2)
+        + (log or 0) * steps,
     )
 
 
 def _require_limits(steps: int, checkpoints: int, logs: int) -> None:
-    files = 1 + checkpoints * _FILES_PER_COMMIT + logs
+    files = 1 + len(CARRIED) + checkpoints * _FILES_PER_COMMIT + logs
     if steps + 1 > LIMITS.leaves:
         raise UsageError(f"steps: a run has at most {LIMITS.leaves - 1}, got {steps}")
     if files > LIMITS.files:

@@ -9,7 +9,7 @@ run has the same bytes as an uninterrupted one.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from types import TracebackType
@@ -20,6 +20,7 @@ from torch import Tensor
 from veritrain.encoding import Digest, digest, same
 from veritrain.errors import TranscriptError, UsageError
 from veritrain.transcript import files, tensors
+from veritrain.transcript.carried import Records, Sources
 from veritrain.transcript.fields import differences, shown
 from veritrain.transcript.limits import LIMITS
 from veritrain.transcript.merkle import Frontier
@@ -45,9 +46,18 @@ class TranscriptWriter:
     A local run folder is locked until then: a second writer is refused.
     """
 
-    def __init__(self, store: Store, header: Header, signer: Signer) -> None:
+    def __init__(
+        self,
+        store: Store,
+        header: Header,
+        signer: Signer,
+        carried: Sequence[Sources | Records] = (),
+    ) -> None:
         if signer.public_key != header.public_key:
             raise _other_key()
+        for record in carried:
+            record.check(header)
+        self._carried = {record.type_name: record.to_bytes() for record in carried}
         self._store = store
         self._header = header
         self._signer = signer
@@ -88,21 +98,27 @@ class TranscriptWriter:
 
     @classmethod
     def create(
-        cls, url: str | os.PathLike[str], header: Header, signer: Signer
+        cls,
+        url: str | os.PathLike[str],
+        header: Header,
+        signer: Signer,
+        carried: Sequence[Sources | Records] = (),
     ) -> TranscriptWriter:
-        """Begin a run in a new or empty folder, or in the place of a run without a step.
+        """Begin a run in a new or empty folder, or in the place of a run without a step; `carried` is
+        what the run carries beside.
 
         Raises:
             UsageError: the folder holds files already, is being written, cannot be written, or
                 the key is not the header's.
+            VerificationError: `carried` is not what the header says.
         """
-        writer = cls(Store.open(url), header, signer)
+        writer = cls(Store.open(url), header, signer, carried)
         with writer._locked():
             writer._begin()
         return writer
 
     def _begin(self) -> None:
-        """Write the header. A run without a step, of a start that failed, gives way."""
+        """Write the header and what is carried. A run without a step, of a start that failed, gives way."""
         store = self._store
         found = store.list()
         _require_replaceable(store, [path for path in found if not files.is_temporary(path)])
@@ -111,15 +127,29 @@ class TranscriptWriter:
         ):  # without it, none can read
             store.delete(path)
         store.write(files.HEADER, [self._header.to_bytes()])
+        self._carry(())
+
+    def _carry(self, present: Collection[str]) -> None:
+        """Make what the run carries complete, of which `present` lies there; before its first commit only."""
+        for path in files.CARRIED:
+            if path in present and path not in self._carried:
+                self._store.delete(path)
+            elif path in self._carried and path not in present:
+                self._store.write(path, [self._carried[path]])
 
     @classmethod
     def resume(
-        cls, url: str | os.PathLike[str], header: Header, signer: Signer
+        cls,
+        url: str | os.PathLike[str],
+        header: Header,
+        signer: Signer,
+        carried: Sequence[Sources | Records] = (),
     ) -> TranscriptWriter:
         """Continue a run after its last signed head, or begin it if nothing was written yet.
 
-        Checks every signature, the whole chain and the last checkpoint; then deletes the leftovers
-        of an interrupted commit.
+        Checks every signature, the whole chain, what is carried and the last checkpoint; then deletes
+        the leftovers of an interrupted commit. From the first commit on a run carries what it carried
+        then: `carried` is for a run that has none yet.
 
         Raises:
             UsageError: `header` is not the header of the run, and the run has a step; the key is not
@@ -127,14 +157,14 @@ class TranscriptWriter:
             TranscriptError: the folder is not a well-formed run.
             VerificationError: the run is not what its heads say.
         """
-        writer = cls(Store.open(url), header, signer)
+        writer = cls(Store.open(url), header, signer, carried)
         with writer._locked():
             paths = writer._store.list()
             if all(map(files.is_temporary, paths)):
                 writer._begin()
                 return writer
             transcript = Transcript.open(url)
-            if transcript.header != header and not files.has_step(paths):
+            if transcript.header.digest != header.digest and not files.has_step(paths):
                 writer._begin()
             else:
                 writer._continue(transcript)
@@ -142,7 +172,10 @@ class TranscriptWriter:
 
     def _continue(self, transcript: Transcript) -> None:
         _check_same_header(transcript.header, self._header)
-        if transcript.heads:
+        transcript.verify_carried()
+        if not transcript.heads:
+            self._carry(transcript.carried)
+        else:
             transcript.verify_signatures()
             transcript.verify_chain()
             transcript.verify_checkpoint(transcript.checkpoint_steps[-1])
