@@ -14,9 +14,10 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import Tensor
 
-from veritrain.encoding import digest
+from veritrain.encoding import Value, digest
 from veritrain.errors import VerificationError
 from veritrain.transcript import files, merkle
+from veritrain.transcript.carried import Records, Sources
 from veritrain.transcript.reader import Transcript
 from veritrain.transcript.records import Head, Header, SignedHead, decode_segment
 from veritrain.transcript.signing import Signer
@@ -79,6 +80,33 @@ def make_run(
         return read_files(folder)
 
 
+SOURCES = {"job.py": b"RATE = 0.1\n", "notes/words.txt": b"one\r\ntwo"}
+RECORDS = [(digest("record", b"%d" % index), "(tensor float32 [2], int)") for index in range(4)]
+RECORDS.append((digest("random record", b"4"), "draws random numbers: int"))
+
+
+def carrying_header(signer: Signer = SIGNER) -> Header:
+    """Of a run whose sources and records are those above."""
+    sources: dict[str, Value] = {name: digest("source", data) for name, data in SOURCES.items()}
+    return replace(
+        make_header(signer),
+        job={"config": {"seed": 7, "rate": 0.1}, "sources": sources},
+        dataset_root=merkle.root([found for found, _ in RECORDS]),
+    )
+
+
+def carried(header: Header, signer: Signer = SIGNER) -> tuple[Sources | Records, ...]:
+    return Sources(files=SOURCES), Records.signed(header, RECORDS, signer)
+
+
+def make_carrying_run(last: int = COMMITS[-1]) -> Files:
+    header = carrying_header()
+    with TemporaryDirectory() as folder:
+        writer = TranscriptWriter.create(folder, header, SIGNER, carried(header))
+        continue_run(writer, last)
+        return read_files(folder)
+
+
 def read_files(folder: str | Path) -> Files:
     root = Path(folder)
     paths = sorted(path for path in root.rglob("*") if path.is_file())
@@ -100,6 +128,7 @@ def verify_all(url: str | Path) -> Transcript:
         raise VerificationError(f"leftovers: {transcript.leftovers}")
     transcript.verify_signatures()
     transcript.verify_chain()
+    transcript.verify_carried()
     for step in transcript.checkpoint_steps:
         transcript.verify_checkpoint(step)
     return transcript

@@ -11,7 +11,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from run_builder import COMMITS, SIGNER, Files, make_header, make_run, verify_all, write_files
+from run_builder import (
+    COMMITS,
+    SIGNER,
+    Files,
+    make_carrying_run,
+    make_header,
+    make_run,
+    verify_all,
+    write_files,
+)
 
 from veritrain.errors import TranscriptError, VerificationError
 from veritrain.transcript import files, tensors
@@ -22,7 +31,7 @@ from veritrain.transcript.store import LocalStore
 from veritrain.transcript.tensors import state_entries
 from veritrain.transcript.writer import TranscriptWriter
 
-RUN = make_run()
+RUN = make_carrying_run()
 PATHS = sorted(RUN)
 OTHER_RUN = make_run(commits=(0, 1, 3))
 
@@ -55,7 +64,9 @@ def test_any_flipped_bit_is_found(path: str, place: float, bit: int) -> None:
     refused(flipped(path, int(place * len(RUN[path])), bit))
 
 
-@pytest.mark.parametrize("path", [p for p in PATHS if p.endswith((f"{0:012d}", "header"))])
+@pytest.mark.parametrize(
+    "path", [p for p in PATHS if p.endswith((f"{0:012d}", files.HEADER, *files.CARRIED))]
+)
 def test_every_byte_of_the_first_records_counts(path: str) -> None:
     for place in range(len(RUN[path])):
         refused(flipped(path, place, place % 8))
@@ -99,7 +110,18 @@ def test_swapped_and_copied_files_are_found(first: str, second: str) -> None:
         refused({**RUN, first: RUN[second]})
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", files.CARRIED)
+def test_what_is_carried_may_be_missing(path: str, tmp_path: Path) -> None:
+    run = {name: data for name, data in RUN.items() if name != path}
+    transcript = verify_all(write_files(tmp_path, run))
+    assert transcript.carried == tuple(name for name in files.CARRIED if name != path)
+    assert (transcript.sources() is None, transcript.records() is None) == (
+        path == files.SOURCES,
+        path == files.RECORDS,
+    )
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if path not in files.CARRIED])
 def test_a_missing_file_is_found(path: str) -> None:
     error = refused({name: data for name, data in RUN.items() if name != path})
     assert path in str(error) or path.startswith("signatures/")  # then its files are too many
