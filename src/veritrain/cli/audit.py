@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,17 +11,10 @@ from veritrain.cli import access, keys, output, params
 from veritrain.progress import Step, tell
 
 if TYPE_CHECKING:
-    from veritrain.verify.report import AuditReport, CheckResult
+    from veritrain.verify.report import AuditReport
 
-_DIGEST = re.compile(r"\b([0-9a-f]{16})[0-9a-f]{48}\b", re.ASCII)
-_STEP = re.compile(r"step (\d+): (.*)", re.ASCII | re.DOTALL)
 _STYLES = {"accepted": "bold green", "rejected": "bold red", "inconclusive": "bold yellow"}
-_MARKS = {
-    "passed": ("ok", ""),
-    "failed": ("FAILED", "red"),
-    "inconclusive": ("??", "yellow"),
-    "not run": ("--", "dim"),
-}
+_CHECK_STYLES = {"passed": "", "failed": "red", "inconclusive": "yellow", "not run": "dim"}
 
 
 @click.command(
@@ -112,31 +104,8 @@ def command(
 
 
 def _lines(report: AuditReport) -> list[output.Line]:
-    root = "none" if report.root is None else report.root.hex()
-    lines = [_check_line(check) for check in report.checks]
-    lines += ["", f"key     {report.key}", f"digest  {root}"]
-    if report.sample_nonce is not None:
-        lines.append(f"nonce   {report.sample_nonce.hex()}")
-    return [*lines, (verdict_line(report), _STYLES[report.verdict.value])]
+    from veritrain.verify.report import check_line
 
-
-def _check_line(check: CheckResult) -> output.Line:
-    mark, style = _MARKS[check.outcome.value]
-    detail = output.one_line(check.detail)
-    detail = _shorten(detail) if check.outcome.value == "passed" else detail
-    return f"{check.number}  {check.name:<14} {mark:<7} {detail}", style
-
-
-def verdict_line(report: AuditReport) -> str:
-    """The conclusion in one line, with digests cut short: `REJECTED at step 41: ...`."""
-    verdict = report.verdict.name
-    reason = str(report.findings[0]) if report.findings else report.reason
-    reason = _shorten(output.one_line(reason))
-    at_step = _STEP.fullmatch(reason)
-    if verdict == "ACCEPTED" or at_step is None:
-        return f"{verdict}: {reason}"
-    return f"{verdict} at step {at_step[1]}: {at_step[2]}"
-
-
-def _shorten(text: str) -> str:
-    return _DIGEST.sub(r"\1…", text)
+    checks = [(check_line(check), _CHECK_STYLES[check.outcome.value]) for check in report.checks]
+    facts = [(line, output.diff_style(line)) for line in report.facts()]
+    return [*checks, "", *facts, (report.verdict_line(), _STYLES[report.verdict.value])]

@@ -17,6 +17,7 @@ from typing import Any, TextIO, TypeAlias, cast
 import click
 
 from veritrain.progress import Compiling, Event, Lines, Narrator, Stage, told_to
+from veritrain.text import escape, one_line
 
 Line: TypeAlias = "str | tuple[str, str]"  # text, or text with a rich style
 
@@ -76,14 +77,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Line]:
     return [(lines[0], "dim"), *lines[1:]]
 
 
-def one_line(text: str) -> str:
-    """The text without line breaks, and with anything unprintable escaped."""
-    return escape(" ".join(text.split()))
-
-
-def escape(text: str) -> str:
-    """The text with unprintable characters, terminal control sequences for example, escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def diff_style(line: str) -> str:
+    """The style of a line of a unified diff; none for other lines."""
+    if line.startswith(("---", "+++")):
+        return "bold"
+    return {"-": "red", "+": "green", "@": "cyan"}.get(line[:1], "")
 
 
 @contextmanager

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from veritrain.data import Batches
 from veritrain.encoding import DIGEST_BYTES, Value, same
-from veritrain.errors import InconclusiveError, VerificationError
+from veritrain.errors import InconclusiveError, TranscriptError, VerificationError
 from veritrain.job import Job
 from veritrain.numerics import resolve
 from veritrain.sources import environment
 from veritrain.step import Program
+from veritrain.transcript import Header, Transcript, merkle
 from veritrain.transcript.fields import shown
-from veritrain.transcript.records import Header
+from veritrain.verify.causes import dataset_cause, versions_cause
 from veritrain.verify.report import Finding
 from veritrain.verify.segments import differ
 
-DATA_HINT = (
-    "if both hold the same files, the data set computes its records differently on this machine"
-)
 _NAMED_DIFFERENCES = 8  # a hostile header can have thousands
 
 
@@ -39,29 +38,59 @@ def require_numerics(job: Job, header: Header) -> None:
         )
 
 
-def dataset_findings(batches: Batches, header: Header) -> tuple[Finding, ...]:
-    """Where the data set is another than the one that the run committed to."""
+@dataclass(frozen=True, kw_only=True)
+class OtherDataset:
+    """How the data set is another than the one that a run committed to."""
+
+    findings: tuple[Finding, ...]
+    cause: str
+
+    def __str__(self) -> str:
+        return f"{self.cause}; {'; '.join(map(str, self.findings))}"
+
+
+def other_dataset(batches: Batches, transcript: Transcript) -> OtherDataset | None:
+    """How the data set is another than the one that the run committed to; None if it is not."""
+    header = transcript.header
+    digests = list(batches.record_digests(range(batches.count)))
     findings: list[Finding] = []
     if batches.count != header.dataset_count:
         findings.append(differ(None, "number of records", batches.count, header.dataset_count))
-    root = batches.commitment()
+    root = merkle.root(digests)
     if root != header.dataset_root:
         findings.append(differ(None, "data set", root, header.dataset_root))
-    return tuple(findings)
+    if not findings:
+        return None
+
+    def form(index: int) -> str:
+        return next(batches.described([index]))[1]
+
+    try:
+        cause = dataset_cause(digests, transcript.records(), form)
+    except (TranscriptError, VerificationError) as error:
+        cause = f"the records that the run carries cannot be used: {error}"
+    return OtherDataset(findings=tuple(findings), cause=cause)
 
 
-def require_environment(program: Program, batches: Batches, header: Header, text: str) -> None:
-    """Check that a difference, described by `text`, cannot come from other packages.
+@dataclass(frozen=True, kw_only=True)
+class OtherVersions:
+    """How the packages are others than those that a run was recorded with."""
 
-    Raises:
-        InconclusiveError: it can.
-    """
-    packages = named_differences(environment(program, batches.dataset), header.environment)
-    if packages:
-        raise InconclusiveError(
-            f"{text}; the run was recorded in another environment ({'; '.join(packages)}): "
-            "audit it in the recorded one"
-        )
+    cause: str
+    evidence: str
+
+    def __str__(self) -> str:
+        return f"{self.cause}: audit it with these ({self.evidence})"
+
+
+def other_versions(program: Program, batches: Batches, header: Header) -> OtherVersions | None:
+    """How the packages are others than those that the run was recorded with; None if they are not."""
+    own = environment(program, batches.dataset)
+    packages = named_differences(own, header.environment)
+    if not packages:
+        return None
+    cause = versions_cause(own, header.environment)
+    return OtherVersions(cause=cause, evidence="; ".join(packages))
 
 
 def named_differences(own: Mapping[str, Value], claimed: Mapping[str, Value]) -> list[str]:

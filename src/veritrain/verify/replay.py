@@ -6,7 +6,9 @@ first that does not pass ends the audit:
 
   1. format        the folder is a well-formed run of a format version that this software reads
   2. signatures    the header's key (and the key that the auditor trusts) signed every head
-  3. chain         header, leaves and heads form one chain, under the signed Merkle roots
+  3. chain         header, leaves and heads form one chain, under the signed Merkle roots; sources
+                   and records that the run carries are the header's (where only a part of a far run
+                   is read: its sources)
   4. job           settings, source files and numerics are those of the auditor's job
   5. data set      the auditor's records and labels are those that the run committed to
   6. initial state model, optimiser and scheduler start from what the seed prescribes
@@ -33,23 +35,23 @@ from functools import cached_property
 from typing import Literal
 
 from veritrain.data import Batches
-from veritrain.encoding import Value, digest_value, same
+from veritrain.encoding import Value, digest, digest_value, same
 from veritrain.errors import InconclusiveError, TranscriptError, UsageError, VerificationError
 from veritrain.job import Job
 from veritrain.numerics import random
 from veritrain.numerics.logged.tally import Tally, combined
-from veritrain.sources import commitment
+from veritrain.sources import commitment, contents
 from veritrain.state import capture, require_fit
 from veritrain.step import Program, find_device
 from veritrain.transcript import TensorEntry, Transcript, state_entries, state_root
 from veritrain.transcript.fields import shown
 from veritrain.transcript.records import PUBLIC_KEY_BYTES
 from veritrain.transcript.signing import fingerprint
+from veritrain.verify.causes import Cause, settings_cause, sources_cause
 from veritrain.verify.header import (
-    DATA_HINT,
-    dataset_findings,
     named_differences,
-    require_environment,
+    other_dataset,
+    other_versions,
     require_numerics,
 )
 from veritrain.verify.report import AuditReport, CheckResult, Finding, Outcome, conclude
@@ -65,6 +67,7 @@ from veritrain.verify.segments import (
 )
 
 NONCE_BYTES = 32
+_MOST_SOURCES = 1 << 28  # bytes of one's own files that are read to explain a difference
 
 
 def audit(
@@ -136,6 +139,7 @@ class _Audit:
         # Drawn when the run's heads are read and fixed: the trainer could not know it.
         self._nonce = os.urandom(NONCE_BYTES) if options.sample is not None else None
         self._findings: tuple[Finding, ...] = ()
+        self._cause: Cause | None = None
         self._replayed = 0
         self._roundings: dict[str, Tally] = {}
 
@@ -166,6 +170,8 @@ class _Audit:
             verdict=conclude(checks),
             checks=checks,
             findings=self._findings,
+            cause=None if self._cause is None else self._cause.words,
+            diff=() if self._cause is None else self._cause.diff,
             location=self._transcript.location,
             root=heads[-1].head.root if heads else None,
             key=fingerprint(self._transcript.header.public_key),
@@ -195,28 +201,33 @@ class _Audit:
         return f"{len(self._transcript.heads)} commitments signed by {by} {fingerprint(key)}"
 
     def _chain(self) -> str:
-        self._transcript.verify_chain()
-        return f"root {self._transcript.heads[-1].head.root.hex()}"
+        transcript = self._transcript
+        transcript.verify_chain()
+        transcript.sources()
+        if self._reads_all:
+            transcript.verify_carried()
+        return f"root {transcript.heads[-1].head.root.hex()}"
 
     def _same_job(self) -> str:
         own, claimed = commitment(self._job), self._transcript.header.job
         if claimed.keys() != own.keys():
             raise VerificationError("the header's job has other parts than config and sources")
-        _compare_maps("setting", own["config"], claimed["config"])
-        _compare_maps("source file", own["sources"], claimed["sources"])
+        _compare_maps("setting", own["config"], claimed["config"], self._explain_settings)
+        _compare_maps("source file", own["sources"], claimed["sources"], self._explain_sources)
         require_numerics(self._job, self._transcript.header)
         return f"digest {digest_value('job', own).hex()}"
 
     def _same_dataset(self) -> str:
         header = self._transcript.header
-        findings = dataset_findings(self._batches, header)
-        self._judge(findings, native=False, hint=DATA_HINT)
+        other = other_dataset(self._batches, self._transcript)
+        if other is not None:
+            self._judge(other.findings, native=False, cause=other.cause)
         return f"{header.dataset_count} records, root {header.dataset_root.hex()}"
 
     def _initial_state(self) -> str:
         entries = state_entries(capture(self._program))
         findings = compare_state(self._transcript, self._transcript.leaves[0], entries)
-        self._judge(findings, native=self._is_native)
+        self._judge(findings, native=self._is_native, cause=_order_of_sets())
         return f"{len(entries)} tensors, state {state_root(entries).hex()}"
 
     def _checkpoints(self) -> str:
@@ -362,15 +373,27 @@ class _Audit:
     def _is_native(self) -> bool:
         return self._job.numerics == "native"
 
+    def _explain_settings(self, own: dict[str, Value], claimed: dict[str, Value]) -> str:
+        self._cause = Cause(words=settings_cause(own, claimed))
+        return self._cause.words
+
+    def _explain_sources(self, own: dict[str, Value], claimed: dict[str, Value]) -> str:
+        files = contents(self._job, _MOST_SOURCES) or {}
+        found = {
+            name: data for name, data in files.items() if digest("source", data) == own.get(name)
+        }
+        self._cause = sources_cause(found, claimed, self._transcript.sources())
+        return self._cause.words
+
     def _judge(
         self,
         findings: tuple[Finding, ...],
         *,
         native: bool,
         gap: str | None = None,
-        hint: str | None = None,
+        cause: str | None = None,
     ) -> None:
-        """Say what follows from a difference."""
+        """Say what follows from a difference; `cause` says why it may be there."""
         if not findings:
             return
         self._findings = findings
@@ -380,8 +403,12 @@ class _Audit:
                 f"{text}; native numerics promises equal bits on one machine only"
                 + (f"; {gap}" if gap else "")
             )
-        require_environment(self._program, self._batches, self._transcript.header, text)
-        raise VerificationError(f"{text}; {hint}" if hint else text)
+        if versions := other_versions(self._program, self._batches, self._transcript.header):
+            self._cause = Cause(words=f"{versions.cause}: audit it with these")
+            raise InconclusiveError(f"{text}; {versions}")
+        if cause is not None:
+            self._cause = Cause(words=cause)
+        raise VerificationError(f"{text}; {cause}" if cause else text)
 
 
 def _outcome(check: Callable[[], str]) -> tuple[Outcome, str]:
@@ -393,16 +420,32 @@ def _outcome(check: Callable[[], str]) -> tuple[Outcome, str]:
         return Outcome.INCONCLUSIVE, str(error)
 
 
-def _compare_maps(kind: str, own: Value, claimed: Value) -> None:
+def _compare_maps(
+    kind: str,
+    own: Value,
+    claimed: Value,
+    explain: Callable[[dict[str, Value], dict[str, Value]], str],
+) -> None:
     """Check that two maps of a job are equal.
 
     Raises:
-        VerificationError: names every entry that differs.
+        VerificationError: says by `explain` why, and names the entries that differ.
     """
     if not isinstance(own, dict) or not isinstance(claimed, dict):
         raise VerificationError(f"{kind}s: expected a map, got {shown(claimed)}")
     if not same(own, claimed):
-        raise VerificationError(f"{kind} " + f"; {kind} ".join(named_differences(own, claimed)))
+        evidence = f"; {kind} ".join(named_differences(own, claimed))
+        raise VerificationError(f"{explain(own, claimed)}; {kind} {evidence}")
+
+
+def _order_of_sets() -> str | None:
+    """What to suspect where sets of text have another order in each process."""
+    if os.environ.get("PYTHONHASHSEED") == "0":
+        return None
+    return (
+        "this process orders sets of text at random: if the model depends on such an order, start "
+        "Python with PYTHONHASHSEED=0, as veritrain's commands do"
+    )
 
 
 def _ignore(step: int) -> None:

@@ -12,12 +12,7 @@ from veritrain.errors import InconclusiveError, UsageError, VerificationError, V
 from veritrain.job import Job
 from veritrain.step import Program
 from veritrain.transcript import Transcript
-from veritrain.verify.header import (
-    DATA_HINT,
-    dataset_findings,
-    require_environment,
-    require_numerics,
-)
+from veritrain.verify.header import other_dataset, other_versions, require_numerics
 from veritrain.verify.segments import Replayer, plan, require_prescribed
 from veritrain.verify.trace.witness import Witness
 
@@ -43,12 +38,14 @@ def require_agreed(job: Job, transcript: Transcript) -> None:
         require_prescribed(job, transcript)
     except VerificationError as error:
         raise VerificationError(f"reject the run, no dispute is needed: {error}") from error
-    text = "; ".join(str(finding) for finding in dataset_findings(batches, header))
-    if text:
-        require_environment(Program.build(job), batches, header, text)
-        raise VerificationError(
-            f"the run is of another data set: reject it, no dispute is needed: {text}; {DATA_HINT}"
-        )
+    other = other_dataset(batches, transcript)
+    if other is None:
+        return
+    if versions := other_versions(Program.build(job), batches, header):
+        raise InconclusiveError(f"{other}; {versions}")
+    raise VerificationError(
+        f"the run is of another data set: reject it, no dispute is needed: {other}"
+    )
 
 
 def first_difference(
