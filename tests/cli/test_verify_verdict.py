@@ -90,6 +90,19 @@ def test_only_the_run_that_is_meant(bundle: str, tmp_path: Path) -> None:
             assert main(["verify-verdict", file, *words, "--run", run]) == code, run
 
 
+def test_the_digest_of_all_steps_is_not_the_run_s(
+    bundle: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What `show` prints as digest, given for what it prints as run: bad usage, no false verdict."""
+    _, shown = verified(capfd, bundle, *TRUSTED)
+    envelope = tmp_path / "verdict.json"
+    envelope.write_bytes(Bundle.from_bytes(SILENT, where="x").verdict)
+    for file, key in ((bundle, REFEREE.fingerprint), (str(envelope), REFEREE.public_key.hex())):
+        words = ["verify-verdict", file, "--referee", key, "--run", str(shown["root"])]
+        assert main(words) == 2
+        assert "this is the digest of all steps of a run" in capfd.readouterr().err
+
+
 def test_a_verdict_alone_names_no_parties(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,7 @@ from veritrain.cli import (
     calibrate,
     check,
     completion,
+    diff,
     dispute,
     doctor,
     export,
@@ -45,11 +46,11 @@ READER_GONE = 141  # 128 + SIGPIPE; neither "accepted" nor "rejected"
 
 _HASH_SEED = "PYTHONHASHSEED"
 _RUN_JOBS = frozenset(
-    "calibrate check train audit export serve dispute referee verify-verdict warmup".split()
+    "calibrate check train audit diff export serve dispute referee verify-verdict warmup".split()
 )
 _SECTIONS = {
     "Before a run": (init, check, calibrate, keygen, key),
-    "Train and audit": (train, audit, show, export),
+    "Train and audit": (train, audit, show, diff, export),
     "Over a network": (serve, dispute, referee, verify_verdict),
     "This program": (doctor, warmup, completion),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -26,14 +27,18 @@ Examples:
   veritrain show runs/a
   veritrain show runs/a --json
   veritrain show runs/a --csv > losses.csv
+  veritrain show runs/a --sources
+  veritrain show runs/a --source job.py > job.py
 
 To find out whether it is true: veritrain audit runs/a --job job.py""",
 )
 @click.argument("run", type=params.Run())
 @click.option("--csv", "as_csv", is_flag=True, help="Print step and loss as CSV, nothing else.")
+@click.option("--sources", is_flag=True, help="List the job's source files instead.")
+@click.option("--source", metavar="NAME", help="Print this source file instead, if RUN carries it.")
 @access.options
 @output.json_option
-def command(run: str, as_csv: bool, as_json: bool) -> int:
+def command(run: str, as_csv: bool, sources: bool, source: str | None, as_json: bool) -> int:
     """Show what RUN, a folder, HTTP address or fsspec URL, says: job, key, losses, checkpoints, digest.
 
     It executes nothing, needs no job file, and judges nothing.
@@ -42,13 +47,58 @@ def command(run: str, as_csv: bool, as_json: bool) -> int:
 
     if as_csv and as_json:
         raise UsageError("--csv and --json: give one of them")
+    if as_csv + sources + (source is not None) > 1:
+        raise UsageError("--csv, --sources and --source: give one of them")
     transcript = Transcript.open(run)
     if as_csv:
         output.emit({}, _csv(transcript), as_json=False)
         return 0
+    if source is not None:
+        return _show_source(transcript, source, as_json=as_json)
+    if sources:
+        return _list_sources(transcript, as_json=as_json)
     size = transcript.total_bytes()
     output.emit(_data(transcript, size), _lines(transcript, size), as_json=as_json)
     return 0
+
+
+def _list_sources(transcript: Transcript, *, as_json: bool) -> int:
+    """Names and digests of the header, and the sizes of the files where the run carries them."""
+    carried = transcript.sources()
+    claimed = transcript.header.job.get("sources")
+    files = [
+        {"name": name, "digest": digest, "bytes": len(carried[name]) if carried else None}
+        for name, digest in (claimed.items() if isinstance(claimed, dict) else ())
+    ]
+    rows = [
+        (str(file["name"]), "-" if carried is None else str(file["bytes"]), _short(file["digest"]))
+        for file in files
+    ]
+    how = "print one by --source NAME" if carried else "the run does not carry the files themselves"
+    lines = [*output.table(("name", "bytes", "digest"), rows), "", how]
+    output.emit({"carried": carried is not None, "sources": files}, lines, as_json=as_json)
+    return 0
+
+
+def _show_source(transcript: Transcript, name: str, *, as_json: bool) -> int:
+    """One file: as it is where stdout is a file or a pipe, escaped where it is a terminal."""
+    carried = transcript.sources()
+    if carried is None:
+        raise UsageError(f"{transcript.location} does not carry its source files")
+    if name not in carried:
+        names = ", ".join(map(output.escape, list(carried)[:_SHOWN_STEPS]))
+        raise UsageError(f"--source: {name!r} is not one of them: {names}")
+    data = carried[name]
+    text = data.decode(errors="replace")
+    if as_json or sys.stdout.isatty():
+        output.emit({"name": name, "text": text}, _safe_lines(text), as_json=as_json)
+    else:
+        sys.stdout.buffer.write(data)
+    return 0
+
+
+def _safe_lines(text: str) -> list[output.Line]:
+    return [output.escape(line.replace("\t", "    ")) for line in text.splitlines()]
 
 
 def _data(transcript: Transcript, size: int) -> dict[str, object]:
@@ -64,7 +114,9 @@ def _data(transcript: Transcript, size: int) -> dict[str, object]:
         "job": header.job,
         "dataset": {"count": header.dataset_count, "root": header.dataset_root},
         "environment": header.environment,
+        "carried": list(transcript.carried),
         "steps": _last_step(transcript),
+        "job_steps": _job_steps(transcript),
         "losses": _losses(transcript),
         "checkpoints": list(transcript.checkpoint_steps),
         "leftovers": list(transcript.leftovers),
@@ -80,7 +132,8 @@ def _lines(transcript: Transcript, size: int) -> list[output.Line]:
     digest = _digest(transcript)
     config, sources = header.job.get("config"), header.job.get("sources")
     facts = {
-        "run": transcript.location,
+        "location": transcript.location,
+        "run": f"{header.digest.hex()} (of the header: names the run, in verdicts too)",
         "key": fingerprint(header.public_key),
         "public key": header.public_key.hex(),
         "numerics": f"{header.numerics}, version {header.numerics_version}",
@@ -88,10 +141,13 @@ def _lines(transcript: Transcript, size: int) -> list[output.Line]:
         "sources": _pairs(sources),
         "data set": f"{header.dataset_count} records, root {header.dataset_root.hex()}",
         "environment": _pairs(header.environment),
-        "steps": str(_last_step(transcript)),
+        "carries": _carried(transcript),
+        "steps": _progress(transcript),
         "checkpoints": _steps(transcript.checkpoint_steps),
         "size": f"{size:,} bytes",
-        "digest": digest.hex() if digest else "none: nothing is committed yet",
+        "digest": f"{digest.hex()} (of all steps up to the last commit)"
+        if digest
+        else "none: nothing is committed yet",
     }
     if transcript.leftovers:
         facts["leftovers"] = f"{len(transcript.leftovers)} files of an interrupted commit"
@@ -114,6 +170,24 @@ def _csv(transcript: Transcript) -> list[output.Line]:
 
 def _last_step(transcript: Transcript) -> int:
     return max(0, len(transcript.leaves) - 1)
+
+
+def _job_steps(transcript: Transcript) -> int | None:
+    """How many steps the job has, if the header says so."""
+    config = transcript.header.job.get("config")
+    steps = config.get("steps") if isinstance(config, dict) else None
+    return steps if type(steps) is int else None
+
+
+def _progress(transcript: Transcript) -> str:
+    done, wanted = _last_step(transcript), _job_steps(transcript)
+    return str(done) if wanted is None or wanted == done else f"{done} of {wanted}: unfinished"
+
+
+def _carried(transcript: Transcript) -> str:
+    names = {"sources": "source files", "records": "digests of records"}
+    found = [names[path] for path in transcript.carried]
+    return " and ".join(found) or "neither source files nor digests of records"
 
 
 def _digest(transcript: Transcript) -> bytes | None:

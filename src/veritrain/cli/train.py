@@ -52,21 +52,36 @@ same digest as without the interruption.""",
     type=click.Path(path_type=Path, dir_okay=False),
     help="PEM file of the key that signs; default $VERITRAIN_KEY or ~/.config/veritrain/.",
 )
+@click.option(
+    "--secret",
+    is_flag=True,
+    help="Let RUN carry neither the job's source files nor the digests of single records.",
+)
 @output.json_option
 def command(
-    job: Path, out: str, resume: bool, workers: int, device: str, key: Path | None, as_json: bool
+    job: Path,
+    out: str,
+    resume: bool,
+    workers: int,
+    device: str,
+    key: Path | None,
+    secret: bool,
+    as_json: bool,
 ) -> int:
     """Train JOB with every step committed to, signed and checkable.
 
     JOB is an ordinary Python file with `def job() -> veritrain.Job`. The run's final digest stands
     for every step of it.
+
+    RUN carries the job's source files, for everyone who has it to read, and a digest of each record, so that
+    a rejection can say what differs. With --secret it does not.
     """
     from veritrain.job import load_job
     from veritrain.step import find_device
     from veritrain.training.recorder import Recorder, TerminatedError
     from veritrain.transcript import TranscriptWriter
 
-    how = partial(_how_to_go_on, job, out, key, workers, device)
+    how = partial(_how_to_go_on, job, out, key, workers, device, secret)
     first: tuple[int, float] | None = None
     last: tuple[int, float] | None = None
     with output.only_results_on_stdout(), output.progress():
@@ -75,7 +90,13 @@ def command(
         TranscriptWriter.examine(out, signer, resume=resume)  # before the job reads its data
         loaded = load_job(job)
         recorder = Recorder(
-            loaded, out, signer=signer, resume=resume, workers=workers, device=device
+            loaded,
+            out,
+            signer=signer,
+            resume=resume,
+            workers=workers,
+            device=device,
+            secret=secret,
         )
         try:
             with recorder as run:
@@ -112,11 +133,14 @@ def command(
     return 0
 
 
-def _how_to_go_on(job: Path, out: str, key: Path | None, workers: int, device: str) -> str:
+def _how_to_go_on(
+    job: Path, out: str, key: Path | None, workers: int, device: str, secret: bool
+) -> str:
     words = ["veritrain", "train", str(job), "--out", out, "--resume"]
     words += ["--key", str(key)] if key is not None else []
     words += ["--workers", str(workers)] if workers else []
     words += ["--device", device] if device != "cpu" else []
+    words += ["--secret"] if secret else []
     return f"{_recorded(out)}; go on with: {shlex.join(words)}"
 
 

@@ -47,7 +47,7 @@ Exit status: 0 the verdict is right, whatever it says; 1 it is false;
 @click.option(
     "--run",
     metavar="RUN_OR_HEX",
-    help="The run that you mean: its digest (64 hexadecimal digits), or where it is.",
+    help="The run that you mean: what `show` prints as `run` (64 hexadecimal digits), or where it is.",
 )
 @click.option(
     "--equivocation",
@@ -116,6 +116,7 @@ def _checked(
     evidence = bundle.evidence
     if trusted and not is_trusted(evidence.referee, trusted):
         raise VerificationError("the bundle is of a referee that is not trusted")
+    _require_no_root(run, contest_of(evidence).head.root)
     contest = contest_of(evidence, run)
     verdict, problems = _replayed(data, bundle, job)
     signer = fingerprint(evidence.referee)
@@ -166,6 +167,7 @@ def _signed(data: bytes, trusted: list[bytes | str], run: Digest | None) -> _Fou
             verdict = unseal(data, key)
         except VerificationError:
             continue
+        _require_no_root(run, verdict.root)
         if run is not None:
             check_equal("run", run, verdict.run)
         problem = "the signature is right; the evidence is not here, so nothing else is known"
@@ -184,6 +186,17 @@ def _emit(found: _Found, *, as_json: bool) -> None:
         lines.append((f"NOT VERIFIED: {output.one_line(found.problem)}", "bold yellow"))
     data = {**verdicts.data(found.verdict), **people, **known}
     output.emit(data, lines, as_json=as_json)
+
+
+def _require_no_root(run: Digest | None, root: Digest) -> None:
+    """Tell the digest of all steps from the one that names a run. The verdict's own claim of which run has
+    that root is not taken for an answer."""
+    if run == root:
+        raise UsageError(
+            "--run: this is the digest of all steps of a run, which train, audit and show print as "
+            "`digest`; expected the digest of its header, which `veritrain show RUN` prints as `run`, "
+            "or where the run is"
+        )
 
 
 def _digest(run: str) -> Digest:
