@@ -159,3 +159,25 @@ def test_a_pack_that_is_swapped_after_it_was_checked_does_no_harm(server, conten
     assert report.verdict is vt.Verdict.ACCEPTED
     paths = [request.path for request in server.requests]
     assert len(paths) == len(set(paths))
+
+
+def test_what_a_run_carries_is_fetched_where_it_explains_something(service, home, tmp_path):
+    """A sample of an honest run needs the sources alone; a difference of records, their digests."""
+    text = (home / "job.py").read_text()
+    (tmp_path / "job.py").write_text(text)
+    job = vt.load_job(tmp_path / "job.py")
+    paths, _ = fetched(service, lambda: vt.audit(service.url, job, steps=(1, 2)))
+    assert "/sources" in paths
+    assert "/records" not in paths
+    dataset = [*job.dataset]
+    dataset[7] = (dataset[7][0] + 1, dataset[7][1])
+    other = vt.Job(**{**vars(job), "dataset": dataset})
+    paths, report = fetched(service, lambda: vt.audit(service.url, other, steps=(1, 2)))
+    assert paths.count("/records") == 1
+    assert report.verdict_line() == (
+        "REJECTED: record 7 differs: of the same form, (tensor float32 [4], tensor int64 []), with "
+        "other values"
+    )
+    (tmp_path / "job.py").write_text(text.replace("lr=0.05", "lr=0.5"))
+    report = vt.audit(service.url, vt.load_job(tmp_path / "job.py"))
+    assert report.verdict_line().startswith("REJECTED: 'job.py' differs in line ")

@@ -13,7 +13,7 @@ import blake3
 import cbor2
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from run_builder import Files, make_run, state_at
+from run_builder import Files, make_carrying_run, make_run, state_at
 
 SIZES = {"bool": 1, "bfloat16": 2, "float32": 4, "int64": 8}
 
@@ -57,6 +57,29 @@ def read_pack(data: bytes) -> dict[bytes, bytes]:
     return contents
 
 
+def read_carried(run: Files, header: dict[str, Any], key: Ed25519PublicKey) -> int:
+    """Check the optional files; return how many there are."""
+    if "sources" in run:
+        found = record(run["sources"], "sources")["files"]
+        claimed = header["job"]["sources"]
+        assert {name: digest("source", data) for name, data in found.items()} == claimed
+    if "records" in run:
+        records = record(run["records"], "records")
+        assert records["run"] == digest("header", run["header"])
+        digests = [records["digests"][i : i + 32] for i in range(0, len(records["digests"]), 32)]
+        assert len(digests) == header["dataset_count"]
+        assert tree(digests) == header["dataset_root"]
+        numbers = np.frombuffer(records["form_numbers"], "<u2")
+        assert len(numbers) == len(digests)
+        assert all(number < len(records["forms"]) for number in numbers)
+        signature = records.pop("signature")
+        unsigned = cbor2.dumps(records, canonical=True)
+        key.verify(
+            signature, b"veritrain v1 signature\0" + digest("signature of records", unsigned)
+        )
+    return len({"sources", "records"} & run.keys())
+
+
 def read_run(run: Files) -> dict[int, dict[str, bytes]]:
     """Check everything of section 6; return the contents of every tensor of every checkpoint."""
     header = record(run["header"], "header")
@@ -69,7 +92,7 @@ def read_run(run: Files) -> dict[int, dict[str, bytes]]:
     previous_head = None
     previous_leaf = digest("header", run["header"])
     steps = sorted(int(path[11:]) for path in run if path.startswith("signatures/"))
-    assert len(run) == 1 + 4 * len(steps)
+    assert len(run) == 1 + 4 * len(steps) + read_carried(run, header, key)
     for step in steps:
         name = f"{step:012d}"
         signed = record(run[f"signatures/{name}"], "signed head")
@@ -124,3 +147,8 @@ def test_a_reader_written_from_the_specification_agrees() -> None:
                 assert bits.tobytes() == plain.numpy().tobytes()
             else:
                 assert state[name] == plain.numpy().tobytes()
+
+
+def test_what_a_run_carries_is_read_from_the_specification_too() -> None:
+    assert sorted(read_run(make_carrying_run())) == [0, 2, 3]
+    assert {"sources", "records"} <= make_carrying_run().keys()
