@@ -153,11 +153,11 @@ class Counting(jobs.Net):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls = 0
+        self.calls = [torch.zeros(())]  # a plain attribute would be refused at the first step
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        return super().forward(x) * (1 + self.calls / 64)
+        self.calls[0] = self.calls[0] + 1
+        return super().forward(x) * (1 + self.calls[0] / 64)
 
 
 @pytest.mark.parametrize("steps", [None, (5, 6), (1, 10)])
@@ -165,7 +165,9 @@ def test_hidden_state_is_rejected_however_the_audit_is_cut(
     steps: tuple[int, int] | None, tmp_path: Path
 ) -> None:
     job = jobs.make(model=Counting)
-    record(job, tmp_path / "run")
+    with pytest.raises(vt.JobError, match="differs in"):
+        record(job, tmp_path / "refused")
+    vt.train(job, tmp_path / "run", signer=KEY, rehearse=False)
     report = vt.audit(tmp_path / "run", job, steps=steps)
     assert failed(report) == "replay"
     assert report.findings[0].step == 5

@@ -44,7 +44,7 @@ from veritrain.transcript import state_entries
 _RECORDS = 16
 _STEPS = 2  # the second one starts from a state that a step has made
 _LARGE_STATE = 1 << 26  # bytes
-_ORDERS = (3, ~3, 7, ~7, 11, ~11)  # of hashes; with ~n a small set has the order of n reversed
+_ORDERS = (1, -1, 2, -2, 3, -3, 4, -4)  # of hashes; under -n a small set has the order of n reversed
 
 
 def rehearse(batches: Batches, device: str = "cpu") -> State:
@@ -161,11 +161,15 @@ def require_ordered(program: Program) -> None:
 @contextmanager
 def hashes(order: int) -> Generator[None]:
     """Within it, tensors and modules have other hashes, so that sets of them have another order."""
-    mask, odd = (1 << 60) - 1, 2 * abs(order) * 0x9E3779B97F4A7C15 + 1
+    mask = (1 << 60) - 1
+    start = abs(order) * 0x9E3779B97F4A7C15
 
     def mixed(self: object) -> int:
-        value = ((id(self) >> 4) * odd) & mask
-        value ^= value >> 29
+        # splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014)
+        value = (id(self) + start) % (1 << 64)
+        value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % (1 << 64)
+        value = (value ^ value >> 27) * 0x94D049BB133111EB % (1 << 64)
+        value = (value ^ value >> 31) & mask
         return value if order >= 0 else value ^ mask
 
     original = torch.Tensor.__hash__
