@@ -58,7 +58,7 @@ def _part_of_step(error: NumericsError) -> str | None:
     return f"in the step of {type(optimisers[0]).__name__}" if optimisers else None
 
 
-def _owner(frame: FrameType) -> object:
+def _owner(frame: FrameType) -> Any:
     """The object whose method the frame runs."""
     code = frame.f_code
     return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None

@@ -43,7 +43,7 @@ def command(run: str, job: Path, data: bool, as_json: bool) -> int:
     from veritrain.transcript import Transcript
     from veritrain.verify.compare import compare
 
-    with output.only_results_on_stdout(), output.progress("comparing"):
+    with output.only_results_on_stdout(), output.progress():
         transcript = Transcript.open(run)
         found = compare(transcript, load_job(job), data=data)
     output.emit(_data(found), _lines(found, transcript), as_json=as_json)
