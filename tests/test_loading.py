@@ -223,6 +223,17 @@ def test_installed_code_imports_for_the_job(tmp_path: Path) -> None:
     assert rate_of(job) == 0.25
 
 
+def test_a_thread_imports_for_the_job(tmp_path: Path) -> None:
+    """None of its calls is of the job's own code."""
+    (tmp_path / "plugin.py").write_text(GOOD)
+    loss = (
+        "from concurrent.futures import ThreadPoolExecutor as P; "
+        "rate = P(1).submit(importlib.import_module, 'plugin').result().RATE"
+    )
+    with pytest.raises(vt.JobError, match="imports plugin"):
+        rate_of(vt.load_job(write(tmp_path, top=f"sys.path.append({str(tmp_path)!r})", loss=loss)))
+
+
 def test_a_module_that_nobody_names_is_not_found_by_installed_code(
     tmp_path: Path, monkeypatch
 ) -> None:

@@ -9,6 +9,7 @@ program around the jobs are left as they are.
 
 from __future__ import annotations
 
+import builtins
 import ctypes
 import importlib
 import sys
@@ -48,22 +49,24 @@ def install() -> None:
 def calling_job() -> JobModules | None:
     """The job whose code is being run, further out in the stack of calls."""
     frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    pythons: object = builtins.__dict__
     while frame is not None:
-        owner = _owner(frame.f_builtins)
-        if owner is not None:
-            return owner
+        if frame.f_builtins is not pythons:
+            owner = _owner(frame.f_builtins)
+            if owner is not None:
+                return owner
         frame = frame.f_back
     return None
 
 
-def _owner(builtins: dict[str, Any]) -> JobModules | None:
-    owner = getattr(builtins.get("__import__"), "__self__", None)
+def _owner(names: dict[str, Any]) -> JobModules | None:
+    owner = getattr(names.get("__import__"), "__self__", None)
     return owner if isinstance(owner, JobModules) else None
 
 
 def _served_job() -> JobModules | None:
     """The job that something is loaded for: the one whose code is being run, or the active one
-    where Veritrain calls an installed part of it."""
+    where nothing but installed code runs, of Veritrain or in a thread of its own."""
     owner = calling_job()
     if owner is not None or active() is None:
         return owner
@@ -71,11 +74,12 @@ def _served_job() -> JobModules | None:
     while frame is not None:
         name = frame.f_code.co_filename
         if name.startswith(_PACKAGE) and name != __file__:
-            return active()
-        if not name.startswith("<") and not is_installed(name):
+            break
+        is_typed = name.startswith("<") and frame.f_globals.get("__name__") == "__main__"
+        if is_typed or not (name.startswith("<") or is_installed(name)):
             return None  # the program around the jobs
         frame = frame.f_back
-    return None
+    return active()
 
 
 class _Finder(MetaPathFinder):
@@ -109,8 +113,8 @@ def _import_module(name: str, package: str | None = None) -> ModuleType:
     owner = _served_job()
     if owner is None or (name.startswith(".") and not package):
         return _python_import_module(name, package)
-    with owner.first(resolve_name(name, package)):
-        return _python_import_module(name, package)
+    full = resolve_name(name, package)
+    return owner.importing(lambda: _python_import_module(full), full)
 
 
 def _file_loader() -> type[Any]:

@@ -9,9 +9,9 @@ everything else is refused. Bytecode and compiled modules beside the sources are
 from __future__ import annotations
 
 import builtins
-import contextlib
+import functools
 import sys
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import module_from_spec, resolve_name, spec_from_file_location
@@ -120,20 +120,21 @@ class JobModules:
         if sys.modules.get(module.__name__) is module:
             self._modules[module.__name__] = module
 
-    @contextlib.contextmanager
-    def first(self, name: str, parts: Sequence[str] = ()) -> Generator[None]:
-        """While this module and these parts of it are imported, those of the job come first."""
+    def importing(
+        self, load: Callable[[], ModuleType], name: str, parts: Sequence[str] = ()
+    ) -> ModuleType:
+        """What `load` returns, which imports this module and these parts of it: those of the job
+        come before those of other jobs and of the program around them."""
         self.activate()
-        above = [name]
-        while "." in above[-1]:
-            above.append(above[-1].rpartition(".")[0])
         taken: dict[str, ModuleType] = {}
-        for each in (*reversed(above), *(f"{name}.{part}" for part in parts)):
+        for each in (*_path_to(name), *(f"{name}.{part}" for part in parts)):
             module = sys.modules.get(each)
             if module is not None and self._known.get(each) is not module:
                 taken |= self._made_way(each, module)
+        if not taken:
+            return load()
         try:
-            yield
+            return load()
         except BaseException:
             for each, module in taken.items():
                 sys.modules.setdefault(each, module)
@@ -217,8 +218,10 @@ class JobModules:
                 "(modules beside the job file are found by their names)"
             )
         full = resolve_name("." * level + name, package) if level and package else name
-        with self.first(full, fromlist or ()):
-            return builtins.__import__(name, globals, locals, fromlist or (), level)
+        parts = fromlist or ()
+        return self.importing(
+            lambda: builtins.__import__(name, globals, locals, parts, level), full, parts
+        )
 
     def _made_way(self, name: str, module: ModuleType) -> dict[str, ModuleType]:
         """A module of somebody else gives way to the one of its name that the job is to have."""
@@ -292,6 +295,13 @@ class _FolderLoader(Loader):
 def active() -> JobModules | None:
     """Whose modules are where Python looks for them."""
     return _active
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _path_to(name: str) -> tuple[str, ...]:
+    """The packages that a module lies in, outermost first, and the module."""
+    parts = name.split(".")
+    return tuple(".".join(parts[: i + 1]) for i in range(len(parts)))
 
 
 def _is_foreign(module: ModuleType) -> bool:
