@@ -176,3 +176,15 @@ def test_wandb_keeps_what_was_logged(tmp_path, monkeypatch):
     assert wandb.run is None
     (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     assert file.stat().st_size > 0
+
+
+def test_a_training_calls_its_writer_after_each_step(tmp_path):
+    from tests import jobs
+    from veritrain import train
+    from veritrain.transcript import Signer, Transcript
+
+    writer = CsvWriter(tmp_path / "losses.csv")
+    train(jobs.make(), tmp_path / "run", signer=Signer.generate(), callbacks=[writer])
+    writer.close()
+    losses = [leaf.loss for leaf in Transcript.open(tmp_path / "run").leaves[1:]]
+    assert [float(line[1]) for line in lines_of(tmp_path / "losses.csv")[1:]] == losses

@@ -157,5 +157,5 @@ def test_a_source_that_is_a_pipe_is_refused_at_once(tmp_path, pipe):
 
     job = tmp_path / "job.py"
     job.write_text(JOB.replace("seed=1", "seed=1, sources=['pipe']"))
-    with pytest.raises(JobError, match="pipe: expected a plain file, got a pipe"):
+    with pytest.raises(JobError, match="pipe: expected a file, got something else"):
         commitment(load_job(job))

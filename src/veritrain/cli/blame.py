@@ -48,7 +48,7 @@ def _part_of_step(error: NumericsError) -> str | None:
     torch: Any = sys.modules.get("torch")
     if torch is None:
         return None
-    owners = [owner for frame in frames if (owner := _owner(frame)) is not None]
+    owners: list[Any] = [owner for frame in frames if (owner := _owner(frame)) is not None]
     modules = [owner for owner in owners if isinstance(owner, torch.nn.Module)]
     if modules:
         paths = {id(module): path for path, module in modules[0].named_modules()}
