@@ -498,6 +498,15 @@ def test_estimated_bytes_are_those_of_a_run(changes: dict[str, Any], tmp_path: P
     assert disk.log * job.steps == pytest.approx(sum(logs), rel=0.1)
 
 
+def test_a_report_prints_as_the_command_does() -> None:
+    lines = str(vt.check(make(lambda x: x, lambda x: x.tanh()))).splitlines()
+    assert lines[0] == "numerics   exact: the same bits on every machine"
+    assert lines[-1] == "OK: nothing would be refused"
+    lines = str(vt.check(make(lambda x: x, torch.special.bessel_j0))).splitlines()
+    assert lines[0] == "1 operator would be refused"
+    assert lines[-1].startswith("REFUSED: 1 operator")
+
+
 def test_costs_and_times(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count()
     for module in (

@@ -12,14 +12,15 @@ import os
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import Any, TextIO, TypeAlias, cast
+from typing import Any, TextIO, cast
 
 import click
 
 from veritrain.progress import Compiling, Event, Lines, Narrator, Stage, told_to
-from veritrain.text import escape, one_line
-
-Line: TypeAlias = "str | tuple[str, str]"  # text, or text with a rich style
+from veritrain.text import Line as Line
+from veritrain.text import escape as escape
+from veritrain.text import one_line as one_line
+from veritrain.text import table as table
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
@@ -64,17 +65,6 @@ def fail(message: str, kind: str, code: int, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"error": {"kind": kind, "message": text}, "exit_code": code}, indent=2))
     return code
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Line]:
-    """Columns as wide as what is in them; the last one is free."""
-    escaped = [[escape(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*escaped, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in escaped
-    ]
-    return [(lines[0], "dim"), *lines[1:]]
 
 
 def diff_style(line: str) -> str:

@@ -10,6 +10,8 @@ from typing import NoReturn
 
 from veritrain.encoding import Value
 from veritrain.errors import JobError, NumericsError, UnsupportedOperatorError
+from veritrain.text import plain
+from veritrain.training.check_lines import check_lines
 from veritrain.transcript.sizes import DiskUse
 
 
@@ -110,6 +112,10 @@ class CheckReport:
     records_checked: int
     records: int
     estimates: Estimates | None
+
+    def __str__(self) -> str:
+        """As `veritrain check` prints it."""
+        return plain(check_lines(self, lambda problem: problem.message))
 
     def __bool__(self) -> NoReturn:
         raise TypeError("a report has no truth value; use .is_ok or .require_ok()")
