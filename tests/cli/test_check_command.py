@@ -9,6 +9,7 @@ import pytest
 
 import veritrain as vt
 from veritrain.cli import check
+from veritrain.training import check_lines
 
 REFUSED = """
 def model():
@@ -120,7 +121,7 @@ def test_the_shape_of_the_json(call_json, job):
         "disk", "operators", "places",
     }  # fmt: skip
     assert set(data["estimates"]["disk"]) == {
-        "header", "leaf", "log", "first_checkpoint", "checkpoint", "checkpoints", "total",
+        "header", "carried", "leaf", "log", "first_checkpoint", "checkpoint", "checkpoints", "total",
     }  # fmt: skip
     assert set(data["estimates"]["places"][0]) == {"name", "calls", "seconds"}
 
@@ -148,11 +149,11 @@ def test_the_default_number_of_records_is_that_of_the_function():
     ],
 )
 def test_durations(seconds, text):
-    assert check._duration(seconds) == text
+    assert check_lines._duration(seconds) == text
 
 
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (2.5e9, "2.5 GB")]
 )
 def test_sizes(count, text):
-    assert check._size(count) == text
+    assert check_lines._size(count) == text

@@ -99,7 +99,7 @@ def _estimate_facts(report: CheckReport, estimates: Estimates) -> dict[str, str]
         f"the data set; the state has {_size(estimates.state_bytes)}",
         "disk": f"{_size(disk.total)}: {disk.checkpoints} checkpoints, the first of "
         f"{_size(disk.first_checkpoint)}, the others of {_size(disk.checkpoint)}, "
-        f"and {disk.leaf} bytes for each step"
+        f"{disk.leaf} bytes for each step, {_size(disk.carried)} of source files and digests of records"
         + (f", with a rounding log of {_size(disk.log)}" if disk.log else ""),
     }
 

@@ -171,8 +171,8 @@ def _replaced(
     form: Callable[[int], str],
     first: int,
 ) -> str:
-    known = Counter(theirs)
-    unknown = sum((Counter(own) - known).values())
+    more = Counter(own) - Counter(theirs)
+    unknown = sum(more.values())
     if len(own) != len(theirs):
         return (
             f"your data set has {len(own)} records and the run's {len(theirs)}; {unknown} of yours are "
@@ -181,11 +181,12 @@ def _replaced(
     count = sum(a != b for a, b in zip(own, theirs, strict=True))
     how = _how(form(first), claimed.form(first))
     if count > 2 * unknown:
-        place = next(i for i, value in enumerate(own) if value not in known)
-        how = _how(form(place), claimed.form(place))
+        place = next(i for i, value in enumerate(own) if value in more)
+        shape = form(place)
+        alone = "" if shape in claimed.forms else ", a form that no record of the run has"
         return (
             f"{unknown} of your {len(own)} records are not among the run's, the first is record {place}, "
-            f"{how}; the others are in another order: {ORDER_HINT}"
+            f"{_plain(shape)}{alone}; the others are in another order: {ORDER_HINT}"
         )
     if count == 1:
         return f"record {first} differs: {how}"
