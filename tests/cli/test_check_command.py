@@ -9,6 +9,7 @@ import pytest
 
 import veritrain as vt
 from veritrain.cli import check
+from veritrain.progress import duration
 from veritrain.training import check_lines
 
 REFUSED = """
@@ -149,7 +150,7 @@ def test_the_default_number_of_records_is_that_of_the_function():
     ],
 )
 def test_durations(seconds, text):
-    assert check_lines._duration(seconds) == text
+    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(

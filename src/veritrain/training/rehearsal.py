@@ -44,7 +44,16 @@ from veritrain.transcript import state_entries
 _RECORDS = 16
 _STEPS = 2  # the second one starts from a state that a step has made
 _LARGE_STATE = 1 << 26  # bytes
-_ORDERS = (1, -1, 2, -2, 3, -3, 4, -4)  # of hashes; under -n a small set has the order of n reversed
+_ORDERS = (
+    1,
+    -1,
+    2,
+    -2,
+    3,
+    -3,
+    4,
+    -4,
+)  # of hashes; under -n a small set has the order of n reversed
 
 
 def rehearse(batches: Batches, device: str = "cpu") -> State:
