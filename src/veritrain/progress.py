@@ -1,8 +1,8 @@
 """What long work tells those who wait for it: events, and the lines that describe them.
 
-Work calls `tell`; who wants to know listens within `told_to`. Nothing is computed for them, and without a listener `tell` costs a look at an empty list. `Lines` says which events
-are worth a line, at a pace that never floods a log: the first step, then after 10 s, 20 s, 40 s, and
-every 5 minutes at last.
+Work calls `tell`; who wants to know listens within `told_to`. Nothing is computed for them, and without
+a listener `tell` costs a look at an empty list. `Lines` says which events are worth a line, at a pace
+that never floods a log: the first step, then after 10 s, 20 s, 40 s, and every 5 minutes at last.
 """
 
 from __future__ import annotations
@@ -185,7 +185,8 @@ class Lines:
             self._write(text)
 
     def _is_due(self, event: Event) -> bool:
-        if isinstance(event, Stage):
+        if isinstance(event, Stage) and event.doing not in self._due:
+            self._due[event.doing] = self._clock() + FIRST_PAUSE, FIRST_PAUSE
             return True
         if isinstance(event, Compiling):
             if event.kernel is None:

@@ -8,10 +8,8 @@ its files are what ran. Installed packages are covered by their versions in the 
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import inspect
 import os
-import platform
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -120,9 +118,8 @@ def environment(program: Program, dataset: object) -> dict[str, str]:
     """Versions of what computes the run: Python, the numeric libraries, and the packages that
     job imports or that define its functions and the classes of its modules, data set, optimiser
     and scheduler. A package without a version is recorded by the digest of its files."""
-    record = {"python": platform.python_version()}
-    for name in ("torch", "numpy", "numba", "veritrain"):
-        record[name] = importlib.metadata.version(name)
+    names = ("python", "torch", "numpy", "numba", "veritrain")
+    record = {name: installed.version(name) for name in names}
     job = program.job
     objects = [*program.model.modules(), dataset, program.optimizer, program.scheduler]
     parts = [type(part) for part in objects] + [job.model, job.loss, job.optimizer, job.collate]

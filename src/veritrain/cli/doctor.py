@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import stat
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from veritrain.selftest import Answer
 
 UNWELL = 1
-_PACKAGES = ("veritrain", "torch", "numpy", "numba")
+_PACKAGES = ("python", "veritrain", "torch", "numpy", "numba")
 _INSTRUCTIONS = (
     "avx2",
     "fma",
@@ -113,6 +112,7 @@ def _facts() -> dict[str, str]:
     import torch
 
     from veritrain import kernels
+    from veritrain.loading.installed import version
     from veritrain.numerics import engines
     from veritrain.transcript.signing import default_key_path
 
@@ -123,8 +123,7 @@ def _facts() -> dict[str, str]:
     key = default_key_path()
     bytes_engine = "yes" if engines.bytes_are_exact() else "no, by float64"
     return {
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        **{name: version(name) for name in _PACKAGES},
         "processor": f"{_processor()} ({platform.machine()})",
         "instructions": " ".join(_instructions()) or "unknown",
         "PyTorch uses": torch.backends.cpu.get_cpu_capability(),

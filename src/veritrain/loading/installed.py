@@ -10,11 +10,13 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import site
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import veritrain
 from veritrain.encoding import Value, digest_value
 
 
@@ -54,6 +56,17 @@ def _is_within(spelled: str) -> bool:
     return os.path.join(os.path.realpath(folder), name).startswith(_FOLDERS)
 
 
+def version(name: str) -> str:
+    """The version of Python, of Veritrain as it runs, or of an installed distribution.
+
+    Raises:
+        importlib.metadata.PackageNotFoundError: there is none of that name.
+    """
+    if name == "python":
+        return platform.python_version()
+    return veritrain.__version__ if name == "veritrain" else importlib.metadata.version(name)
+
+
 def versions(names: Iterable[str]) -> dict[str, str]:
     """The distributions that the given top-level modules are of, with their versions.
 
@@ -64,7 +77,7 @@ def versions(names: Iterable[str]) -> dict[str, str]:
     owners = importlib.metadata.packages_distributions()
     for name in sorted(set(names)):
         for owner in owners.get(name, ()):
-            record[owner] = importlib.metadata.version(owner)
+            record[owner] = version(owner)
         if name not in owners:
             files = _files(name)
             if files:

@@ -26,6 +26,7 @@ from veritrain.data import Batches
 from veritrain.errors import JobError
 from veritrain.fresh import Fresh
 from veritrain.job import users_code
+from veritrain.progress import Stage, tell
 from veritrain.state import StateForm, capture
 from veritrain.step import Program
 from veritrain.training.hidden import Memory
@@ -71,6 +72,7 @@ def rehearse(batches: Batches, device: str = "cpu") -> State:
             come from.
         NumericsError: as `run_step`, in one of the first steps.
     """
+    tell(Stage(doing="rehearsing: the first steps twice, as an audit will repeat them"))
     require_same_records(batches, _RECORDS)
     with hashes(_ORDERS[0]):
         program = Program.build(batches.job, batches.profile, device)
