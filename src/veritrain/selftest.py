@@ -5,6 +5,7 @@ definitions computed. They show a broken installation, not a hostile one: whoeve
 can change the answers.
 """
 
+# pyright: reportUnknownLambdaType=false
 from __future__ import annotations
 
 import json
