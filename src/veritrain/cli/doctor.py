@@ -57,6 +57,7 @@ class Examination:
 
 @click.command(
     "doctor",
+    short_help="Test this installation, and say what would be slow.",
     epilog="""\b
 Examples:
   veritrain doctor

@@ -15,6 +15,7 @@ from veritrain.progress import Count, duration, tell
 
 @click.command(
     "warmup",
+    short_help="Compile the kernels of a job ahead of time.",
     epilog="""\b
 Examples:
   veritrain warmup
