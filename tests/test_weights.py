@@ -396,3 +396,11 @@ def test_other_models_are_refused_by_name(trained, tmp_path):
     Path(tmp_path / "file").touch()
     with pytest.raises(vt.UsageError, match="expected a folder to make"):
         export(run, tmp_path / "file", format="hf", job=make_job(), force=True)
+
+
+def test_a_state_larger_than_the_machine_is_refused_before_it_is_read(trained, monkeypatch):
+    """A sparse file of some kilobytes can hold gigabytes of zeros."""
+    monkeypatch.setattr("veritrain.weights.os.sysconf", lambda name: 1)
+    monkeypatch.setattr(Transcript, "_open_pack", lambda *_: pytest.fail("a pack is read"))
+    with pytest.raises(vt.UsageError, match="stored tensors take .* bytes of memory, .* has 1"):
+        vt.load_state(trained[0])

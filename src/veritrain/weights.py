@@ -8,7 +8,7 @@ the job was followed to get there is for `veritrain.audit` to say. Of the run no
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -107,7 +107,26 @@ def read(
     """Those tensors of a stored state whose names begin with `prefix`; see `load_state`."""
     transcript = _verified(run, trusted_key)
     found = _stored_step(transcript, step)
-    return _stored(transcript, found, transcript.load_state(found, prefix=prefix))
+
+    def room(entries: tuple[TensorEntry, ...]) -> None:
+        _require_room(entries, prefix)
+
+    return _stored(transcript, found, transcript.load_state(found, check=room, prefix=prefix))
+
+
+def _require_room(entries: Iterable[TensorEntry], prefix: str) -> None:
+    """Check, before memory is taken, that the tensors fit into this machine: gigabytes of zeros take no
+    room in a sparse file.
+
+    Raises:
+        UsageError: they do not.
+    """
+    needed = sum(entry.num_bytes for entry in entries if entry.name.startswith(prefix))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise UsageError(
+            f"the stored tensors take {needed:,} bytes of memory, and this machine has {memory:,}"
+        )
 
 
 def build(
