@@ -73,7 +73,7 @@ def faults(file: Path) -> list[str]:
     """Imports of `file` that point the wrong way."""
     room, found = room_of(file), []
     for name, line in imports(file):
-        target = name.split(".")[1]
+        target = name.partition(".")[2].partition(".")[0]  # "" for the package itself
         if target not in LEVEL or target == room:  # a name of the package itself, or the same room
             continue
         wrong = LEVEL[target] > LEVEL[room] or frozenset({room, target}) in APART
