@@ -189,7 +189,8 @@ def test_resume_tells_settings_of_another_type_or_sign(
     tmp_path: Path, setting: str, value: float
 ) -> None:
     job = {"config": {"seed": 7, "rate": 0.0}, "sources": {"job.py": bytes(32)}}
-    TranscriptWriter.create(tmp_path, replace(make_header(), job=job), SIGNER).close()
+    with TranscriptWriter.create(tmp_path, replace(make_header(), job=job), SIGNER) as writer:
+        continue_run(writer, 2)
     given = {**job, "config": {**job["config"], setting: value}}
     expected = f"cannot resume: job .*: config: {setting}: expected {job['config'][setting]}, got"
     with pytest.raises(UsageError, match=f"{expected} {value}"):

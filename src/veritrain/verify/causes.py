@@ -95,6 +95,8 @@ def dataset_cause(
             f"the digests of its records. {ORDER_HINT[0].upper()}{ORDER_HINT[1:]}; {DATA_HINT}"
         )
     theirs = claimed.all_digests()
+    if list(own) == theirs:
+        return "the records are the same; the run's header does not fit to its own records"
     more, fewer = Counter(own) - Counter(theirs), Counter(theirs) - Counter(own)
     pairs = enumerate(zip(own, theirs, strict=False))
     first = next((i for i, (a, b) in pairs if a != b), min(len(own), len(theirs)))
@@ -114,6 +116,7 @@ def dataset_cause(
 def versions_cause(own: Mapping[str, str], claimed: Mapping[str, str]) -> str:
     """The versions that differ: `torch 1.0 (here 2.13.0)`."""
     names = [name for name in sorted({**own, **claimed}) if own.get(name) != claimed.get(name)]
+    names.sort(key=lambda name: name not in own or name not in claimed)  # what both use comes first
     texts: list[str] = []
     for name in names:
         here = f"here {_plain(own[name])}" if name in own else "not used here"
