@@ -76,8 +76,11 @@ def command(
     It executes the job file: use your own copy, or read it first. Nothing in RUN is executed.
     """
     from veritrain.job import load_job
+    from veritrain.step import find_device
     from veritrain.verify.replay import audit
 
+    trusted = keys.trusted(key) if key is not None else None
+    find_device(device)  # before the job reads its data
     with output.only_results_on_stdout(), output.progress():
         loaded = load_job(job)
         total = steps[1] - steps[0] + 1 if steps is not None else loaded.steps
@@ -95,7 +98,7 @@ def command(
             sample=sample,
             workers=workers,
             device=device,
-            trusted_key=keys.trusted(key) if key is not None else None,
+            trusted_key=trusted,
             stored=stored,
             on_step=on_step,
         )
