@@ -325,6 +325,9 @@ def test_every_covered_operator_is_shown():
 def _other_operators() -> None:
     """Operators that test_rules_*.py examine, and those that only inference mode leaves whole."""
     x = X.clone()
+    F.hardtanh(x.clone().clamp_(-1, 1).clamp_max_(0.5), inplace=True)
+    torch.func.hessian(lambda v: F.group_norm(v.view(1, 4, 1), 2).abs().sum())(x.flatten()[:4])
+    torch.func.hessian(lambda v: v.abs().pow(2).sum())(x.flatten()[:4])
     loss = F.conv2d(IMAGE.clone().requires_grad_(), numbers(1, 2, 3, 3, 3), padding=1)
     loss = F.cross_entropy(loss, torch.zeros(2, 6, 8, dtype=torch.long))
     loss = loss + F.cross_entropy(x.requires_grad_(), ROWS)
