@@ -374,7 +374,7 @@ class Growing(Net):
 @pytest.mark.parametrize(
     ("changes", "part", "message"),
     [
-        ({"sources": ["no-such-file"]}, "job", "no-such-file: cannot be read: No such file"),
+        ({"sources": ["no-such-file"]}, "job", "no-such-file: expected a file, got nothing"),
         (
             {"dataset": jobs.Points(4)},
             "data set",

@@ -254,7 +254,8 @@ def test_rejects_a_poisoned_sample_where_it_is_used(job_file: Path, tmp_path: Pa
     job = vt.load_job(job_file)
     batches = Batches(job)
     index = batches.indices(4)[2]
-    record(trainers.poison_sample(job, index, lambda r: (r[0], (r[1] + 1) % 3)), tmp_path / "run")
+    poisoned = trainers.poison_sample(job, index, lambda r: (r[0], (r[1] + 1) % 3))
+    vt.train(poisoned, tmp_path / "run", signer=KEY, rehearse=False)
     report = vt.audit(tmp_path / "run", job)
     assert failed(report) == "replay"
     used = next(step for step in range(1, 13) if index in batches.indices(step))
