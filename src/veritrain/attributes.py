@@ -31,6 +31,7 @@ _PLAIN = (
     bool, int, float, complex, str, bytes, type(None), enum.Enum, np.generic,
     torch.dtype, torch.device, torch.layout, torch.Size, torch.memory_format,
 )  # fmt: skip
+_SIMPLE = frozenset({bool, int, str, bytes, type(None)})  # equal values of one type are one value
 _WIDTH = 4096  # entries of one list that are looked at
 _DEPTH = 5  # lists in lists
 _SHOWN_CHARS = 60
@@ -89,8 +90,7 @@ class Attributes:
             for key in vars(owner).keys() - hidden:
                 value = vars(owner)[key]
                 form = plain_form(value)
-                kept = None if form is NOT_PLAIN else copy.deepcopy(value)
-                found[place, key] = _Attribute(form=form, value=kept)
+                found[place, key] = _Attribute(form=form, value=_kept(value, form))
         for place, module in _modules(program):
             shape = (type(module).__qualname__, *(len(vars(module)[key]) for key in _HOOKS))
             found[place, _SHAPE] = _Attribute(form=shape, value=shape)
@@ -128,6 +128,8 @@ class Attributes:
 
 def plain_form(value: object, depth: int = _DEPTH) -> object:
     """What is equal for equal plain values only; `NOT_PLAIN` for a value that is not plain."""
+    if type(value) in _SIMPLE:
+        return type(value), value
     if isinstance(value, _PLAIN):
         return type(value).__qualname__, repr(value)
     if depth == 0 or not isinstance(value, list | tuple | set | frozenset | dict):
@@ -140,6 +142,13 @@ def plain_form(value: object, depth: int = _DEPTH) -> object:
         return NOT_PLAIN
     ordered = sorted(parts, key=repr) if isinstance(value, set | frozenset) else parts
     return type(value).__qualname__, tuple(ordered)
+
+
+def _kept(value: Any, form: object) -> Any:
+    """A value to put back, which nobody else can change."""
+    if form is NOT_PLAIN:
+        return None
+    return value if isinstance(value, _PLAIN) else copy.deepcopy(value)
 
 
 def _modules(program: Program) -> Iterator[tuple[str, nn.Module]]:

@@ -30,14 +30,17 @@ class Fresh:
         self._form = StateForm.of(program)
         self._built = Attributes.of(program)
 
-    def require_kept(self, step: int) -> None:
+    def require_kept(self, step: int) -> Attributes:
         """Check the program after `step`.
+
+        Returns:
+            Its attributes.
 
         Raises:
             JobError: as `require_form` and `require_attributes`.
         """
         self.require_form(step)
-        self.require_attributes(step)
+        return self.require_attributes(step)
 
     def require_form(self, step: int) -> None:
         """Check the form of the state after `step`.
@@ -47,8 +50,11 @@ class Fresh:
         """
         self._form.require_kept(StateForm.of(self._program), step)
 
-    def require_attributes(self, step: int) -> None:
+    def require_attributes(self, step: int) -> Attributes:
         """Check flags and plain attributes after `step`.
+
+        Returns:
+            They.
 
         Raises:
             JobError: names those that are not as in a program that was just built.
@@ -56,7 +62,7 @@ class Fresh:
         program = self._program
         now = Attributes.of(program)
         if not (changes := self._at(step, now).changes(now)):
-            return
+            return now
         listed = ", ".join(map(str, changes[:_SHOWN]))
         more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
         remedy = (

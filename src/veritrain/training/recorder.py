@@ -359,14 +359,13 @@ class _Run:
         """Record the program's state as that after step `number`."""
         state = capture(self.program)
         refuse_nan(state, number)
-        if number > 0:
-            self._fresh.require_kept(number)
+        attributes = self._fresh.require_kept(number) if number > 0 else self._attributes
         if number == 1 and (names := self.program.outside):
             _warn_of_outside(names)
         entries = state_entries(state)
         self.writer.append(state=state_root(entries), batch=batch, loss=loss, rounding=log)
         self._state, self._entries, self.step = state, entries, number
-        self._attributes = Attributes.of(self.program)
+        self._attributes = attributes
 
     def commit(self) -> None:
         """Make the steps up to here part of the run; nothing to do where they are already."""
