@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import enum
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +32,7 @@ _PLAIN = (
     torch.dtype, torch.device, torch.layout, torch.Size, torch.memory_format,
 )  # fmt: skip
 _SIMPLE = frozenset({bool, int, str, bytes, type(None)})  # equal values of one type are one value
-_WIDTH = 4096  # entries of one list that are looked at
+_PARTS = 4096  # of one attribute, lists in lists together
 _DEPTH = 5  # lists in lists
 _SHOWN_CHARS = 60
 _OF_MODULE = frozenset(vars(nn.Module())) - {"training"}
@@ -64,7 +64,7 @@ class _Attribute:
     """What an attribute holds: `form` is compared, `value` is put back."""
 
     form: object
-    value: Any
+    value: Any = field(compare=False)
 
     @property
     def text(self) -> str:
@@ -99,19 +99,30 @@ class Attributes:
             found[f"model.{path}", _FLAG] = _Attribute(form=flag, value=flag)
         return cls(_found=found)
 
-    def changes(self, after: Attributes, *, but: str = "") -> list[Change]:
-        """What is another in `after`, sorted by name; attributes called `but` are left out."""
+    def changes(
+        self, after: Attributes, *, but: str = "", unless: Attributes | None = None
+    ) -> list[Change]:
+        """What is another in `after`, sorted by name.
+
+        Args:
+            but: attributes that are called so are left out.
+            unless: those that are in `after` as they are in this are left out.
+        """
         found: list[Change] = []
-        for place, key in sorted(self._found.keys() | after._found.keys()):
-            one = self._found.get((place, key), _MISSING)
-            other = after._found.get((place, key), _MISSING)
+        for name in sorted(self._found.keys() | after._found.keys()):
+            one, other = self._at(name), after._at(name)
             is_plain = NOT_PLAIN not in (one.form, other.form)
-            if is_plain and one.form != other.form and key != but:
-                found.append(Change(name=f"{place}.{key}", before=one.text, after=other.text))
+            is_left_out = name[1] == but or (unless is not None and unless._at(name) == other)
+            if is_plain and one.form != other.form and not is_left_out:
+                found.append(Change(name=".".join(name), before=one.text, after=other.text))
         return found
 
+    def _at(self, name: tuple[str, str]) -> _Attribute:
+        return self._found.get(name, _MISSING)
+
     def put_back(self, program: Program) -> None:
-        """Give the program these attributes; those that it has gained since are removed."""
+        """Give the program these attributes; those that it has gained since are removed. Modules and
+        parameters that are gone stay so."""
         for place, owner, hidden in _owners(program):
             own = vars(owner)
             for key in own.keys() - hidden:
@@ -120,24 +131,31 @@ class Attributes:
         owners = {place: owner for place, owner, _ in _owners(program)}
         flagged = {f"model.{path}": p for path, p in program.model.named_parameters()}
         for (place, key), attribute in self._found.items():
-            if key == _FLAG:
+            if key == _FLAG and place in flagged:
                 flagged[place].requires_grad_(attribute.value)
-            elif key != _SHAPE and attribute.form is not NOT_PLAIN:
+            elif place in owners and key not in (_FLAG, _SHAPE) and attribute.form is not NOT_PLAIN:
                 vars(owners[place])[key] = copy.deepcopy(attribute.value)
 
 
-def plain_form(value: object, depth: int = _DEPTH) -> object:
-    """What is equal for equal plain values only; `NOT_PLAIN` for a value that is not plain."""
+def plain_form(value: object) -> object:
+    """What is equal for equal plain values only; `NOT_PLAIN` for a value that is not plain, or that has
+    too many parts to be looked at in each step."""
+    return _form(value, [_PARTS], _DEPTH)
+
+
+def _form(value: object, left: list[int], depth: int) -> object:
+    """See `plain_form`; `left` counts the parts that may still be looked at."""
     if type(value) in _SIMPLE:
         return type(value), value
     if isinstance(value, _PLAIN):
         return type(value).__qualname__, repr(value)
     if depth == 0 or not isinstance(value, list | tuple | set | frozenset | dict):
         return NOT_PLAIN
-    if len(value) > _WIDTH:
-        return type(value).__qualname__, len(value)
+    left[0] -= len(value)
+    if left[0] < 0:
+        return NOT_PLAIN
     items = value.items() if isinstance(value, dict) else value
-    parts = [plain_form(item, depth - 1) for item in items]
+    parts = [_form(item, left, depth - 1) for item in items]
     if NOT_PLAIN in parts:
         return NOT_PLAIN
     ordered = sorted(parts, key=repr) if isinstance(value, set | frozenset) else parts

@@ -105,15 +105,21 @@ class Batches:
             # A job file's own classes cannot be found by name in a process that starts afresh.
             multiprocessing_context=_fork_where_possible(),
         )
-        results = iter(loader)
-        for _ in range(first, last + 1):
-            try:
-                result = next(results)
-            except RuntimeError as error:  # a worker was killed
-                raise JobError(f"dataset: worker process: {str(error).strip()}") from error
-            if isinstance(result, VeritrainError):
-                raise result
-            yield result
+        results: Any = iter(loader)
+        started = list(results._workers)
+        try:
+            for _ in range(first, last + 1):
+                try:
+                    result = next(results)
+                except RuntimeError as error:  # a worker was killed
+                    raise JobError(f"dataset: worker process: {str(error).strip()}") from error
+                if isinstance(result, VeritrainError):
+                    raise result
+                yield result
+        finally:
+            results._shutdown_workers()  # waits for some seconds
+            for worker in started:
+                worker.kill()  # one that hangs in a record, and has no ear for SIGTERM
 
     def commitment(self) -> Digest:
         """Merkle root over the digests of all records, fetched with random numbers that do not
@@ -166,6 +172,15 @@ class Batches:
         """
         with self._active("record", index) as scope, watched_generators() as draws:
             return self._fetched(scope, draws, index)[0]
+
+    def draws(self, index: int) -> bool:
+        """Whether fetching a record draws random numbers, this time.
+
+        Raises:
+            JobError: the data set raised.
+        """
+        with self._active("record", index) as scope, watched_generators() as draws:
+            return self._fetched(scope, draws, index)[1]
 
     def _settled(self, scope: Scope, draws: Draws, index: int) -> tuple[Any, bool]:
         """As `_fetched`. What a data set draws once, when first used, does not make its records random

@@ -21,6 +21,9 @@ class Fresh:
     Args:
         program: just built, with no step done.
 
+    Attributes:
+        set_by_steps: names of the attributes that the first step changed.
+
     Raises:
         JobError: as `capture`.
     """
@@ -29,6 +32,8 @@ class Fresh:
         self._program = program
         self._form = StateForm.of(program)
         self._built = Attributes.of(program)
+        self._stepped: Attributes | None = None  # after the first step
+        self.set_by_steps: set[str] = set()
 
     def require_kept(self, step: int) -> Attributes:
         """Check the program after `step`.
@@ -61,19 +66,25 @@ class Fresh:
         """
         program = self._program
         now = Attributes.of(program)
-        if not (changes := self._at(step, now).changes(now)):
+        expected = self._at(step, now)
+        if self._stepped is None:
+            self._stepped = now
+            self.set_by_steps = {change.name for change in expected.changes(now)}
+        # What every step sets to one value (a cached shape) is set in an audit's first step too.
+        changes = expected.changes(now, unless=self._stepped)
+        if not changes:
             return now
         listed = ", ".join(map(str, changes[:_SHOWN]))
         more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
         remedy = (
             "before_step must set it at every step, from the number of the step alone"
             if program.job.before_step is not None
-            else "set it by the job's before_step(model, step) from the number of the step, or keep it "
-            "in a buffer"
+            else "set it by the job's before_step(model, step) from the number of the step, keep it in a "
+            "buffer (or in the state of an optimiser), or, if nothing reads it, in a local variable"
         )
         raise JobError(
-            f"step {step}: {listed}{more} is not as when it was built: an attribute is no state, and "
-            f"an audit builds the model anew; {remedy}"
+            f"step {step}: not as when it was built: {listed}{more}. An attribute is no state, and an "
+            f"audit builds the model anew; {remedy}"
         )
 
     def _at(self, step: int, now: Attributes) -> Attributes:

@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import IterableDataset
 
+from veritrain import started as started  # before any job
 from veritrain.encoding import Value
 from veritrain.errors import JobError, UsageError, VeritrainError
 from veritrain.loading import gates

@@ -21,9 +21,11 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import signal
 import stat
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -41,6 +43,7 @@ from numba.core.compiler_machinery import register_pass
 from numba.core.registry import CPUDispatcher
 
 from veritrain.progress import Compiling, tell
+from veritrain.started import ENVIRONMENT
 
 try:
     import fcntl
@@ -88,8 +91,9 @@ class Kernel(CPUDispatcher):
         self._cache = _Disk(self)
 
     def compile(self, sig: Any) -> Any:
-        """Compile for these types, or find the code on the disk."""
-        with global_compiler_lock, self._cache.released_after():
+        """Compile for these types, or find the code on the disk. LLVM calls back into Python, where an
+        exception of a signal's handler would be lost: signals wait."""
+        with global_compiler_lock, _signals_waiting(), self._cache.released_after():
             return super().compile(sig)
 
     # What numba asks for when it compiles a call of this kernel
@@ -103,6 +107,19 @@ class Kernel(CPUDispatcher):
     @property
     def nopython_signatures(self) -> Any:
         return self._part.nopython_signatures
+
+
+@contextmanager
+def _signals_waiting() -> Generator[None]:
+    """Within it, Ctrl-C and SIGTERM wait for the end; Python handles them in the main thread alone."""
+    if threading.current_thread() is not threading.main_thread() or os.name != "posix":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Part(CPUDispatcher):
@@ -270,12 +287,14 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def folders() -> tuple[Path, ...]:
-    """Where code is looked up, in order; some may not exist."""
-    if asked := os.environ.get("NUMBA_CACHE_DIR"):
+    """Where code is looked up, in order; some may not exist. A job cannot change it."""
+    if asked := ENVIRONMENT.get("NUMBA_CACHE_DIR"):
         return (Path(asked) / "veritrain",)
     beside = Path(__file__).parent / "__pycache__" / "kernels"
-    users = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return beside, users / "veritrain" / "kernels"
+    users = ENVIRONMENT.get("XDG_CACHE_HOME") or os.path.join(
+        ENVIRONMENT.get("HOME", "~"), ".cache"
+    )
+    return beside, Path(users).expanduser() / "veritrain" / "kernels"
 
 
 def writable_folder() -> Path | None:

@@ -10,7 +10,7 @@ import gc
 
 from veritrain.data import Batches
 from veritrain.errors import UsageError
-from veritrain.job import Job
+from veritrain.job import Job, reload
 from veritrain.numerics import resolve
 from veritrain.numerics.observed import Indifferent, observed
 from veritrain.training.carry import carried_bytes
@@ -65,11 +65,11 @@ def check(job: Job, *, records: int = DEFAULT_RECORDS) -> CheckReport:
 def _repeat(job: Job, seen: Observation, records: int) -> list[float]:
     """Do the last step again and compare; the seconds of that step and of the next."""
     profile = observed(job.numerics, Indifferent()) if seen.refused else resolve(job.numerics)
-    batches = Batches(job, profile)
-    seen.attempt("data set", lambda: require_same_records(batches, records))
     if seen.remembered is None:
         return []
-    again = repeat(batches, seen.before, seen.outcomes[-1], seen.remembered, profile)
+    one, other = Batches(reload(job), profile), Batches(reload(job), profile)
+    again = repeat(other, seen.before, seen.outcomes[-1], seen.remembered, profile)
+    seen.attempt("data set", lambda: require_same_records(one, other, records))
     if names := changed(seen.states[0], again.built):
         seen.problems.append(Problem(part="building", message=built_otherwise(names)))
     if again.difference is not None:

@@ -145,9 +145,9 @@ class Recorder:
     def _start(self) -> _Run:
         signer = self._signer if self._signer is not None else default_signer()
         steps = TranscriptWriter.examine(self.out, signer, resume=self._resume)
-        batches = Batches(self.job)
         if steps < 1 and self._rehearse:
-            rehearse(batches, self._device)
+            rehearse(self.job, self._device)
+        batches = Batches(self.job)
         program = Program.build(self.job, device=self._device)
         fresh = Fresh(program)
         header, carried = begin(program, batches, signer, secret=self._secret)
@@ -185,6 +185,9 @@ class Recorder:
                     raise _changed_outside(name)
         finally:
             self._signals.give_back()
+            if error is not None:
+                done = run.writer.last_step
+                error.add_note(f"{self.out} has the run up to step {done}; go on with resume=True")
 
     def __iter__(self) -> Iterator[TrainingStep]:
         """The remaining steps, in order.
@@ -383,9 +386,10 @@ class _Run:
             return f"the model or optimiser ({error})"
         if (first := diff(self._entries, now)) is not None:
             return first.name
-        # Training mode is set anew at each step: evaluation may leave it.
+        # Training mode is set anew at each step, and so is what steps set: evaluation may change them.
         changes = self._attributes.changes(Attributes.of(self.program), but="training")
-        return str(changes[0]) if changes else None
+        kept = [change for change in changes if change.name not in self._fresh.set_by_steps]
+        return str(kept[0]) if kept else None
 
 
 def _warn_of_outside(names: list[str]) -> None:
@@ -400,8 +404,9 @@ def _warn_of_outside(names: list[str]) -> None:
 
 def _changed_outside(name: str) -> UsageError:
     return UsageError(
-        f"{name} was changed outside of step.train(); a step may only follow from the step before. "
-        "Evaluate with model.eval() and without in-place changes; change flags by the job's before_step"
+        f"{name} was changed outside of a step, in the loop or in a callback; a step may only follow "
+        "from the step before. Evaluate with model.eval() and without in-place changes; change flags by "
+        "the job's before_step"
     )
 
 

@@ -16,16 +16,18 @@ its audits accept nothing.
 from __future__ import annotations
 
 import gc
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from veritrain.data import Batches
-from veritrain.errors import JobError
+from veritrain.errors import JobError, VeritrainError
 from veritrain.fresh import Fresh
-from veritrain.job import users_code
+from veritrain.job import Job, reload, users_code
 from veritrain.progress import Stage, tell
 from veritrain.state import StateForm, capture
 from veritrain.step import Program
@@ -45,27 +47,21 @@ from veritrain.transcript import state_entries
 _RECORDS = 16
 _STEPS = 2  # the second one starts from a state that a step has made
 _LARGE_STATE = 1 << 26  # bytes
-_ORDERS = (
-    1,
-    -1,
-    2,
-    -2,
-    3,
-    -3,
-    4,
-    -4,
-)  # of hashes; under -n a small set has the order of n reversed
+# Of hashes; under -n a small set has the order of n reversed.
+_ORDERS = (1, -1, 2, -2, 3, -3, 4, -4)
+
+T = TypeVar("T")
 
 
-def rehearse(batches: Batches, device: str = "cpu") -> State:
+def rehearse(job: Job, device: str = "cpu") -> None:
     """Do what an audit does, before there is anything to audit.
 
-    Args:
-        batches: of the job that is to be trained.
-        device: where its steps will be computed.
+    Both halves are done by the job loaded anew, with a data set of their own, as an audit does it: so
+    `job` itself is as it was.
 
-    Returns:
-        The initial state that a run of this job has.
+    Args:
+        job: that is to be trained.
+        device: where its steps will be computed.
 
     Raises:
         JobError: the job is not the same when it is done again; names what differs, and where it may
@@ -73,23 +69,82 @@ def rehearse(batches: Batches, device: str = "cpu") -> State:
         NumericsError: as `run_step`, in one of the first steps.
     """
     tell(Stage(doing="rehearsing: the first steps twice, as an audit will repeat them"))
-    require_same_records(batches, _RECORDS)
-    with hashes(_ORDERS[0]):
-        program = Program.build(batches.job, batches.profile, device)
-        built = state_entries(capture(program))
-        before, outcome = _first_steps(program, batches)
-        remembered = Remembered.of(program, batches)
-    require_ordered(program)
-    del program
-    if sum(entry.num_bytes for entry in built) > _LARGE_STATE:
+    first = _under_hashes(_ORDERS[0], lambda: _FirstSteps.of(_reloaded(job), device))
+    if sum(entry.num_bytes for entry in first.built) > _LARGE_STATE:
         gc.collect()  # programs are cyclic; two at a time would take twice the memory
-    with hashes(_ORDERS[1]):
-        again = repeat(batches, before, outcome, remembered, batches.profile, device)
-    if names := changed(built, again.built):
+    again = _under_hashes(
+        _ORDERS[1],
+        lambda: repeat(
+            Batches(_reloaded(job)),
+            first.before,
+            first.outcome,
+            first.remembered,
+            first.batches.profile,
+            device,
+        ),
+    )
+    require_same_records(first.batches, again.batches, _RECORDS)
+    if names := changed(first.built, again.built):
         raise JobError(built_otherwise(names))
     if again.difference is not None:
         raise JobError(stepped_otherwise(again))
-    return built
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FirstSteps:
+    """The first steps of a job, done by a program of their own, which is gone."""
+
+    batches: Batches
+    built: State
+    before: dict[str, torch.Tensor]  # the state before the last of them
+    outcome: StepOutcome  # of the last of them
+    remembered: Remembered  # after it
+
+    @classmethod
+    def of(cls, job: Job, device: str) -> _FirstSteps:
+        """Do them."""
+        batches = Batches(job)
+        program = Program.build(job, batches.profile, device)
+        built = state_entries(capture(program))
+        last = min(_STEPS, job.steps)
+        fresh = Fresh(program)
+        for step in range(1, last):
+            do_step(program, batches, step)
+            fresh.require_kept(step)
+        before = {name: tensor.clone() for name, tensor in capture(program).items()}
+        outcome = do_step(program, batches, last)
+        fresh.require_kept(last)
+        remembered = Remembered.of(program, batches)
+        require_ordered(program)
+        return cls(
+            batches=batches,
+            built=built,
+            before=before,
+            outcome=outcome,
+            remembered=remembered,
+        )
+
+
+def _reloaded(job: Job) -> Job:
+    try:
+        return reload(job)
+    except JobError as error:
+        raise JobError(
+            f"{error}. The job was executed a second time, as audits do for each interval: what can be "
+            "done once only has to be guarded"
+        ) from error
+
+
+def _under_hashes(order: int, act: Callable[[], T]) -> T:
+    """Do something under other hashes; where that fails, and it does not without, without.
+
+    Dictionaries that were made before, with tensors or modules as keys, are of no use under others.
+    """
+    try:
+        with hashes(order):
+            return act()
+    except VeritrainError:
+        return act()
 
 
 def built_otherwise(names: list[str]) -> str:
@@ -111,21 +166,27 @@ def stepped_otherwise(again: Repetition) -> str:
     )
 
 
-def require_same_records(batches: Batches, count: int) -> None:
-    """Check that some records, evenly spread, are the same when they are read again in the other order.
+def require_same_records(one: Batches, other: Batches, count: int) -> None:
+    """Check that some records, evenly spread, are the same when they are read again, in the other order,
+    from the same data set and from another opening of it.
 
     Raises:
         JobError: one is not; names it, and the attributes of the data set that changed.
     """
-    indices = spread(batches.count, count)
-    before = Memory.of(batches.job, batches.dataset)
-    first = {index: next(batches.record_digests([index])) for index in indices}
-    middle = Memory.of(batches.job, batches.dataset)
-    for index in reversed(indices):
-        if next(batches.record_digests([index])) != first[index]:
-            names = before.changed(middle) or middle.changed(
-                Memory.of(batches.job, batches.dataset)
+    indices = spread(one.count, count)
+    before = Memory.of(one.job, one.dataset)
+    first = {index: next(one.record_digests([index])) for index in indices}
+    middle = Memory.of(one.job, one.dataset)
+    for batches, index in ((batches, i) for i in reversed(indices) for batches in (one, other)):
+        # What a data set draws once, when it is first used, makes no record random.
+        if index != indices[-1] and other.draws(index) and not other.draws(index):
+            raise JobError(
+                f"dataset: record {index} draws random numbers when it is first read, and not again: "
+                "it is kept with the numbers of its first use, which is another one in an audit. Keep "
+                "records as they are before anything random is done to them"
             )
+        if next(batches.record_digests([index])) != first[index]:
+            names = before.changed(middle) or middle.changed(Memory.of(one.job, one.dataset))
             blame = f"; {listed(names)} changed as records were read" if names else ""
             raise JobError(
                 f"dataset: record {index} is another one when it is read again{blame}. A record must "
@@ -183,24 +244,9 @@ def hashes(order: int) -> Generator[None]:
         value = (value ^ value >> 31) & mask
         return value if order >= 0 else value ^ mask
 
-    original = torch.Tensor.__hash__
-    torch.Tensor.__hash__ = mixed
-    nn.Module.__hash__ = mixed
+    of_tensors, of_modules = torch.Tensor.__hash__, nn.Module.__hash__
+    torch.Tensor.__hash__ = nn.Module.__hash__ = mixed
     try:
         yield
     finally:
-        torch.Tensor.__hash__ = original
-        del nn.Module.__hash__
-
-
-def _first_steps(program: Program, batches: Batches) -> tuple[dict[str, torch.Tensor], StepOutcome]:
-    """The state before the last of the first steps, and what that step came to."""
-    last = min(_STEPS, batches.job.steps)
-    fresh = Fresh(program)
-    for step in range(1, last):
-        do_step(program, batches, step)
-        fresh.require_kept(step)
-    before = {name: tensor.clone() for name, tensor in capture(program).items()}
-    outcome = do_step(program, batches, last)
-    fresh.require_kept(last)
-    return before, outcome
+        torch.Tensor.__hash__, nn.Module.__hash__ = of_tensors, of_modules

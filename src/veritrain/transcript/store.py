@@ -131,6 +131,13 @@ class Store(ABC):
     def unlock(self) -> None:  # noqa: B027
         """Let others write; may be called at any time."""
 
+    def require_writable(self) -> None:  # noqa: B027
+        """Check, as far as that can be told without making anything, that a run can be written here.
+
+        Raises:
+            UsageError: someone is writing one, or the folder cannot be made or written.
+        """
+
 
 class LocalStore(Store):
     """A folder of this machine."""
@@ -217,6 +224,20 @@ class LocalStore(Store):
         """See `Store.unlock`."""
         if self._lock is not None:
             self._lock.release()
+
+    def require_writable(self) -> None:
+        """See `Store.require_writable`."""
+        if self._root.exists():
+            self.lock()
+            self.unlock()
+        place = self._root.absolute()
+        while not place.exists():
+            place = place.parent
+        try:
+            with tempfile.TemporaryFile(dir=place):
+                pass
+        except OSError as error:
+            raise StorageError(f"{self._root}: {_problem('written', error)}") from error
 
     def _scan(self, folder: str, found: list[str]) -> None:
         with os.scandir(self._root / folder) as entries:

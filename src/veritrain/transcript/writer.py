@@ -82,16 +82,13 @@ class TranscriptWriter:
             TranscriptError: the folder to resume is not a well-formed run.
         """
         store = Store.open(url)
-        store.lock()
-        try:
-            paths = [path for path in store.list() if not files.is_temporary(path)]
-            if not resume:
-                _require_replaceable(store, paths)
-            if not resume or not paths:
-                return -1
-            transcript = Transcript.open(url)
-        finally:
-            store.unlock()
+        store.require_writable()
+        paths = [path for path in store.list() if not files.is_temporary(path)]
+        if not resume:
+            _require_replaceable(store, paths)
+        if not resume or not paths:
+            return -1
+        transcript = Transcript.open(url)
         if transcript.header.public_key != signer.public_key and files.has_step(paths):
             raise _other_key()
         return transcript.heads[-1].head.step if transcript.heads else -1

@@ -39,6 +39,7 @@ from veritrain.errors import (
 from veritrain.job import Job, load_job, reload
 from veritrain.numerics.logged.tally import Tally, combined
 from veritrain.sources import commitment
+from veritrain.started import as_started
 from veritrain.state import capture, refuse_nan, require_fit, restore
 from veritrain.step import Program, run_step
 from veritrain.transcript import Leaf, TensorEntry, Transcript, state_entries, state_root
@@ -281,7 +282,9 @@ def replay_in_processes(
     # Spawned, not forked: a fork would inherit locks of this process's kernel threads.
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
     try:
-        yield from pool.map(_work, [shared] * len(segments), segments)
+        with as_started():  # they start here
+            results = pool.map(_work, [shared] * len(segments), segments)
+        yield from results
     except BrokenProcessPool as error:
         raise InconclusiveError(
             "a replay process ended unexpectedly: killed, out of memory (use fewer workers), or "
