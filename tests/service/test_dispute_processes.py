@@ -137,7 +137,7 @@ def check_offline(court, capfd):
     )  # another rate is in its code
     assert main([*words, *job, "--referee", "0" * 32]) == 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("importlib.metadata.version", lambda name: "0.1")
+        patch.setattr("veritrain.verify.dispute.versions._installed", lambda: {"torch": "0.1"})
         assert main([*words, *job, *trusts, "--json"]) == 3
     assert "recorded with other versions" in json.loads(capfd.readouterr().out)["problem"]
     assert main(["verify-verdict", str(envelope), "--referee", public]) == 3

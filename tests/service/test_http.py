@@ -203,11 +203,12 @@ def test_the_description(service):
     assert set(schema["paths"]) == {
         "/header", "/leaves/{step}", "/signatures/{step}", "/rounding/{step}",
         "/checkpoints/{step}.manifest", "/checkpoints/{step}.safetensors", "/files",
+        "/sources", "/records",
     }  # fmt: skip
     names = [
         operation["operationId"] for path in schema["paths"].values() for operation in path.values()
     ]
-    assert len(names) == len(set(names)) == 14
+    assert len(names) == len(set(names)) == 18
 
 
 def test_each_request_is_a_line_in_the_log(service):

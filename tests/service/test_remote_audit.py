@@ -106,6 +106,7 @@ def test_the_command_with_tls_and_token(home, certificate, tmp_path, capfd, monk
     monkeypatch.delenv("VERITRAIN_TOKEN", raising=False)
     token = tmp_path / "token"
     token.write_text(TOKEN)
+    token.chmod(0o600)
     words = [str(part) for part in certificate]
     with running(home / "run", token=TOKEN, certificate=words) as private:
         audit = ["audit", private.url, "--job", str(home / "job.py"), "--workers", workers]

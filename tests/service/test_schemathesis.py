@@ -66,7 +66,7 @@ def check_all(url):
 
 
 def test_the_run(service):
-    assert check_all(service.url) == (14, 12)
+    assert check_all(service.url) == (18, 12)
 
 
 def test_the_parties(parties):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from veritrain.errors import UsageError
+from veritrain.progress import shown
 
 if TYPE_CHECKING:
     import socket
@@ -132,14 +133,15 @@ class Prepared:
 
         listener = server.listen(self.options.host, self.options.port)
         url = self._url(listener)
-        server.serve(
-            app,
-            listener,
-            certificate=self.certificate,
-            limits=self.limits,
-            on_start=lambda: on_start(url),
-            is_over=is_over,
-        )
+        with shown():  # disputes that are opened
+            server.serve(
+                app,
+                listener,
+                certificate=self.certificate,
+                limits=self.limits,
+                on_start=lambda: on_start(url),
+                is_over=is_over,
+            )
 
     def _url(self, listener: socket.socket) -> str:
         scheme = "http" if self.certificate is None else "https"

@@ -231,6 +231,7 @@ class JobModules:
             self._known[name] = module
             return {}
         inner = [other for other in sys.modules if other == name or other.startswith(f"{name}.")]
+        inner.sort()  # a package goes first, and stays whole for the program that has it
         return {other: _take(other) for other in inner}
 
     def _source(self, file: str) -> Path | None:

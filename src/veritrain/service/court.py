@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from veritrain.encoding import Digest
 from veritrain.errors import UsageError, VerificationError
+from veritrain.progress import Stage, tell
 from veritrain.service.kept import Docket, Shelf
 from veritrain.service.problems import StoppedError
 from veritrain.transcript.records import Header
@@ -273,7 +274,7 @@ class RefereeCourt:
                 docket.begin(challenge)
                 self._hold(contest, docket)
                 by = fingerprint(challenger)
-                self._report(f"dispute {dispute.hex()} is opened, by challenger {by}")
+                tell(Stage(doing=f"dispute {dispute.hex()} is opened, by challenger {by}"))
         return dispute
 
     def question(self, dispute: bytes, role: str) -> bytes | None:

@@ -20,6 +20,7 @@ from typing import Any, cast
 from veritrain.encoding import Digest, decode, digest
 from veritrain.errors import TranscriptError, UsageError, VerificationError
 from veritrain.job import Job
+from veritrain.progress import Stage, tell
 from veritrain.service.kept import Docket, Shelf
 from veritrain.sources import require_job
 from veritrain.transcript import Transcript
@@ -199,7 +200,7 @@ class TrainerAnswers:
         self._pending[message.dispute] = (data, self._opened(data, message))
         while len(self._pending) > _PENDING:
             self._pending.popitem(last=False)
-        self._report(f"dispute {message.dispute.hex()} is opened about this run")
+        tell(Stage(doing=f"dispute {message.dispute.hex()} is opened about this run"))
 
     def _opened(self, data: bytes, message: Message) -> Contest:
         """The dispute of a challenge.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from copy import deepcopy
 
@@ -118,7 +119,10 @@ class Stub:
 @pytest.mark.parametrize("bad", BAD)
 def test_a_bundle_with_a_hostile_value_is_one_clear_line(tmp_path, monkeypatch, capfd, bad):
     job_file = tmp_path / "job.py"
-    job_file.write_text("from tests.verify.trace.test_hostile_openings import build as job\n")
+    text = "\n\n".join(map(inspect.getsource, (Rows, loss, model, build)))
+    head = "import torch\nfrom torch import nn\nimport veritrain as vt\n"
+    own = text.replace("def build", "def job").replace("sources=[__file__],", "")
+    job_file.write_text(head + own)
     run = Scene.of(vt.load_job(job_file), tmp_path / "run")
     trainer = Hostile(run, STEP, change=another_batch)
     trainer.bad = BAD[bad]
