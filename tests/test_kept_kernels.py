@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
+import veritrain as vt
 from veritrain import kernels, progress
 from veritrain.kernels import kernel
+from veritrain.started import ENVIRONMENT, as_started
 
 SCRIPT = """
 import torch
@@ -182,3 +185,52 @@ def test_listeners_hear_what_is_compiled(folder, tmp_path):
         progress.Compiling(kernel="made.outer", number=number),
         progress.Compiling(kernel=None, number=number),
     ]
+
+
+@pytest.mark.parametrize("variable", ["NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "HOME"])
+def test_a_job_does_not_choose_where_machine_code_comes_from(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor do processes that start afterwards look there."""
+    monkeypatch.delenv(variable, raising=False)  # it is put back when the test ends
+    (tmp_path / "job.py").write_text(
+        f"import os\nos.environ[{variable!r}] = {str(tmp_path / 'planted')!r}\n"
+        "from tests import jobs\ndef job(): return jobs.make(sources=[jobs.__file__])\n"
+    )
+    before = kernels.folders()
+    with suppress(vt.JobError):  # the job reaches a module of the tests: refused, and executed
+        vt.load_job(tmp_path / "job.py")
+    assert os.environ[variable] == str(tmp_path / "planted")
+    assert kernels.folders() == before
+    with as_started():
+        assert os.environ.get(variable) == ENVIRONMENT.get(variable)
+    assert os.environ[variable] == str(tmp_path / "planted")
+
+
+def test_processes_of_an_audit_start_as_this_one_did(tmp_path: Path) -> None:
+    """A folder of modules that the job puts on PYTHONPATH is not theirs."""
+    planted = tmp_path / "planted"
+    planted.mkdir()
+    (planted / "sitecustomize.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    (tmp_path / "job.py").write_text(
+        "import os\nimport torch\nfrom torch import nn\nimport veritrain as vt\n"
+        f"os.environ['PYTHONPATH'] = {str(planted)!r}\n"
+        "def loss(m, b): return m(b[0]).mean()\n"
+        "def sgd(m): return torch.optim.SGD(m.parameters(), lr=0.1)\n"
+        "def data(): return torch.utils.data.TensorDataset(torch.randn(8, 4))\n"
+        "def job(): return vt.Job(model=lambda: nn.Linear(4, 2), dataset=data, loss=loss,\n"
+        "    optimizer=sgd, batch_size=4, steps=4, seed=1, checkpoint_every=2)\n"
+    )
+    script = (
+        "import sys, veritrain as vt\n"
+        "if __name__ == '__main__':\n"
+        f"    job = vt.load_job({str(tmp_path / 'job.py')!r})\n"
+        f"    vt.train(job, {str(tmp_path / 'run')!r}, signer=vt.Signer.generate())\n"
+        f"    print(vt.audit({str(tmp_path / 'run')!r}, job, workers=2).verdict)\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=False
+    )
+    assert "ACCEPTED" in done.stdout, done.stderr
+    assert not (tmp_path / "ran").exists()

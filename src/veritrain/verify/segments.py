@@ -280,10 +280,10 @@ def replay_in_processes(
         threads=max(1, torch.get_num_threads() // workers),
     )
     # Spawned, not forked: a fork would inherit locks of this process's kernel threads.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    with as_started():  # they start here, and the process that keeps track of what they share
+        pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+        results = pool.map(_work, [shared] * len(segments), segments)
     try:
-        with as_started():  # they start here
-            results = pool.map(_work, [shared] * len(segments), segments)
         yield from results
     except BrokenProcessPool as error:
         raise InconclusiveError(
