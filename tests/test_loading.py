@@ -474,9 +474,15 @@ def script(folder: Path, more: str = "") -> str:
     (folder / "script.py").write_text(SCRIPT.format(more=more))
     if more.startswith("# planted"):
         plant_bytecode(folder / "helper.py", LOSS.format(*more.split()[2:]))
-    done = subprocess.run(
-        [sys.executable, str(folder / "script.py")], capture_output=True, text=True, check=True
-    )
+    return run_script(folder, (folder / "script.py").read_text())
+
+
+def run_script(folder: Path, text: str) -> str:
+    """What a script in `folder` prints."""
+    (folder / "script.py").write_text(text)
+    command = [sys.executable, "script.py"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
@@ -494,6 +500,60 @@ def test_a_script_that_ran_other_bytecode_is_refused(rates: str, tmp_path: Path)
 def test_a_script_whose_files_were_edited_is_refused(tmp_path: Path) -> None:
     edit = "open(helper.__file__, 'w').write('def loss(model, batch):\\n    return 0\\n')"
     assert "helper.py: loss is not what ran; the file has changed" in script(tmp_path, edit)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        "sys.path.insert(0, {folder!r}); import outside",
+        "sys.path.insert(0, {parent!r}); from common import outside",
+        "import helper as outside; helper.__path__ = [{folder!r}]; import helper.outside",
+    ],
+    ids=["on the path", "in a folder without code", "in a package that was extended"],
+)
+def test_a_script_that_imports_from_elsewhere_is_refused(
+    found: str, outside: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "job").mkdir()
+    said = script(tmp_path / "job", found.format(folder=str(outside), parent=str(tmp_path)))
+    assert re.search(r"imports \S*outside, which is .*common/outside\.py: .*sources=\[", said), said
+    more = "    sources=['../common/outside.py'],\n)\ntry:"
+    told = (tmp_path / "job/script.py").read_text().replace(")\ntry:", more)
+    assert run_script(tmp_path / "job", told) == (
+        "['common/outside.py', 'job/helper.py', 'job/script.py']"
+    )
+    plant_bytecode(outside / "outside.py", EVIL)
+    assert "outside.py: Python executes bytecode" in run_script(tmp_path / "job", told)
+
+
+LAZY = """
+import sys, veritrain as vt
+from job import job
+key = vt.Signer.generate()
+try:
+    {act}
+except vt.JobError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("rehearses", [True, False])
+def test_what_a_script_imports_in_its_loss(rehearses: bool, tmp_path: Path) -> None:
+    """Before the first step nothing says what will be executed."""
+    act = f"vt.train(job(), 'run', signer=key, rehearse={rehearses}); print('trained')"
+    ship(tmp_path, lazily=True)
+    assert run_script(tmp_path, LAZY.format(act=act)).splitlines()[-1] == "trained"
+    check = LAZY.format(act="print(vt.audit('run', job()).verdict.value)")
+    assert run_script(tmp_path, check) == "accepted"
+    shutil.rmtree(tmp_path / "run")
+    plant_bytecode(tmp_path / "helper.py", EVIL)
+    refused = "helper.py: Python executes bytecode in its place that is not of this text"
+    said = run_script(tmp_path, LAZY.format(act=act))
+    if rehearses:
+        assert refused in said
+    else:
+        assert said.splitlines()[-1] == "trained"
+        assert refused in run_script(tmp_path, check)
 
 
 # -- the environment

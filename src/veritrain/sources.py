@@ -107,11 +107,11 @@ def _snapshots(job: Job) -> list[Snapshot]:
         raise JobError(f"origin: expected None, got {job.origin}; use load_job(path) to load a job")
     parts = list(_parts(job))
     snapshots = [Snapshot(file) for file in _defining_files(job, parts)]
+    if job.sources:
+        first = snapshots[0] if snapshots else Snapshot((Path.cwd() / job.sources[0]).resolve())
+        snapshots.append(first.extended(job.sources, Path.cwd()))
     require_executed(snapshots, parts)
-    if not job.sources:
-        return snapshots
-    first = snapshots[0] if snapshots else Snapshot((Path.cwd() / job.sources[0]).resolve())
-    return [*snapshots, first.extended(job.sources, Path.cwd())]
+    return snapshots
 
 
 def environment(program: Program, dataset: object) -> dict[str, str]:

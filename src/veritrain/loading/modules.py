@@ -127,7 +127,7 @@ class JobModules:
         come before those of other jobs and of the program around them."""
         self.activate()
         taken: dict[str, ModuleType] = {}
-        for each in (*_path_to(name), *(f"{name}.{part}" for part in parts)):
+        for each in (*path_to(name), *(f"{name}.{part}" for part in parts)):
             module = sys.modules.get(each)
             if module is not None and self._known.get(each) is not module:
                 taken |= self._made_way(each, module)
@@ -299,7 +299,7 @@ def active() -> JobModules | None:
 
 
 @functools.lru_cache(maxsize=1 << 12)
-def _path_to(name: str) -> tuple[str, ...]:
+def path_to(name: str) -> tuple[str, ...]:
     """The packages that a module lies in, outermost first, and the module."""
     parts = name.split(".")
     return tuple(".".join(parts[: i + 1]) for i in range(len(parts)))

@@ -16,6 +16,7 @@ from typing import Any
 
 from veritrain.errors import JobError
 from veritrain.loading.installed import is_installed
+from veritrain.loading.modules import path_to
 from veritrain.loading.snapshot import Snapshot
 
 
@@ -23,11 +24,12 @@ def require_executed(snapshots: Sequence[Snapshot], parts: Iterable[object]) -> 
     """Check that what is loaded was executed from the text of the files that define a job.
 
     Args:
-        snapshots: of the files that define parts of the job.
+        snapshots: of the files that define parts of the job, and of those that it names.
         parts: the functions and classes that make it up.
 
     Raises:
-        JobError: a module came from another file or from bytecode, or its file has changed since.
+        JobError: a module came from another file or from bytecode, its file has changed since, or
+            the files import one that is neither installed nor among them.
     """
     parts = list(parts)
     by_file: dict[Path, ModuleType] = {}
@@ -45,6 +47,25 @@ def require_executed(snapshots: Sequence[Snapshot], parts: Iterable[object]) -> 
                 )
         for file in snapshot.files & by_file.keys():
             _require_source(snapshot, by_file[file], file, parts)
+    _require_covered(snapshots)
+
+
+def _require_covered(snapshots: Sequence[Snapshot]) -> None:
+    """Nothing that the files import by its name was loaded from a file that nothing commits to."""
+    covered = {file for snapshot in snapshots for file in snapshot.files}
+    for snapshot in snapshots:
+        names = {part for name in snapshot.imports for part in path_to(name)}
+        for name in sorted(names):
+            module = sys.modules.get(name)
+            file, loaded = getattr(module, "__file__", None), _file_of(module)
+            if loaded is None or is_installed(str(file)) or loaded in covered:
+                continue
+            raise JobError(
+                f"{snapshot.file}: imports {name}, which is {loaded}: it is not beside the files "
+                "of the job and not of an installed package (an editable install is none), so "
+                "nothing commits to it. Name the file or its folder in the job, sources=[...], or "
+                "install it"
+            )
 
 
 def _require_source(

@@ -31,6 +31,7 @@ class Snapshot:
             code that may run while it is not known yet what the job names.
         names: which of them are modules beside the job, by the name under which they are imported.
         foreign: top-level names that they import from elsewhere.
+        imports: all dotted names that they import, of modules and of what is in them.
     """
 
     def __init__(self, file: Path) -> None:
@@ -40,6 +41,7 @@ class Snapshot:
         self.nameable: set[Path] = set()
         self.names: dict[str, Path] = {}
         self.foreign: set[str] = set()
+        self.imports: set[str] = set()
         self._texts: dict[Path, bytes] = {}
         self._digests: dict[Path, Digest] = {}
         self._codes: dict[Path, CodeType] = {}
@@ -119,7 +121,7 @@ class Snapshot:
         """
         other = copy.copy(self)
         other.files, other.names = set(self.files), dict(self.names)
-        other.foreign = set(self.foreign)
+        other.foreign, other.imports = set(self.foreign), set(self.imports)
         other.add(other.named(sources, folder))
         return other
 
@@ -173,6 +175,7 @@ class Snapshot:
                         yield from self._absolute(roots, [*parts, alias.name])
                     elif node.level <= len(file.parents):
                         package = _package(name, file, node.level)
+                        self.imports.add(".".join([*package, *parts, alias.name]))
                         folder = file.parents[node.level - 1]
                         yield from _walk(folder, package, [*parts, alias.name])
             elif isinstance(node, ast.keyword) and node.arg == "sources":
@@ -180,6 +183,7 @@ class Snapshot:
 
     def _absolute(self, roots: list[Path], parts: list[str]) -> Iterator[tuple[str, Path]]:
         """As `_walk`, from the first folder of the import path that has something of this name."""
+        self.imports.add(".".join(parts))
         for root in roots:
             found = list(_walk(root, [], parts))
             if found:

@@ -36,7 +36,13 @@ from typing import Literal
 
 from veritrain.data import Batches
 from veritrain.encoding import Value, digest, digest_value, same
-from veritrain.errors import InconclusiveError, TranscriptError, UsageError, VerificationError
+from veritrain.errors import (
+    InconclusiveError,
+    JobError,
+    TranscriptError,
+    UsageError,
+    VerificationError,
+)
 from veritrain.job import Job
 from veritrain.numerics import random
 from veritrain.numerics.logged.tally import Tally, combined
@@ -279,8 +285,20 @@ class _Audit:
             if self._options.workers > 1:
                 for step in range(segment.start + 1, segment.stop + 1):
                     self._on_step(step)
+        self._require_same_code()
         steps = f"{self._replayed} of {self._last_step} steps recomputed to the same bits"
         return steps + self._decisions() if self._roundings else steps
+
+    def _require_same_code(self) -> None:
+        """A job made in a script may have imported modules for the first time in its steps.
+
+        Raises:
+            JobError: what they executed is not what the job's commitment covers.
+        """
+        if self._job.loaded is None and not same(
+            commitment(self._job), self._transcript.header.job
+        ):
+            raise JobError("sources: a file of the job has changed during the audit; start it anew")
 
     def _decisions(self) -> str:
         """What came of following the rounding logs, as text.
