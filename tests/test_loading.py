@@ -25,7 +25,7 @@ import torch
 import veritrain as vt
 from veritrain.encoding import digest
 from veritrain.job import reload
-from veritrain.loading import installed
+from veritrain.loading import gates, installed
 from veritrain.sources import commitment, environment
 from veritrain.step import Program
 from veritrain.transcript import Transcript
@@ -327,6 +327,10 @@ def test_the_program_around_a_job_imports_what_it_likes(outside: Path, tmp_path:
         "import zipimport; rate = zipimport.zipimporter("
         "str(Path(FILE).parent / 'a.zip')).load_module('zipped').RATE",
         "import ctypes; rate = ctypes.CDLL(FILE)",
+        "import _ctypes; rate = _ctypes.dlopen(FILE, 2)",
+        "import cffi; rate = cffi.FFI().dlopen(FILE)",
+        "import llvmlite.binding as b; rate = b.load_library_permanently(FILE)",
+        "import site; site.addsitedir(str(Path(FILE).parent)); rate = sys.planted",
         "rate = torch.ops.load_library(FILE)",
         "rate = vt.load_job(Path(FILE).parent / 'other.py').steps",
     ],
@@ -336,6 +340,7 @@ def test_other_ways_to_load_code(loss: str, outside: Path, tmp_path: Path) -> No
     py_compile.compile(str(file), cfile=f"{file}c")
     with zipfile.ZipFile(outside / "a.zip", "w") as archive:
         archive.writestr("zipped.py", GOOD)
+    (outside / "lines.pth").write_text("import sys; sys.planted = 0.75\n")
     write(outside).rename(outside / "other.py")
     job = vt.load_job(write(tmp_path / "job", top=f"FILE = {str(file)!r}\n", loss=loss))
     with pytest.raises((vt.JobError, OSError)) as caught:
@@ -343,6 +348,57 @@ def test_other_ways_to_load_code(loss: str, outside: Path, tmp_path: Path) -> No
     error = caught.value.__cause__ if isinstance(caught.value, OSError) else caught.value
     assert isinstance(error, vt.JobError)
     assert re.search(r"nothing (would commit|commits) to", str(error))
+
+
+@pytest.fixture
+def site_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that counts as one of those where Python keeps packages."""
+    site = tmp_path / "lib"
+    site.mkdir()
+    monkeypatch.setattr(installed, "_FOLDERS", (*installed._FOLDERS, f"{site}{os.sep}"))
+    installed._is_within.cache_clear()
+    monkeypatch.syspath_prepend(str(site))
+    yield site
+    installed._is_within.cache_clear()
+
+
+LAUNCHER = """
+import importlib.util
+def launcher(file):
+    spec = importlib.util.spec_from_file_location("_bisect", file)
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "place", "is_loaded"),
+    [("triton", "cache", True), ("triton", "elsewhere", False), ("other", "cache", False)],
+)
+def test_launchers_that_triton_compiles(
+    package: str, place: str, is_loaded: bool, site_folder: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """Triton compiles a module for each kernel, keeps it in a folder of the user's and loads it."""
+    monkeypatch.setattr(gates, "_TRITON_CACHE", f"{tmp_path / 'cache'}{os.sep}")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "elsewhere"))  # as a job may set it
+    (site_folder / package / "runtime").mkdir(parents=True)
+    (site_folder / package / "__init__.py").write_text("")
+    (site_folder / package / "runtime/build.py").write_text(LAUNCHER)
+    file = tmp_path / place / "abc/launcher.so"
+    file.parent.mkdir(parents=True)
+    shutil.copy(importlib.import_module("_bisect").__file__ or "", file)
+    loss = f"import {package}.runtime.build as b; rate = b.launcher({str(file)!r}).bisect_right([1], 2)"
+    job = vt.load_job(write(tmp_path / "job", loss=loss))
+    try:
+        if is_loaded:
+            assert rate_of(job) == 1.0
+        else:
+            with pytest.raises(vt.JobError, match="imports _bisect, which is .*launcher"):
+                rate_of(job)
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+            del sys.modules[name]
 
 
 def test_code_that_numba_keeps_is_not_executed(tmp_path: Path, monkeypatch) -> None:
@@ -568,21 +624,18 @@ def test_the_environment_names_what_the_sources_import(tmp_path: Path) -> None:
     assert not {"helper", "sys", "importlib"} & record.keys()
 
 
-def test_a_package_without_metadata_is_named_by_its_files(tmp_path: Path, monkeypatch) -> None:
+def test_a_package_without_metadata_is_named_by_its_files(
+    site_folder: Path, tmp_path: Path
+) -> None:
     """A folder that somebody copied to where Python keeps packages."""
-    site = tmp_path / "lib"
-    (site / "package").mkdir(parents=True)
-    (site / "package/__init__.py").write_text(GOOD)
-    monkeypatch.setattr(installed, "_FOLDERS", (*installed._FOLDERS, f"{site}{os.sep}"))
-    installed._is_within.cache_clear()
-    monkeypatch.syspath_prepend(str(site))
+    (site_folder / "package").mkdir()
+    (site_folder / "package/__init__.py").write_text(GOOD)
     file = write(tmp_path / "job", top="import package\n", loss="rate = package.RATE")
     records = []
     for text in (GOOD, EVIL):
-        (site / "package/__init__.py").write_text(text)
+        (site_folder / "package/__init__.py").write_text(text)
         job = vt.load_job(file)
         records.append(environment(Program.build(job), job.dataset)["package"])
-    installed._is_within.cache_clear()
     assert all(record.startswith("files ") for record in records)
     assert records[0] != records[1]
 

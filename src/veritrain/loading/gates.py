@@ -3,30 +3,46 @@
 The first finder that is asked serves imports that a job brings about, at any time and from any
 depth: by its own code, or by installed code that it or Veritrain calls. Python's loaders are asked
 too, since a module need not be looked for to be loaded (`spec_from_file_location`), and so are
-`ctypes` and Numba's cache, which keeps compiled functions beside the sources. Imports of the
-program around the jobs are left as they are.
+`site`, which executes lines of `.pth` files, what opens libraries, and Numba's cache, which keeps
+compiled functions beside the sources. Imports of the program around the jobs are left as they are.
+
+Triton compiles a module for each kernel of a GPU and loads it from a folder of the user's. It may,
+from the folder that was in force when Veritrain was imported.
 """
 
 from __future__ import annotations
 
+import _ctypes
 import builtins
 import ctypes
 import importlib
+import os
+import site
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ExtensionFileLoader, ModuleSpec, SourceFileLoader
-from importlib.util import resolve_name
+from importlib.util import find_spec, resolve_name
 from os import path as paths
 from types import FrameType, ModuleType
 from typing import Any
 from zipimport import zipimporter
 
 from veritrain.errors import JobError
-from veritrain.loading.installed import is_installed
+from veritrain.loading.installed import is_installed, is_of
 from veritrain.loading.modules import JobModules, active
 
 _PACKAGE = paths.join(paths.dirname(paths.dirname(paths.abspath(__file__))), "")
+
+
+def _triton_cache() -> str:
+    """The folder that Triton keeps compiled modules in, by its own rules."""
+    home = os.environ.get("TRITON_HOME") or paths.expanduser("~")
+    folder = os.environ.get("TRITON_CACHE_DIR") or paths.join(home, ".triton", "cache")
+    return paths.join(paths.realpath(folder), "")
+
+
+_TRITON_CACHE = _triton_cache()  # before a job can say otherwise
 
 
 def install() -> None:
@@ -36,13 +52,23 @@ def install() -> None:
     sys.meta_path.insert(0, _FINDER)
     if importlib.import_module is _import_module:
         return
+    from llvmlite import binding  # pyright: ignore[reportMissingTypeStubs]
     from numba.core.caching import Cache  # pyright: ignore[reportMissingTypeStubs]
 
     importlib.import_module = _import_module
     _wrap(_file_loader(), "exec_module", _exec_module)
     _wrap(ExtensionFileLoader, "create_module", _create_module)
     _wrap(zipimporter, "load_module", _load_module)
-    _wrap(ctypes.CDLL, "__init__", _open_library)
+    _wrap(site, "addpackage", _execute_lines)
+    for opener, name in (
+        (ctypes, "_dlopen"),
+        (_ctypes, "dlopen"),
+        (binding, "load_library_permanently"),
+        (binding.dylib, "load_library_permanently"),
+    ):
+        _wrap(opener, name, _open_library)
+    if find_spec("_cffi_backend") is not None:
+        _wrap(importlib.import_module("_cffi_backend"), "load_library", _open_library)
     _wrap(Cache, "load_overload", _load_overload)
 
 
@@ -122,14 +148,14 @@ def _file_loader() -> type[Any]:
     return next(base for base in SourceFileLoader.__mro__ if "exec_module" in vars(base))
 
 
-def _wrap(owner: type[Any], name: str, gate: Any) -> None:
-    """Replace a method by one that gets it as its first argument."""
+def _wrap(owner: type[Any] | ModuleType, name: str, gate: Any) -> None:
+    """Replace a function of a class or a module by a gate, which gets it as its first argument."""
     pythons = getattr(owner, name)
 
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return gate(pythons, self, *args, **kwargs)
+    def gated(*args: Any, **kwargs: Any) -> Any:
+        return gate(pythons, *args, **kwargs)
 
-    setattr(owner, name, method)
+    setattr(owner, name, gated)
 
 
 def _exec_module(pythons: Any, self: Any, module: ModuleType) -> None:
@@ -142,9 +168,21 @@ def _exec_module(pythons: Any, self: Any, module: ModuleType) -> None:
 
 def _create_module(pythons: Any, self: ExtensionFileLoader, spec: ModuleSpec) -> ModuleType:
     owner = _served_job()
-    if owner is not None and not is_installed(self.path):
+    if owner is not None and not is_installed(self.path) and not _is_tritons(self.path):
         raise owner.refusal(spec.name, str(self.path))
     return pythons(self, spec)
+
+
+def _is_tritons(file: str) -> bool:
+    """Is this a module that the installed Triton has compiled, and loads itself?"""
+    frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name != __file__ and not name.startswith("<frozen importlib."):
+            is_loader = frame.f_builtins is builtins.__dict__ and is_of(name, "triton")
+            return is_loader and paths.realpath(file).startswith(_TRITON_CACHE)
+        frame = frame.f_back
+    return False
 
 
 def _load_module(pythons: Any, self: zipimporter, fullname: str) -> ModuleType:
@@ -154,15 +192,30 @@ def _load_module(pythons: Any, self: zipimporter, fullname: str) -> ModuleType:
     return pythons(self, fullname)
 
 
-def _open_library(pythons: Any, self: Any, name: Any = None, *args: Any, **kwargs: Any) -> None:
+def _execute_lines(pythons: Any, sitedir: str, name: str, *args: Any, **kwargs: Any) -> Any:
+    owner, file = _served_job(), paths.join(sitedir, name)
+    if owner is not None and not is_installed(file):
+        raise JobError(
+            f"{owner.snapshot.file}: executes lines of {file}: nothing commits to them. Name the "
+            "modules that the job needs, sources=[...], or install them"
+        )
+    return pythons(sitedir, name, *args, **kwargs)
+
+
+def _open_library(pythons: Any, name: Any, *args: Any, **kwargs: Any) -> Any:
     """Libraries of the system are opened by names without a folder."""
-    owner, file = _served_job(), "" if name is None else str(name)
+    owner, file = _served_job(), os.fsdecode(name) if _is_path(name) else ""
     if owner is not None and paths.dirname(file) and not is_installed(file):
         raise JobError(
             f"{owner.snapshot.file}: opens {file}: nothing commits to the code in it. Only "
             "libraries of installed packages and of the system may be opened; install it"
         )
-    pythons(self, name, *args, **kwargs)
+    return pythons(name, *args, **kwargs)
+
+
+def _is_path(name: object) -> bool:
+    """None stands for the process itself, and a handle for a library that is open."""
+    return isinstance(name, str | bytes | os.PathLike)
 
 
 def _load_overload(pythons: Any, self: Any, *args: Any) -> Any:

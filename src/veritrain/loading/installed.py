@@ -48,6 +48,12 @@ def is_installed(file: str | os.PathLike[str]) -> bool:
     return _is_within(os.path.abspath(file))
 
 
+def is_of(file: str, package: str) -> bool:
+    """Does a file lie in the installed package of this name?"""
+    spelled = os.path.abspath(file)
+    return spelled.startswith(tuple(os.path.join(folder, package, "") for folder in _FOLDERS))
+
+
 @functools.lru_cache(maxsize=1 << 16)
 def _is_within(spelled: str) -> bool:
     if spelled.startswith(_FOLDERS):
