@@ -624,6 +624,26 @@ def test_the_environment_names_what_the_sources_import(tmp_path: Path) -> None:
     assert not {"helper", "sys", "importlib"} & record.keys()
 
 
+def test_the_environment_names_what_is_imported_by_computed_names(tmp_path: Path) -> None:
+    top = 'importlib.import_module("safe" + "tensors.torch")'
+    loss = 'rate = 1.0; __import__("fs" + "spec")'
+    vt.train(vt.load_job(write(tmp_path / "job", top=top, loss=loss)), tmp_path / "run", signer=KEY)
+    record = Transcript.open(tmp_path / "run").header.environment
+    versions = {name: importlib.metadata.version(name) for name in ("safetensors", "fsspec")}
+    assert {name: record.get(name) for name in versions} == versions
+    vt.audit(tmp_path / "run", vt.load_job(tmp_path / "job/job.py")).require_accepted()
+
+
+def test_versions_of_what_an_audit_did_not_come_to(tmp_path: Path, monkeypatch) -> None:
+    """Other records end the audit before its own steps import what the header names."""
+    record = 'return torch.full((3,), float(sys.modules["os"].environ.get("SHIFT", 0)) + i)'
+    file = write(tmp_path / "job", record=record, loss='rate = 1.0; __import__("fs" + "spec")')
+    vt.train(vt.load_job(file), tmp_path / "run", signer=KEY)
+    monkeypatch.setenv("SHIFT", "1")
+    report = vt.audit(tmp_path / "run", vt.load_job(file))
+    assert report.verdict is vt.Verdict.REJECTED, report.verdict_line()
+
+
 def test_a_package_without_metadata_is_named_by_its_files(
     site_folder: Path, tmp_path: Path
 ) -> None:

@@ -115,9 +115,10 @@ def _snapshots(job: Job) -> list[Snapshot]:
 
 
 def environment(program: Program, dataset: object) -> dict[str, str]:
-    """Versions of what computes the run: Python, the numeric libraries, and the packages that
-    job imports or that define its functions and the classes of its modules, data set, optimiser
-    and scheduler. A package without a version is recorded by the digest of its files."""
+    """Versions of what computes the run: Python, the numeric libraries, and the packages that the
+    job's text imports, that its code has imported so far, or that define its functions and the
+    classes of its modules, data set, optimiser and scheduler. A package without a version is
+    recorded by the digest of its files."""
     names = ("python", "torch", "numpy", "numba", "veritrain")
     record = {name: installed.version(name) for name in names}
     job = program.job
@@ -127,7 +128,7 @@ def environment(program: Program, dataset: object) -> dict[str, str]:
     tops = {name.partition(".")[0] for name in modules if isinstance(name, str)}
     own = {"__main__"} if job.loaded is None else {"__main__", job.loaded.module}
     for snapshot in _snapshots(job):
-        tops |= snapshot.foreign
+        tops |= snapshot.foreign | snapshot.reached
         own |= {name.partition(".")[0] for name in snapshot.names}
     unknown = tops - own - record.keys() - {"builtins"} - sys.stdlib_module_names
     return {**record, **(installed.versions(unknown) if unknown else {})}

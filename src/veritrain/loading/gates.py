@@ -30,7 +30,7 @@ from zipimport import zipimporter
 
 from veritrain.errors import JobError
 from veritrain.loading.installed import is_installed, is_of
-from veritrain.loading.modules import JobModules, active
+from veritrain.loading.modules import JobModules, active, path_to
 
 _PACKAGE = paths.join(paths.dirname(paths.dirname(paths.abspath(__file__))), "")
 
@@ -140,6 +140,9 @@ def _import_module(name: str, package: str | None = None) -> ModuleType:
     if owner is None or (name.startswith(".") and not package):
         return _python_import_module(name, package)
     full = resolve_name(name, package)
+    caller = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    if _owner(caller.f_builtins) is owner:
+        owner.snapshot.reached.add(path_to(full)[0])
     return owner.importing(lambda: _python_import_module(full), full)
 
 

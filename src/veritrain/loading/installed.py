@@ -6,6 +6,7 @@ whoever ships a job names its folders; and an editable install is the folder tha
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
@@ -71,6 +72,15 @@ def version(name: str) -> str:
     if name == "python":
         return platform.python_version()
     return veritrain.__version__ if name == "veritrain" else importlib.metadata.version(name)
+
+
+def found(names: Iterable[str]) -> dict[str, str]:
+    """The versions of those of these distributions that are installed."""
+    record: dict[str, str] = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError):
+            record[name] = version(name)
+    return record
 
 
 def versions(names: Iterable[str]) -> dict[str, str]:

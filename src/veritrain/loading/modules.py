@@ -219,6 +219,7 @@ class JobModules:
             )
         full = resolve_name("." * level + name, package) if level and package else name
         parts = fromlist or ()
+        self.snapshot.reached.add(path_to(full)[0])
         return self.importing(
             lambda: builtins.__import__(name, globals, locals, parts, level), full, parts
         )

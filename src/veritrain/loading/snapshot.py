@@ -32,6 +32,7 @@ class Snapshot:
         names: which of them are modules beside the job, by the name under which they are imported.
         foreign: top-level names that they import from elsewhere.
         imports: all dotted names that they import, of modules and of what is in them.
+        reached: top-level names that their code has imported so far, computed ones among them.
     """
 
     def __init__(self, file: Path) -> None:
@@ -42,6 +43,7 @@ class Snapshot:
         self.names: dict[str, Path] = {}
         self.foreign: set[str] = set()
         self.imports: set[str] = set()
+        self.reached: set[str] = set()
         self._texts: dict[Path, bytes] = {}
         self._digests: dict[Path, Digest] = {}
         self._codes: dict[Path, CodeType] = {}

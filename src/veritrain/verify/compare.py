@@ -5,7 +5,6 @@ Nothing is recomputed, and no signature is looked at: this explains, and does no
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from veritrain.data import Batches
 from veritrain.encoding import Value, same
 from veritrain.errors import InconclusiveError, TranscriptError, VerificationError
 from veritrain.job import Job
-from veritrain.loading.installed import version
+from veritrain.loading.installed import found
 from veritrain.sources import commitment, contents
 from veritrain.transcript import Header, Transcript
 from veritrain.verify.causes import Cause, settings_cause, sources_cause, versions_cause
@@ -88,12 +87,7 @@ def _numerics(job: Job, header: Header) -> str | None:
 
 
 def _versions(claimed: Mapping[str, str]) -> str | None:
-    own: dict[str, str] = {}
-    for name in claimed:
-        try:
-            own[name] = version(name)
-        except (importlib.metadata.PackageNotFoundError, ValueError):
-            continue
+    own = found(claimed)
     return None if own == claimed else versions_cause(own, claimed)
 
 

@@ -9,6 +9,7 @@ from veritrain.data import Batches
 from veritrain.encoding import DIGEST_BYTES, Value, same
 from veritrain.errors import InconclusiveError, TranscriptError, VerificationError
 from veritrain.job import Job
+from veritrain.loading.installed import found
 from veritrain.numerics import resolve
 from veritrain.sources import environment
 from veritrain.step import Program
@@ -86,6 +87,7 @@ class OtherVersions:
 def other_versions(program: Program, batches: Batches, header: Header) -> OtherVersions | None:
     """How the packages are others than those that the run was recorded with; None if they are not."""
     own = environment(program, batches.dataset)
+    own |= found(header.environment.keys() - own.keys())  # what the job may come to later
     packages = named_differences(own, header.environment)
     if not packages:
         return None
