@@ -563,9 +563,15 @@ def test_a_script_whose_files_were_edited_is_refused(tmp_path: Path) -> None:
     [
         "sys.path.insert(0, {folder!r}); import outside",
         "sys.path.insert(0, {parent!r}); from common import outside",
+        "sys.path.insert(0, {folder!r}); outside = __import__('out' + 'side')",
         "import helper as outside; helper.__path__ = [{folder!r}]; import helper.outside",
     ],
-    ids=["on the path", "in a folder without code", "in a package that was extended"],
+    ids=[
+        "on the path",
+        "in a folder without code",
+        "under a computed name",
+        "in a package that was extended",
+    ],
 )
 def test_a_script_that_imports_from_elsewhere_is_refused(
     found: str, outside: Path, tmp_path: Path

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -47,21 +47,23 @@ def require_executed(snapshots: Sequence[Snapshot], parts: Iterable[object]) -> 
                 )
         for file in snapshot.files & by_file.keys():
             _require_source(snapshot, by_file[file], file, parts)
-    _require_covered(snapshots)
+    _require_covered(snapshots, by_file)
 
 
-def _require_covered(snapshots: Sequence[Snapshot]) -> None:
-    """Nothing that the files import by its name was loaded from a file that nothing commits to."""
+def _require_covered(snapshots: Sequence[Snapshot], by_file: Mapping[Path, ModuleType]) -> None:
+    """No module that the files name, or have got hold of, is one that nothing commits to."""
     covered = {file for snapshot in snapshots for file in snapshot.files}
     for snapshot in snapshots:
         names = {part for name in snapshot.imports for part in path_to(name)}
-        for name in sorted(names):
-            module = sys.modules.get(name)
+        files = sorted(snapshot.files & by_file.keys())
+        held = [value for file in files for value in vars(by_file[file]).values()]
+        named = [sys.modules.get(name) for name in sorted(names)]
+        for module in [*named, *(value for value in held if isinstance(value, ModuleType))]:
             file, loaded = getattr(module, "__file__", None), _file_of(module)
             if loaded is None or is_installed(str(file)) or loaded in covered:
                 continue
             raise JobError(
-                f"{snapshot.file}: imports {name}, which is {loaded}: it is not beside the files "
+                f"{snapshot.file}: imports {getattr(module, '__name__', '')}, which is {loaded}: it is not beside the files "
                 "of the job and not of an installed package (an editable install is none), so "
                 "nothing commits to it. Name the file or its folder in the job, sources=[...], or "
                 "install it"
