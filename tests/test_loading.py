@@ -727,3 +727,89 @@ def test_sources_that_are_none(source: str, message: str, tmp_path: Path) -> Non
     (tmp_path / "empty").mkdir()
     with pytest.raises(vt.JobError, match=message):
         vt.load_job(write(tmp_path, more=f"sources=[{source!r}]"))
+
+
+# -- hostile and unusual sources
+
+
+DEEP = {
+    "attributes": "x = a" + ".b" * 50_000 + "\n",
+    "operators": "x = " + "-" * 50_000 + "1\n",
+    "parentheses": "x = " + "(" * 50_000 + "\n",
+    "sums": "x = 1" + " + 1" * 50_000 + "\n",
+    "a zero byte": "x = 1\0\n",
+}
+
+
+@pytest.mark.parametrize("place", ["job", "helper"])
+@pytest.mark.parametrize("case", DEEP)
+def test_text_that_python_cannot_compile(case: str, place: str, tmp_path: Path) -> None:
+    (tmp_path / "helper.py").write_text(DEEP[case] if place == "helper" else GOOD)
+    file = write(tmp_path, top=DEEP[case] if place == "job" else TOP)
+    with pytest.raises(vt.JobError, match=rf"{place}\.py") as caught:
+        vt.load_job(file)
+    assert len(str(caught.value)) < 500
+    file.rename(tmp_path / "other.py")
+    with pytest.raises(vt.JobError, match="is a folder"):
+        vt.load_job(tmp_path)
+
+
+def test_an_import_of_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    long = "a" * 300
+    file = write(tmp_path, loss=f"rate = 1.0\n    if not rate:\n        import {long}")
+    assert set(commitment(vt.load_job(file))["sources"]) == {"job.py"}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a" * 300])
+def test_sources_that_no_file_can_be_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(vt.JobError, match="sources: "):
+        vt.load_job(write(tmp_path, more=f"sources=[{name!r}]"))
+
+
+@pytest.mark.parametrize("other", ["data", "a\0b"])
+def test_one_literal_that_names_no_code_leaves_the_others(other: str, tmp_path: Path) -> None:
+    """The job imports what it names before it is known what it names indeed."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/words.txt").write_text("words")
+    (tmp_path / "plugin.py").write_text(GOOD)
+    code = f'dict(sources=[{other!r}]); importlib.import_module("plug" + "in")'
+    job = vt.load_job(write(tmp_path, job=code, more="sources=['plugin.py']"))
+    assert set(commitment(job)["sources"]) == {"job.py", "plugin.py"}  # type: ignore[arg-type]
+
+
+def test_the_advice_says_that_sources_are_literal(tmp_path: Path) -> None:
+    (tmp_path / "plugin.py").write_text(GOOD)
+    code = 'importlib.import_module("plugin"); names = ["plug" + "in.py"]'
+    with pytest.raises(vt.JobError, match="written out as text in the job file"):
+        vt.load_job(write(tmp_path, job=code, more="sources=names"))
+
+
+def test_a_folder_stands_for_no_environment_and_no_copies(tmp_path: Path) -> None:
+    others = [".venv/lib", ".ipynb_checkpoints", "lib/__pycache__", "env/lib", "lib/.git/hooks"]
+    for folder in others:
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "outside.py").write_text(EVIL)
+    (tmp_path / "env/pyvenv.cfg").write_text("home = /usr\n")
+    (tmp_path / "lib/.#helper.py").symlink_to("somebody@somewhere")  # an editor's lock
+    (tmp_path / "lib/helper.py").write_text(GOOD)
+    job = vt.load_job(write(tmp_path, more="sources=['.']"))
+    assert set(commitment(job)["sources"]) == {"job.py", "lib/helper.py"}  # type: ignore[arg-type]
+    job = vt.load_job(write(tmp_path, more="sources=['.venv']"))
+    assert ".venv/lib/outside.py" in commitment(job)["sources"]  # type: ignore[operator]
+
+
+def test_a_typed_job_whose_sources_are_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/one.py").write_text("import two\n")
+    (tmp_path / "lib/two.py").write_text(GOOD)
+    code = (
+        "import torch, veritrain as vt; from veritrain.sources import commitment\n"
+        "job = vt.Job(model=lambda: torch.nn.Linear(1, 1), dataset=[torch.ones(1)] * 4,\n"
+        "    loss=lambda model, batch: model(batch).sum(), batch_size=1, steps=1, seed=1,\n"
+        "    optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.1), sources=['lib'])\n"
+        "print(sorted(commitment(job)['sources']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout.strip() == "['one.py', 'two.py']", done.stderr

@@ -284,7 +284,7 @@ def _job_files_in(folder: Path) -> list[str]:
     for file in sorted(folder.glob("*.py")):
         try:
             body = ast.parse(file.read_bytes()).body
-        except (OSError, SyntaxError, ValueError):
+        except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
             continue
         if any(isinstance(node, ast.FunctionDef) and node.name == "job" for node in body):
             found.append(file.name)

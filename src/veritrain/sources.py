@@ -108,8 +108,9 @@ def _snapshots(job: Job) -> list[Snapshot]:
     parts = list(_parts(job))
     snapshots = [Snapshot(file) for file in _defining_files(job, parts)]
     if job.sources:
-        first = snapshots[0] if snapshots else Snapshot((Path.cwd() / job.sources[0]).resolve())
-        snapshots.append(first.extended(job.sources, Path.cwd()))
+        here = Path.cwd()
+        first = snapshots[0] if snapshots else Snapshot(min(Snapshot.named(job.sources[:1], here)))
+        snapshots.append(first.extended(job.sources, here))
     require_executed(snapshots, parts)
     return snapshots
 

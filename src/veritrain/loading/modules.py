@@ -193,12 +193,14 @@ class JobModules:
             named = place.relative_to(job.parent).as_posix()
             return JobError(
                 f"{job}: imports {name}, which is {file}: the job's text does not show it, so "
-                f"nothing commits to that file; name it in the job: sources=[{named!r}]"
+                f"nothing commits to that file; name it in the job: sources=[{named!r}], written "
+                "out as text in the job file"
             )
         return JobError(
             f"{job}: imports {name}, which is {file}: outside of the job's folder and not of an "
             "installed package (an editable install is none), so nothing commits to it. Put it "
-            "beside the job, name the file or its folder in the job, sources=[...], or install it"
+            "beside the job, name the file or its folder in the job, sources=[...], written out as "
+            "text in the job file, or install it"
         )
 
     def _import(

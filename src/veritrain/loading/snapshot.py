@@ -11,8 +11,10 @@ from __future__ import annotations
 import ast
 import contextlib
 import copy
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
+from os import path as paths
 from pathlib import Path
 from types import CodeType
 
@@ -49,8 +51,10 @@ class Snapshot:
         self._codes: dict[Path, CodeType] = {}
         self._literals: list[str] = []
         self._follow(_module_name(file, self.roots[-1]), file, self.roots, self.files)
-        with contextlib.suppress(JobError):  # what the job names indeed is looked at later
-            self._take_in(self._named_in_text(), self.nameable)
+        for literal in tuple(self._literals):
+            with contextlib.suppress(JobError):  # what the job names indeed is looked at later
+                named = self.named([literal], file.parent)
+                self._take_in({one for one in named if one.suffix == ".py"}, self.nameable)
 
     def text(self, file: Path) -> bytes:
         """The bytes of a file, read when they are first asked for.
@@ -82,22 +86,35 @@ class Snapshot:
         """A file's bytes, compiled. Bytecode on the disk is never used.
 
         Raises:
-            SyntaxError, ValueError: it is not Python.
+            SyntaxError: it is not Python.
         """
         if file not in self._codes:
-            self._codes[file] = compile(self.text(file), str(file), "exec", dont_inherit=True)
+            text = self.text(file)
+            try:
+                self._codes[file] = compile(text, str(file), "exec", dont_inherit=True)
+            except SyntaxError as error:
+                error.filename = error.filename or str(file)
+                raise
+            except (ValueError, RecursionError, MemoryError) as error:
+                message = str(error) or "too deeply nested"
+                raise SyntaxError(message, (str(file), None, None, None)) from error
         return self._codes[file]
 
-    def named(self, sources: Iterable[str | PathLike[str]], folder: Path) -> set[Path]:
+    @staticmethod
+    def named(sources: Iterable[str | PathLike[str]], folder: Path) -> set[Path]:
         """The files that a job names in `sources`; a folder stands for the Python files in it.
 
         Raises:
-            JobError: a folder without Python files.
+            JobError: a folder without Python files, or a name that no file can have.
         """
         found: set[Path] = set()
         for source in sources:
-            path = (folder / source).resolve()
-            files = {file.resolve() for file in path.rglob("*.py")} if path.is_dir() else {path}
+            try:
+                path = (folder / source).resolve()
+                files = set(_python_files(path)) if path.is_dir() else {path}
+            except (OSError, ValueError) as error:
+                shown = ascii(str(source))[:80]
+                raise JobError(f"sources: {shown}: no file can have this name ({error})") from error
             if not files:
                 raise JobError(f"sources: {path} is a folder without Python files; name its files")
             found |= files
@@ -126,10 +143,6 @@ class Snapshot:
         other.foreign, other.imports = set(self.foreign), set(self.imports)
         other.add(other.named(sources, folder))
         return other
-
-    def _named_in_text(self) -> set[Path]:
-        files = self.named(self._literals, self.file.parent)
-        return {file for file in files if file.suffix == ".py" and file.is_file()}
 
     def _take_in(self, files: Iterable[Path], into: set[Path]) -> None:
         for file in sorted(set(files) - into):
@@ -166,6 +179,11 @@ class Snapshot:
             tree = ast.parse(self.text(file))
         except (SyntaxError, ValueError):
             return  # running the file reports it, with the line
+        except (RecursionError, MemoryError) as error:  # Python may compile it all the same
+            raise JobError(
+                f"sources: {file}: is too deeply nested to be looked through for imports; split "
+                "its longest expressions"
+            ) from error
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 for alias in node.names:
@@ -200,14 +218,29 @@ def _walk(folder: Path, package: list[str], parts: list[str]) -> Iterator[tuple[
     for part in parts:
         package = [*package, part]
         module, inner = folder / f"{part}.py", folder / part
-        if (inner / "__init__.py").is_file():
+        if paths.isfile(inner / "__init__.py"):  # False where no file can have this name
             yield ".".join(package), inner / "__init__.py"
-        elif module.is_file():
+        elif paths.isfile(module):
             yield ".".join(package), module
             return
-        elif not inner.is_dir():
+        elif not paths.isdir(inner):
             return
         folder = inner
+
+
+def _python_files(folder: Path) -> Iterator[Path]:
+    """The Python files in a folder; neither hidden ones nor those of a virtual environment."""
+    for inner, folders, names in os.walk(folder):
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".")
+            and name != "__pycache__"
+            and not paths.exists(paths.join(inner, name, "pyvenv.cfg"))
+        ]
+        for name in names:
+            if name.endswith(".py") and not name.startswith("."):
+                yield Path(inner, name).resolve()
 
 
 def _literal_paths(value: ast.expr) -> list[str]:
