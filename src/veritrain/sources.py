@@ -11,11 +11,12 @@ import functools
 import inspect
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from veritrain.encoding import Value, same
+from veritrain.encoding import Value, digest, same
 from veritrain.errors import JobError, UsageError
 from veritrain.loading import installed
 from veritrain.loading.installed import is_installed
@@ -54,12 +55,27 @@ def contents(job: Job, limit: int) -> dict[str, bytes] | None:
         JobError: as `commitment`.
     """
     files = _named_files(job)
-    try:
-        if sum(file.stat().st_size for file, _ in files.values()) > limit:
-            return None
-    except OSError as error:
-        raise JobError(f"sources: cannot read {error.filename}: {error.strerror}") from error
+    if sum(snapshot.size(file) for file, snapshot in files.values()) > limit:
+        return None
     return {name: snapshot.text(file) for name, (file, snapshot) in files.items()}
+
+
+def contents_of(job: Job, digests: Mapping[str, Value], limit: int) -> dict[str, bytes]:
+    """The bytes of those of the job's source files that `digests` names, with the digests that they have
+    to have. Left out are files that cannot be read, have changed, or exceed what is left of `limit` bytes.
+
+    Raises:
+        JobError: as `commitment`.
+    """
+    found: dict[str, bytes] = {}
+    for name, (file, snapshot) in _named_files(job).items():
+        with suppress(JobError):
+            if name in digests and snapshot.size(file) <= limit:
+                data = snapshot.text(file)
+                limit -= len(data)
+                if digest("source", data) == digests[name]:
+                    found[name] = data
+    return found
 
 
 def require_job(job: Job, claimed: Value, run: str) -> None:

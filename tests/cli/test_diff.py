@@ -94,6 +94,25 @@ def test_show_names_both_digests(call, folder):
     assert lines["steps"] == "6"
 
 
+def test_show_tells_a_seed_from_what_is_none():
+    from veritrain.cli import show
+
+    seed = (1).to_bytes(32, "big")
+    assert show._pairs({"seed": seed, "steps": 1}) == "seed 1, steps 1"
+    assert show._pairs({"seed": 1}) == "seed 1 (no seed of 32 bytes)"
+    assert show._pairs({"seed": seed + b"x"}) == f"seed {'0' * 16}… (no seed of 32 bytes)"
+    assert show._pairs({"seed": seed[-1:]}) == "seed 01 (no seed of 32 bytes)"
+    assert show._pairs({"seed": b"\xff" * 32}) == f"seed {'f' * 16}…"
+    assert show._pairs({"job.py": bytes(32)}) == f"job.py {'0' * 16}…"
+
+
+def test_a_renamed_and_edited_job(call_json, folder, tmp_path):
+    (tmp_path / "client.py").write_text(JOB.replace("lr=0.05", "lr=0.5"))
+    code, found = call_json("diff", folder / "run", tmp_path / "client.py")
+    assert (code, found["diff"][:2]) == (1, ["--- the run's job.py", "+++ your client.py"])
+    assert "where the run's has 'job.py'" in found["sources"]
+
+
 def test_show_says_how_far_an_unfinished_run_is(call, call_json, folder, tmp_path):
     run = shutil.copytree(folder / "run", tmp_path / "run")
     for file in run.rglob("000000000006*"):

@@ -7,19 +7,23 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import veritrain as vt
 from tests import jobs
 from tests.verify.test_audit import KEY, rewrite
-from veritrain.encoding import digest
+from veritrain.encoding import Value, digest
 from veritrain.transcript import Transcript
 from veritrain.transcript.carried import Records
 from veritrain.verify.causes import dataset_cause, settings_cause, sources_cause
+from veritrain.verify.compare import compare
+from veritrain.verify.header import named_differences
 from veritrain.verify.report import AuditReport
 from veritrain.verify.texts import difference, variants
 
@@ -257,7 +261,143 @@ def test_a_source_file_too_many_or_too_few(runs: dict[bool, Path], tmp_path: Pat
     )
     (file.parent / "words.py").write_text(HELPER + "\n")
     line = audited(runs[False], file).verdict_line()
-    assert line.endswith("; the run's job has 'helper.py' too, which yours has not")
+    assert line.endswith(
+        "; your job has 'words.py' where the run's has 'helper.py' (if they are one file, give it "
+        "that name), and they differ only in comments, blank lines or layout (bytes are compared: "
+        "make them equal)"
+    )
+    edit("job.py", lambda data: b"import os.path, first, second\n" + data)(file.parent)
+    for name in ("first.py", "second.py"):
+        (file.parent / name).write_text("")
+    line = audited(runs[True], file).verdict_line()
+    assert line.endswith(
+        "; your job has 'first.py' too, which the run has not; your job has 'second.py' too, which "
+        "the run has not; and 2 more"
+    )
+
+
+def test_a_renamed_and_edited_job_file(runs: dict[bool, Path], tmp_path: Path) -> None:
+    file = make(tmp_path / "auditor")
+    edit("job.py", lambda data: data.replace(b"lr=RATE", b"lr=1.0"))(file.parent)
+    file = file.rename(file.with_name("client.py"))
+    start = (
+        "your job has 'client.py' where the run's has 'job.py' (if they are one file, give it that "
+        "name), and they differ "
+    )
+    report = audited(runs[False], file)
+    assert report.cause is not None
+    assert report.cause.startswith(f"{start}in line 40: yours is `optimizer=")
+    assert report.diff[:2] == ("--- the run's job.py", "+++ your client.py")
+    assert audited(runs[True], file).cause == (
+        "your job has 'client.py' too, which the run has not; "
+        "the run's job has 'job.py' too, which yours has not"
+    )
+    file.write_bytes(JOB.replace("\n", "\r\n").encode())  # told by the digest alone
+    cause = f"{start}only in line ends (yours CRLF, the run's LF)"
+    assert audited(runs[True], file).cause == cause
+
+
+# -- an explanation changes no verdict
+
+
+def test_only_what_differs_is_read(
+    runs: dict[bool, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However large the other files are."""
+    from veritrain.verify import header
+
+    file = make(tmp_path / "auditor")
+    change, cause = CARRIED_CAUSES["another rate"]
+    change(file.parent)
+    monkeypatch.setattr(header, "_MOST_SOURCES", len(HELPER))
+    assert audited(runs[False], file).cause == cause
+    found = compare(Transcript.open(runs[False]), vt.load_job(file)).sources
+    assert found is not None
+    assert found.words == cause
+    edit("job.py", lambda data: data + b"# too long\n")(file.parent)
+    report = audited(runs[False], file)
+    assert report.verdict is vt.Verdict.REJECTED
+    assert report.cause == (
+        f"{cause}; 'job.py' differs (your file is too large to be compared, or is no longer what "
+        "was read)"
+    )
+
+
+def test_a_source_that_was_deleted_or_edited_since(runs: dict[bool, Path], tmp_path: Path) -> None:
+    file = make(tmp_path / "auditor")
+    change, cause = CARRIED_CAUSES["another rate"]
+    change(file.parent)
+    job = vt.load_job(file)
+    shutil.rmtree(file.parent)
+    report = vt.audit(runs[False], job)
+    assert (report.verdict, report.cause) == (vt.Verdict.REJECTED, cause)
+
+
+def test_a_data_file_that_was_deleted_or_edited_since(tmp_path: Path) -> None:
+    file = make(tmp_path / "job")
+    words = file.with_name("words.txt")
+    edit("job.py", lambda data: data.replace(b"seed=1", b"seed=1, sources=['words.txt']"))(
+        file.parent
+    )
+    words.write_text("one\n")
+    vt.train(vt.load_job(file), tmp_path / "run", signer=KEY)
+    words.write_text("two\n")
+    job = vt.load_job(file)
+    for change in (lambda: words.write_text("three\n"), words.unlink):
+        change()
+        report = vt.audit(tmp_path / "run", job)
+        assert (report.verdict, report.cause) == (
+            vt.Verdict.REJECTED,
+            "'words.txt' differs (your file is too large to be compared, or is no longer what was "
+            "read)",
+        )
+
+
+def test_what_a_run_carries_that_cannot_be_read_again(
+    runs: dict[bool, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = make(tmp_path / "auditor")
+    CARRIED_CAUSES["another rate"][0](file.parent)
+    read, calls = Transcript.sources, list[int]()
+
+    def once(self: Transcript) -> dict[str, bytes] | None:
+        calls.append(1)
+        if len(calls) > 1:
+            raise vt.TranscriptError("sources", "gone")
+        return read(self)
+
+    monkeypatch.setattr(Transcript, "sources", once)
+    report = audited(runs[False], file)
+    assert report.verdict is vt.Verdict.REJECTED
+    assert report.cause == (
+        "the source files differ; in what, cannot be said: what the run carries cannot be read "
+        "(sources: gone)"
+    )
+
+
+class Failing:
+    """A data set whose records can be read once."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        self.reads += 1
+        if self.reads > 8:
+            raise OSError("the disk is gone")
+        return torch.zeros(4), torch.tensor(0)
+
+
+def test_a_record_that_cannot_be_read_again(runs: dict[bool, Path], tmp_path: Path) -> None:
+    job = replace(vt.load_job(make(tmp_path / "auditor")), dataset=Failing())
+    report = vt.audit(runs[False], job)
+    assert report.verdict is vt.Verdict.REJECTED
+    assert report.cause is not None
+    assert report.cause.startswith("which records differ cannot be said: ")
+    assert "the disk is gone" in report.cause
 
 
 def test_another_setting(runs: dict[bool, Path], tmp_path: Path) -> None:
@@ -273,6 +413,34 @@ def test_a_setting_of_another_type() -> None:
     assert settings_cause({"steps": 300}, {"steps": 300.0}) == (
         "setting 'steps' is 300.0 in the run and 300 in your job (another type or sign)"
     )
+
+
+SEED = (1).to_bytes(32, "big")
+
+
+@pytest.mark.parametrize(
+    ("own", "claimed", "told"),
+    [
+        (SEED, 1, "is 1 in the run and 1 in your job (another type or sign)"),
+        (SEED, SEED + b"x", "is 33 bytes in the run and 1 in your job"),
+        (SEED, SEED[1:], "is 31 bytes in the run and 1 in your job"),
+        (b"1", b"2", "is 1 bytes in the run and 1 bytes in your job (other ones)"),
+        ([1], [2], "is list of 1 in the run and list of 1 in your job (other ones)"),
+        (
+            "a" * 99,
+            "a" * 98,
+            f"is '{'a' * 79}... in the run and '{'a' * 79}... in your job (other ones)",
+        ),
+    ],
+    ids=["a number", "longer", "shorter", "bytes", "a list", "a long text"],
+)
+def test_settings_that_look_the_same(own: Value, claimed: Value, told: str) -> None:
+    assert settings_cause({"seed": own}, {"seed": claimed}) == f"setting 'seed' {told}"
+
+
+def test_bytes_that_begin_alike_are_told_apart() -> None:
+    texts = named_differences({"seed": SEED}, {"seed": SEED + b"x"})
+    assert texts == [f"'seed': expected {SEED.hex()}, got {SEED.hex()}... of 33 bytes"]
 
 
 @pytest.mark.parametrize(
@@ -443,7 +611,8 @@ def test_line_ends_and_marks_are_found_by_the_digest(text: str, marked: bool, cr
     claimed = b"\xef\xbb\xbf" + claimed if marked else claimed
     if own != claimed:
         assert claimed in [made for _, made in variants(own)]
-        found = sources_cause({"x": own}, {"x": digest("source", claimed)}, None)
+        digests = [{"x": digest("source", data)} for data in (own, claimed)]
+        found = sources_cause(*digests, {"x": own}, None)
         assert found.words.startswith("'x' differs only in ")
 
 

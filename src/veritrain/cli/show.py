@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from veritrain.transcript import Transcript
 
 _SHOWN_STEPS = 8
+_SEED_BYTES = 32
 
 
 @click.command(
@@ -198,13 +199,23 @@ def _pairs(value: Value | Mapping[str, str]) -> str:
     """`name value, name value`: what a map of the header holds, whoever wrote it."""
     if not isinstance(value, Mapping):
         return "not stated"
-    return ", ".join(f"{name} {_short(item)}" for name, item in value.items())
+    return ", ".join(
+        f"{name} {_seed(item) if name == 'seed' else _short(item)}" for name, item in value.items()
+    )
+
+
+def _seed(value: Value) -> str:
+    """A seed is 32 bytes, and often a small number."""
+    if not isinstance(value, bytes) or len(value) != _SEED_BYTES:
+        return f"{_short(value)} (no seed of {_SEED_BYTES} bytes)"
+    number = int.from_bytes(value, "big")
+    return str(number) if number < 2**53 else _short(value)
 
 
 def _short(value: Value) -> str:
     if isinstance(value, bytes):
-        number = int.from_bytes(value, "big")  # a seed is often a small one
-        return str(number) if number < 2**53 else f"{value.hex()[:16]}…"
+        text = value.hex()
+        return f"{text[:16]}…" if len(text) > 16 else text
     return "none" if value is None else str(value)
 
 

@@ -72,6 +72,19 @@ class Snapshot:
                 raise JobError(f"sources: cannot read {file}: {error.strerror}") from error
         return self._texts[file]
 
+    def size(self, file: Path) -> int:
+        """How many bytes a file has: those that were read, where they are held.
+
+        Raises:
+            JobError: it cannot be read.
+        """
+        if file in self._texts:
+            return len(self._texts[file])
+        try:
+            return file.stat().st_size
+        except OSError as error:
+            raise JobError(f"sources: cannot read {file}: {error.strerror}") from error
+
     def digest(self, file: Path) -> Digest:
         """The digest that commits to a file's bytes.
 

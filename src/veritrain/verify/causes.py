@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from veritrain.encoding import Digest, Value, digest, same
+from veritrain.job import SEED_BITS
 from veritrain.text import escape
 from veritrain.transcript.carried import Records
 from veritrain.transcript.fields import differences, shown
 from veritrain.verify.texts import difference, variants
 
 _NAMED = 3  # settings, files or packages in one line
-_DIFF_LINES = 40
+DIFF_LINES = 40  # of each file
 ORDER_HINT = (
     "sort what os.listdir, glob or a set gives (the order of a set depends on PYTHONHASHSEED, "
     "which veritrain's commands set to 0)"
@@ -42,36 +43,47 @@ def settings_cause(own: Mapping[str, Value], claimed: Mapping[str, Value]) -> st
 
 
 def sources_cause(
-    own: Mapping[str, bytes],
+    own: Mapping[str, Value],
     claimed: Mapping[str, Value],
+    texts: Mapping[str, bytes],
     carried: Mapping[str, bytes] | None,
     *,
-    most: int = _DIFF_LINES,
+    most: int = DIFF_LINES,
 ) -> Cause:
     """How the source files differ.
 
     Args:
-        own: one's own files.
+        own: the digests of one's own files.
         claimed: the digests in the header.
+        texts: those of one's own files that differ, as far as they could be read.
         carried: the run's files, where it carries them.
         most: lines of each diff.
     """
-    digests = {name: digest("source", data) for name, data in own.items()}
     only_own = [name for name in sorted(own) if name not in claimed]
     only_run = [name for name in sorted(claimed) if name not in own]
     words: list[str] = []
     for name in tuple(only_own):
-        twin = next((other for other in only_run if claimed[other] == digests[name]), None)
+        twin = next((other for other in only_run if claimed[other] == own[name]), None)
         if twin is not None:
             words.append(f"your {_name(name)} is the run's {_name(twin)}: give the file that name")
             only_own.remove(name)
             only_run.remove(twin)
     diff: tuple[str, ...] = ()
     for name in sorted(own.keys() & claimed.keys()):
-        if digests[name] != claimed[name]:
-            found = _source_cause(name, own[name], claimed[name], carried, most)
-            words.append(f"{_name(name)} differs {found.words}")
-            diff += found.diff
+        if own[name] != claimed[name]:
+            found = _source_cause(name, name, texts, claimed, carried, most)
+            what = _unsaid(name in texts) if found is None else found.words
+            words.append(f"{_name(name)} differs {what}")
+            diff += () if found is None else found.diff
+    if len(only_own) == len(only_run) == 1:
+        mine, theirs = only_own[0], only_run[0]
+        found = _source_cause(mine, theirs, texts, claimed, carried, most)
+        if found is not None:
+            words.append(
+                f"your job has {_name(mine)} where the run's has {_name(theirs)} (if they are one "
+                f"file, give it that name), and they differ {found.words}"
+            )
+            return Cause(words=_listed(words), diff=diff + found.diff)
     words += [f"your job has {_name(name)} too, which the run has not" for name in only_own]
     words += [f"the run's job has {_name(name)} too, which yours has not" for name in only_run]
     return Cause(words=_listed(words), diff=diff)
@@ -130,7 +142,10 @@ def _setting(name: str, own: Mapping[str, Value], claimed: Mapping[str, Value]) 
     if isinstance(here, dict) and isinstance(there, dict):
         return _listed([f"setting {text}" for text in differences({name: here}, {name: there})])
     texts = [_value(name, values) for values in (claimed, own)]
-    kind = " (another type or sign)" if name in own and name in claimed and here == there else ""
+    kind = ""
+    if name in own and name in claimed and (here == there or texts[0] == texts[1]):
+        is_alike = type(here) is type(there) and here != there
+        kind = " (other ones)" if is_alike else " (another type or sign)"
     return f"setting {_name(name)} is {texts[0]} in the run and {texts[1]} in your job{kind}"
 
 
@@ -138,21 +153,37 @@ def _value(name: str, values: Mapping[str, Value]) -> str:
     if name not in values:
         return "not there"
     value = values[name]
-    if isinstance(value, bytes) and name == "seed":
-        return str(int.from_bytes(value[:32], "big"))
+    if isinstance(value, bytes) and name == "seed" and len(value) == SEED_BITS // 8:
+        return str(int.from_bytes(value, "big"))
     return shown(value)
 
 
 def _source_cause(
-    name: str, own: bytes, claimed: Value, carried: Mapping[str, bytes] | None, most: int
-) -> Cause:
-    if carried is not None and name in carried:
-        found = difference(name, own, carried[name], most=most)
+    mine: str,
+    theirs: str,
+    texts: Mapping[str, bytes],
+    claimed: Mapping[str, Value],
+    carried: Mapping[str, bytes] | None,
+    most: int,
+) -> Cause | None:
+    """How one's own file of the first name differs from the run's of the second; None where it
+    cannot be said."""
+    own = texts.get(mine)
+    if own is None:
+        return None
+    if carried is not None and theirs in carried:
+        found = difference(mine, own, carried[theirs], runs_name=theirs, most=most)
         return Cause(words=found.words, diff=found.diff)
     for words, made in variants(own):
-        if digest("source", made) == claimed:
+        if digest("source", made) == claimed[theirs]:
             return Cause(words=words)
-    return Cause(words="(the run does not carry its sources, so it cannot be said in what)")
+    return None
+
+
+def _unsaid(is_read: bool) -> str:
+    if is_read:
+        return "(the run does not carry its sources, so it cannot be said in what)"
+    return "(your file is too large to be compared, or is no longer what was read)"
 
 
 def _surplus(what: str, whose: str, digests: Sequence[Digest], extra: Counter[Digest]) -> str:

@@ -13,12 +13,11 @@ from veritrain.encoding import Value, same
 from veritrain.errors import InconclusiveError, TranscriptError, VerificationError
 from veritrain.job import Job
 from veritrain.loading.installed import found
-from veritrain.sources import commitment, contents
+from veritrain.sources import commitment
 from veritrain.transcript import Header, Transcript
-from veritrain.verify.causes import Cause, settings_cause, sources_cause, versions_cause
-from veritrain.verify.header import other_dataset, require_numerics
+from veritrain.verify.causes import Cause, settings_cause, versions_cause
+from veritrain.verify.header import other_dataset, other_sources, require_numerics
 
-_MOST_SOURCES = 1 << 28  # bytes of one's own files that are read to explain a difference
 _DIFF_LINES = 400  # of each file
 
 
@@ -57,11 +56,11 @@ def compare(transcript: Transcript, job: Job, *, data: bool = False) -> Comparis
     header = transcript.header
     own = commitment(job)
     config, sources = (_map(header.job.get(name)) for name in ("config", "sources"))
-    settings = _map(own["config"])
+    settings, files = _map(own["config"]), _map(own["sources"])
     other = other_dataset(Batches(job), transcript) if data else None
     return Comparison(
         settings=None if same(settings, config) else settings_cause(settings, config),
-        sources=None if same(own["sources"], sources) else _sources(transcript, job, sources),
+        sources=None if same(files, sources) else _sources(transcript, job, files),
         numerics=_numerics(job, header),
         versions=_versions(header.environment),
         dataset=None if other is None else other.cause,
@@ -69,13 +68,11 @@ def compare(transcript: Transcript, job: Job, *, data: bool = False) -> Comparis
     )
 
 
-def _sources(transcript: Transcript, job: Job, claimed: Mapping[str, Value]) -> Cause:
+def _sources(transcript: Transcript, job: Job, own: Mapping[str, Value]) -> Cause:
     try:
-        carried = transcript.sources()
+        return other_sources(job, own, transcript, most=_DIFF_LINES)
     except VerificationError as error:
         raise TranscriptError("sources", str(error)) from error
-    own = contents(job, _MOST_SOURCES)
-    return sources_cause(own or {}, claimed, carried, most=_DIFF_LINES)
 
 
 def _numerics(job: Job, header: Header) -> str | None:

@@ -7,18 +7,25 @@ from dataclasses import dataclass
 
 from veritrain.data import Batches
 from veritrain.encoding import DIGEST_BYTES, Value, same
-from veritrain.errors import InconclusiveError, TranscriptError, VerificationError
+from veritrain.errors import InconclusiveError, JobError, TranscriptError, VerificationError
 from veritrain.job import Job
 from veritrain.loading.installed import found
 from veritrain.numerics import resolve
-from veritrain.sources import environment
+from veritrain.sources import contents_of, environment
 from veritrain.step import Program
 from veritrain.transcript import Header, Transcript, merkle
 from veritrain.transcript.fields import shown
-from veritrain.verify.causes import dataset_cause, versions_cause
+from veritrain.verify.causes import (
+    DIFF_LINES,
+    Cause,
+    dataset_cause,
+    sources_cause,
+    versions_cause,
+)
 from veritrain.verify.report import Finding
 from veritrain.verify.segments import differ
 
+_MOST_SOURCES = 1 << 28  # bytes of one's own files that are read to explain a difference
 _NAMED_DIFFERENCES = 8  # a hostile header can have thousands
 
 
@@ -37,6 +44,29 @@ def require_numerics(job: Job, header: Header) -> None:
             f"the run uses version {header.numerics_version} of {profile.name} numerics; "
             f"this software computes version {profile.version}"
         )
+
+
+def other_sources(
+    job: Job, own: Mapping[str, Value], transcript: Transcript, *, most: int = DIFF_LINES
+) -> Cause:
+    """How the source files are others than those that the run claims: as far as it can be said, since
+    no file of anybody's changes what the digests have decided.
+
+    Args:
+        job: one's own.
+        own: the digests of its files, as it commits to them.
+        transcript: of a run that claims other ones.
+        most: lines of each diff.
+    """
+    sources = transcript.header.job.get("sources")
+    claimed = sources if isinstance(sources, dict) else {}
+    others = {n: value for n, value in own.items() if n not in claimed or claimed[n] != value}
+    try:
+        carried = transcript.sources()
+        texts = contents_of(job, others, _MOST_SOURCES)
+    except JobError as error:
+        return Cause(words=f"the source files differ; in what, cannot be said: {error}")
+    return sources_cause(own, claimed, texts, carried, most=most)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +100,8 @@ def other_dataset(batches: Batches, transcript: Transcript) -> OtherDataset | No
         cause = dataset_cause(digests, transcript.records(), form)
     except (TranscriptError, VerificationError) as error:
         cause = f"the records that the run carries cannot be used: {error}"
+    except JobError as error:
+        cause = f"which records differ cannot be said: {error}"
     return OtherDataset(findings=tuple(findings), cause=cause)
 
 
@@ -114,4 +146,7 @@ def _text(values: Mapping[str, Value], name: str) -> str:
     if name not in values:
         return "nothing"
     value = values[name]
-    return value[:DIGEST_BYTES].hex() if isinstance(value, bytes) else shown(value)
+    if not isinstance(value, bytes):
+        return shown(value)
+    more = f"... of {len(value)} bytes" if len(value) > DIGEST_BYTES else ""
+    return f"{value[:DIGEST_BYTES].hex()}{more}"

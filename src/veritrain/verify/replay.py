@@ -35,28 +35,30 @@ from functools import cached_property
 from typing import Literal
 
 from veritrain.data import Batches
-from veritrain.encoding import Value, digest, digest_value, same
+from veritrain.encoding import Value, digest_value, same
 from veritrain.errors import (
     InconclusiveError,
     JobError,
     TranscriptError,
     UsageError,
     VerificationError,
+    VeritrainError,
 )
 from veritrain.job import Job
 from veritrain.numerics import random
 from veritrain.numerics.logged.tally import Tally, combined
-from veritrain.sources import commitment, contents
+from veritrain.sources import commitment
 from veritrain.state import capture, require_fit
 from veritrain.step import Program, find_device
 from veritrain.transcript import TensorEntry, Transcript, state_entries, state_root
 from veritrain.transcript.fields import shown
 from veritrain.transcript.records import PUBLIC_KEY_BYTES
 from veritrain.transcript.signing import fingerprint
-from veritrain.verify.causes import Cause, settings_cause, sources_cause
+from veritrain.verify.causes import Cause, settings_cause
 from veritrain.verify.header import (
     named_differences,
     other_dataset,
+    other_sources,
     other_versions,
     require_numerics,
 )
@@ -73,7 +75,6 @@ from veritrain.verify.segments import (
 )
 
 NONCE_BYTES = 32
-_MOST_SOURCES = 1 << 28  # bytes of one's own files that are read to explain a difference
 
 
 def audit(
@@ -397,11 +398,12 @@ class _Audit:
         return self._cause.words
 
     def _explain_sources(self, own: dict[str, Value], claimed: dict[str, Value]) -> str:
-        files = contents(self._job, _MOST_SOURCES) or {}
-        found = {
-            name: data for name, data in files.items() if digest("source", data) == own.get(name)
-        }
-        self._cause = sources_cause(found, claimed, self._transcript.sources())
+        try:
+            self._cause = other_sources(self._job, own, self._transcript)
+        except VeritrainError as error:  # it was whole when the chain was checked
+            unread = f"what the run carries cannot be read ({error})"
+            words = f"the source files differ; in what, cannot be said: {unread}"
+            self._cause = Cause(words=words)
         return self._cause.words
 
     def _judge(

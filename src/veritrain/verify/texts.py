@@ -33,12 +33,15 @@ class Difference:
     diff: tuple[str, ...] = ()
 
 
-def difference(name: str, own: bytes, claimed: bytes, *, most: int = 40) -> Difference:
+def difference(
+    name: str, own: bytes, claimed: bytes, *, runs_name: str | None = None, most: int = 40
+) -> Difference:
     """How one's own file of this name differs from the run's.
 
     Args:
         name: of the file; what ends in `.py` is compared as Python too.
         own, claimed: one's own bytes and the run's; they are not equal.
+        runs_name: of the run's file, if it is another one.
         most: lines of the diff.
     """
     if max(len(own), len(claimed)) > _MOST_BYTES:
@@ -59,7 +62,7 @@ def difference(name: str, own: bytes, claimed: bytes, *, most: int = 40) -> Diff
         words = f"only in {' and '.join(what)} (bytes are compared: make them equal)"
     else:
         words = ""
-    return _linewise(name, ours, theirs, words, outside, most)
+    return _linewise((name, runs_name or name), ours, theirs, words, outside, most)
 
 
 def variants(own: bytes) -> Iterator[tuple[str, bytes]]:
@@ -125,7 +128,12 @@ def _tokens(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _linewise(
-    name: str, ours: list[str], theirs: list[str], words: str, outside: list[str], most: int
+    names: tuple[str, str],
+    ours: list[str],
+    theirs: list[str],
+    words: str,
+    outside: list[str],
+    most: int,
 ) -> Difference:
     start = _common(ours, theirs)
     end = _common(ours[start:][::-1], theirs[start:][::-1])
@@ -139,7 +147,7 @@ def _linewise(
     if not words:
         words = _counted(matcher, a, b, low)
         words += "".join(f", and in {what}" for what in outside)
-    return Difference(words=words, diff=_bounded(_diff_lines(name, matcher, a, b, low), most))
+    return Difference(words=words, diff=_bounded(_diff_lines(names, matcher, a, b, low), most))
 
 
 def _counted(matcher: SequenceMatcher[str], a: Sequence[str], b: Sequence[str], low: int) -> str:
@@ -158,11 +166,15 @@ def _counted(matcher: SequenceMatcher[str], a: Sequence[str], b: Sequence[str], 
 
 
 def _diff_lines(
-    name: str, matcher: SequenceMatcher[str], a: Sequence[str], b: Sequence[str], low: int
+    names: tuple[str, str],
+    matcher: SequenceMatcher[str],
+    a: Sequence[str],
+    b: Sequence[str],
+    low: int,
 ) -> Iterator[str]:
-    """A unified diff, from the run's version to one's own."""
-    yield f"--- the run's {name}"
-    yield f"+++ your {name}"
+    """A unified diff, from the run's version to one's own; `names` are one's own and the run's."""
+    yield f"--- the run's {names[1]}"
+    yield f"+++ your {names[0]}"
     for group in matcher.get_grouped_opcodes(_CONTEXT):
         first, last = group[0], group[-1]
         yield (
