@@ -374,3 +374,10 @@ def test_deep_nesting_is_a_clear_error() -> None:
         value = [value]
     with pytest.raises(JobError, match="record 0: nested"):
         Batches(jobs.make(dataset=[value] * 8)).commitment()
+
+
+@pytest.mark.parametrize("value", [np.longdouble(1) / 3, np.full(3, 2j, np.clongdouble)])
+def test_long_doubles_have_no_canonical_bytes(value: object) -> None:
+    """Six of their sixteen bytes are whatever was in memory."""
+    with pytest.raises(JobError, match="record 3: an array of dtype (float128|complex256)"):
+        canonical(value, "record 3")

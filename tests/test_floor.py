@@ -564,6 +564,51 @@ def test_the_rehearsal_leaves_no_trace(tmp_path: Path) -> None:
     assert vt.audit(tmp_path / "run", vt.load_job(file)).verdict is vt.Verdict.ACCEPTED
 
 
+LAZY = """
+import importlib
+def loss(m, b):
+    importlib.import_module("packag" + "ing")
+    return F.cross_entropy(m(b[0]), b[1])
+"""
+
+
+def test_a_run_that_rehearsed_is_resumed_by_one_that_did_not(tmp_path: Path) -> None:
+    """The header names a package that only steps import."""
+    file = write(tmp_path / "job.py", dedent(BODY) + LAZY)
+    with vt.Recorder(vt.load_job(file), tmp_path / "run", signer=KEY) as run:
+        next(iter(run)).train()
+    assert "packaging" in Transcript.open(tmp_path / "run").header.environment
+    train(vt.load_job(file), tmp_path / "run", resume=True)
+    assert vt.audit(tmp_path / "run", vt.load_job(file)).verdict is vt.Verdict.ACCEPTED
+
+
+class FromData(nn.Module):
+    """Keeps what it has seen first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 2)
+        self.scale: float | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.scale is None:
+            self.scale = float(x.sum())
+        return self.layer(x)
+
+
+def test_an_attribute_that_comes_from_the_first_batch(tmp_path: Path) -> None:
+    refused(make(model=FromData), tmp_path / "run", r"step 1: .*model\.scale \(")
+
+
+def test_what_steps_set_is_put_back_between_steps(tmp_path: Path) -> None:
+    straight = train(make(model=Harmless), tmp_path / "straight")
+
+    def change(report: Any) -> None:
+        report.model.shift_size = 7
+
+    assert train(make(model=Harmless), tmp_path / "run", callbacks=[change]) == straight
+
+
 class Caching(torch.utils.data.Dataset):
     """Keeps a record with the noise of its first use, as caches do that are filled too late."""
 

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "src" / "veritrain"
 
 # Lowest first. Rooms of one layer may import each other, except those in APART.
 LAYERS = (
-    {"errors", "encoding", "text", "progress", "started", "kernels"},
+    {"errors", "encoding", "text", "progress", "signals", "started", "kernels"},
     {"numerics", "transcript"},
     {
         "job",

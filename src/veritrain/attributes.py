@@ -99,23 +99,30 @@ class Attributes:
             found[f"model.{path}", _FLAG] = _Attribute(form=flag, value=flag)
         return cls(_found=found)
 
-    def changes(
-        self, after: Attributes, *, but: str = "", unless: Attributes | None = None
-    ) -> list[Change]:
-        """What is another in `after`, sorted by name.
+    def changes(self, after: Attributes, *, but: str = "") -> list[Change]:
+        """What is another in `after`, sorted by name; attributes called `but` are left out."""
+        return [
+            Change(name=".".join(name), before=self._at(name).text, after=after._at(name).text)
+            for name in self._changed(after)
+            if name[1] != but
+        ]
 
-        Args:
-            but: attributes that are called so are left out.
-            unless: those that are in `after` as they are in this are left out.
-        """
-        found: list[Change] = []
-        for name in sorted(self._found.keys() | after._found.keys()):
-            one, other = self._at(name), after._at(name)
-            is_plain = NOT_PLAIN not in (one.form, other.form)
-            is_left_out = name[1] == but or (unless is not None and unless._at(name) == other)
-            if is_plain and one.form != other.form and not is_left_out:
-                found.append(Change(name=".".join(name), before=one.text, after=other.text))
-        return found
+    def changed(self, after: Attributes) -> Attributes:
+        """Those of `after` that are other ones than these."""
+        return Attributes(_found={name: after._at(name) for name in self._changed(after)})
+
+    def updated(self, by: Attributes) -> Attributes:
+        """These attributes, with those of `by` in the place of their own."""
+        return Attributes(_found={**self._found, **by._found})
+
+    def __contains__(self, name: str) -> bool:
+        """Is there an attribute of this name ("model.drop.p")?"""
+        return name in {".".join(own) for own in self._found}
+
+    def _changed(self, after: Attributes) -> list[tuple[str, str]]:
+        names = sorted(self._found.keys() | after._found.keys())
+        forms = ((name, self._at(name).form, after._at(name).form) for name in names)
+        return [name for name, *both in forms if NOT_PLAIN not in both and both[0] != both[1]]
 
     def _at(self, name: tuple[str, str]) -> _Attribute:
         return self._found.get(name, _MISSING)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import struct
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias, cast
 
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data._utils import signal_handling
 
 from veritrain.encoding import Digest, Value, digest, digest_value
 from veritrain.errors import JobError, UsageError, VeritrainError
@@ -106,20 +107,14 @@ class Batches:
             multiprocessing_context=_fork_where_possible(),
         )
         results: Any = iter(loader)
-        started = list(results._workers)
+        started, given = list(results._workers), 0
         try:
-            for _ in range(first, last + 1):
-                try:
-                    result = next(results)
-                except RuntimeError as error:  # a worker was killed
-                    raise JobError(f"dataset: worker process: {str(error).strip()}") from error
-                if isinstance(result, VeritrainError):
-                    raise result
-                yield result
+            for given in range(first, last + 1):  # noqa: B007 - looked at below
+                yield _batch_of(results)
         finally:
-            results._shutdown_workers()  # waits for some seconds
-            for worker in started:
-                worker.kill()  # one that hangs in a record, and has no ear for SIGTERM
+            if given < last:
+                _kill(results, started)
+            results._shutdown_workers()
 
     def commitment(self) -> Digest:
         """Merkle root over the digests of all records, fetched with random numbers that do not
@@ -172,15 +167,6 @@ class Batches:
         """
         with self._active("record", index) as scope, watched_generators() as draws:
             return self._fetched(scope, draws, index)[0]
-
-    def draws(self, index: int) -> bool:
-        """Whether fetching a record draws random numbers, this time.
-
-        Raises:
-            JobError: the data set raised.
-        """
-        with self._active("record", index) as scope, watched_generators() as draws:
-            return self._fetched(scope, draws, index)[1]
 
     def _settled(self, scope: Scope, draws: Draws, index: int) -> tuple[Any, bool]:
         """As `_fetched`. What a data set draws once, when first used, does not make its records random
@@ -325,7 +311,9 @@ def _canonical_item(key: object, item: object, where: str) -> Value:
 
 
 def _canonical_array(array: np.ndarray[Any, Any], where: str) -> Value:
-    if array.dtype.kind not in "biufcSUMm":
+    # Long doubles have bytes that mean nothing, and other ones on other machines.
+    is_long = array.dtype.kind in "fc" and array.dtype.char in "gG"
+    if array.dtype.kind not in "biufcSUMm" or is_long:
         raise JobError(f"{where}: an array of dtype {array.dtype} has no canonical bytes")
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     shape: list[Value] = list(array.shape)
@@ -357,6 +345,30 @@ class _Guarded:
             return self._batches[step]
         except VeritrainError as error:
             return error
+
+
+def _batch_of(results: Iterator[Any]) -> Batch:
+    """The next batch that a worker process has prepared.
+
+    Raises:
+        JobError: what was raised there, or a worker was killed.
+    """
+    try:
+        result = next(results)
+    except RuntimeError as error:
+        raise JobError(f"dataset: worker process: {str(error).strip()}") from error
+    if isinstance(result, VeritrainError):
+        raise result
+    return result
+
+
+def _kill(results: Any, workers: Sequence[Any]) -> None:
+    """End worker processes whose batches nobody wants; one that hangs in a record has no ear for SIGTERM."""
+    remove: Any = getattr(signal_handling, "_remove_worker_pids")  # noqa: B009 - private in PyTorch
+    remove(id(results))  # their end is no failure
+    results._worker_pids_set = False
+    for worker in workers:
+        worker.kill()
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

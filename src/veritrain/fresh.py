@@ -20,20 +20,18 @@ class Fresh:
 
     Args:
         program: just built, with no step done.
-
-    Attributes:
-        set_by_steps: names of the attributes that the first step changed.
+        set_by_steps: attributes that every step sets to these values, as a rehearsal has found; None
+            for those that the first step here sets.
 
     Raises:
         JobError: as `capture`.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, set_by_steps: Attributes | None = None) -> None:
         self._program = program
         self._form = StateForm.of(program)
         self._built = Attributes.of(program)
-        self._stepped: Attributes | None = None  # after the first step
-        self.set_by_steps: set[str] = set()
+        self._set_by_steps = set_by_steps
 
     def require_kept(self, step: int) -> Attributes:
         """Check the program after `step`.
@@ -46,6 +44,15 @@ class Fresh:
         """
         self.require_form(step)
         return self.require_attributes(step)
+
+    def is_set_by_steps(self, name: str) -> bool:
+        """Whether every step sets the attribute of this name."""
+        return self._set_by_steps is not None and name in self._set_by_steps
+
+    def set_in(self, step: int) -> Attributes:
+        """What `step`, the program's first, has set: other values than it began with."""
+        now = Attributes.of(self._program)
+        return self._at(step, now).changed(now)
 
     def require_form(self, step: int) -> None:
         """Check the form of the state after `step`.
@@ -66,12 +73,11 @@ class Fresh:
         """
         program = self._program
         now = Attributes.of(program)
-        expected = self._at(step, now)
-        if self._stepped is None:
-            self._stepped = now
-            self.set_by_steps = {change.name for change in expected.changes(now)}
+        begun = self._at(step, now)
+        if self._set_by_steps is None:
+            self._set_by_steps = begun.changed(now)
         # What every step sets to one value (a cached shape) is set in an audit's first step too.
-        changes = expected.changes(now, unless=self._stepped)
+        changes = begun.updated(self._set_by_steps).changes(now)
         if not changes:
             return now
         listed = ", ".join(map(str, changes[:_SHOWN]))

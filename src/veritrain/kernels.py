@@ -25,7 +25,6 @@ import signal
 import stat
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -43,6 +42,7 @@ from numba.core.compiler_machinery import register_pass
 from numba.core.registry import CPUDispatcher
 
 from veritrain.progress import Compiling, tell
+from veritrain.signals import held
 from veritrain.started import ENVIRONMENT
 
 try:
@@ -56,6 +56,7 @@ _OPTIONS: dict[str, Any] = {
     "nopython": True, "nogil": True, "error_model": "numpy", "boundscheck": None,
     "no_cfunc_wrapper": True,  # nobody calls it
 }  # fmt: skip
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _DIGEST_BYTES = 32
 _FORMAT = "veritrain kernel 1"  # of the files and of their names
 
@@ -93,7 +94,7 @@ class Kernel(CPUDispatcher):
     def compile(self, sig: Any) -> Any:
         """Compile for these types, or find the code on the disk. LLVM calls back into Python, where an
         exception of a signal's handler would be lost: signals wait."""
-        with global_compiler_lock, _signals_waiting(), self._cache.released_after():
+        with global_compiler_lock, held(_SIGNALS), self._cache.released_after():
             return super().compile(sig)
 
     # What numba asks for when it compiles a call of this kernel
@@ -107,19 +108,6 @@ class Kernel(CPUDispatcher):
     @property
     def nopython_signatures(self) -> Any:
         return self._part.nopython_signatures
-
-
-@contextmanager
-def _signals_waiting() -> Generator[None]:
-    """Within it, Ctrl-C and SIGTERM wait for the end; Python handles them in the main thread alone."""
-    if threading.current_thread() is not threading.main_thread() or os.name != "posix":
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Part(CPUDispatcher):

@@ -6,7 +6,6 @@ whoever ships a job names its folders; and an editable install is the folder tha
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.metadata
 import importlib.util
@@ -75,12 +74,16 @@ def version(name: str) -> str:
 
 
 def found(names: Iterable[str]) -> dict[str, str]:
-    """The versions of those of these distributions that are installed."""
+    """The versions of those of these distributions, and modules without one, that are installed."""
     record: dict[str, str] = {}
+    modules: list[str] = []
     for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError):
+        try:
             record[name] = version(name)
-    return record
+        except (importlib.metadata.PackageNotFoundError, ValueError):
+            modules += [name] if name.isidentifier() else []  # to look for one with dots imports
+    other = versions(modules) if modules else {}
+    return record | {name: other[name] for name in modules if name in other}
 
 
 def versions(names: Iterable[str]) -> dict[str, str]:

@@ -50,6 +50,17 @@ def require_executed(snapshots: Sequence[Snapshot], parts: Iterable[object]) -> 
     _require_covered(snapshots, by_file)
 
 
+def _have_one_root(file: Path, other: Path) -> bool:
+    """Are two files of one project: below the current folder, and imported from there?
+
+    Which modules of a project make up a job cannot be told from a script's text, since it does not say
+    where its imports start from: such a script names them in `sources`.
+    """
+    here = Path.cwd()
+    is_on_path = any(Path(entry).resolve() == here for entry in sys.path)
+    return is_on_path and file.is_relative_to(here) and other.is_relative_to(here)
+
+
 def _require_covered(snapshots: Sequence[Snapshot], by_file: Mapping[Path, ModuleType]) -> None:
     """No module that the files name, or have got hold of, is one that nothing commits to."""
     covered = {file for snapshot in snapshots for file in snapshot.files}
@@ -60,7 +71,12 @@ def _require_covered(snapshots: Sequence[Snapshot], by_file: Mapping[Path, Modul
         named = [sys.modules.get(name) for name in sorted(names)]
         for module in [*named, *(value for value in held if isinstance(value, ModuleType))]:
             file, loaded = getattr(module, "__file__", None), _file_of(module)
-            if loaded is None or is_installed(str(file)) or loaded in covered:
+            # Modules that are made up, `torch.ops` for example, name files that do not exist.
+            if loaded is None or not Path(str(file)).is_absolute() or not loaded.is_file():
+                continue
+            if is_installed(str(file)) or loaded in covered:
+                continue
+            if _have_one_root(snapshot.file, loaded):
                 continue
             raise JobError(
                 f"{snapshot.file}: imports {getattr(module, '__name__', '')}, which is {loaded}: it is not beside the files "

@@ -15,8 +15,8 @@ import signal
 import threading
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
 from types import FrameType, TracebackType
@@ -27,16 +27,19 @@ from torch import nn
 from veritrain.attributes import Attributes
 from veritrain.data import Batch, Batches, batch_digest
 from veritrain.encoding import Digest
-from veritrain.errors import UsageError
+from veritrain.errors import JobError, NumericsError, UsageError
 from veritrain.fresh import Fresh
 from veritrain.job import Job
+from veritrain.loading.installed import found
 from veritrain.progress import Step, shown, tell
+from veritrain.signals import held
 from veritrain.state import capture, refuse_nan, require_fit, restore
 from veritrain.step import Program, find_device, run_step
 from veritrain.training.callbacks import Callback, StepReport
 from veritrain.training.carry import begin
 from veritrain.training.rehearsal import rehearse
 from veritrain.transcript import (
+    Header,
     Signer,
     Transcript,
     TranscriptWriter,
@@ -145,12 +148,13 @@ class Recorder:
     def _start(self) -> _Run:
         signer = self._signer if self._signer is not None else default_signer()
         steps = TranscriptWriter.examine(self.out, signer, resume=self._resume)
-        if steps < 1 and self._rehearse:
-            rehearse(self.job, self._device)
+        rehearsed = rehearse(self.job, self._device) if steps < 1 and self._rehearse else None
         batches = Batches(self.job)
         program = Program.build(self.job, device=self._device)
-        fresh = Fresh(program)
+        fresh = Fresh(program, set_by_steps=rehearsed)
         header, carried = begin(program, batches, signer, secret=self._secret)
+        if steps >= 0:  # the run has begun: it carries what it carried then
+            header, carried = _as_begun(header, Transcript.open(self.out).header), ()
         start = TranscriptWriter.resume if self._resume else TranscriptWriter.create
         writer = start(self.out, header, signer, carried)
         try:
@@ -178,16 +182,20 @@ class Recorder:
         self._open = False
         try:
             with run.writer:
-                run.batches.close()
                 if (name := run.changed()) is None:
                     run.commit()
                 elif error is None:
                     raise _changed_outside(name)
         finally:
             self._signals.give_back()
-            if error is not None:
-                done = run.writer.last_step
-                error.add_note(f"{self.out} has the run up to step {done}; go on with resume=True")
+            run.batches.close()  # after the commit: workers may take their time
+            if error is not None and not isinstance(error, JobError | NumericsError):
+                error.add_note(self._how_to_go_on(run.writer.last_step))
+
+    def _how_to_go_on(self, step: int) -> str:
+        if step == self.job.steps:
+            return f"{self.out} has the whole run"
+        return f"{self.out} has the run up to step {step}; go on with resume=True"
 
     def __iter__(self) -> Iterator[TrainingStep]:
         """The remaining steps, in order.
@@ -232,8 +240,10 @@ class Recorder:
         Raises:
             UsageError: the state, a flag or a plain attribute was changed outside of a step; names it.
         """
-        if (name := self._current().changed()) is not None:
+        run = self._current()
+        if (name := run.changed()) is not None:
             raise _changed_outside(name)
+        run.put_back()
 
     def advance(self) -> StepReport:
         """Do the next step and record it. Nobody may have touched the model since the last one."""
@@ -388,8 +398,12 @@ class _Run:
             return first.name
         # Training mode is set anew at each step, and so is what steps set: evaluation may change them.
         changes = self._attributes.changes(Attributes.of(self.program), but="training")
-        kept = [change for change in changes if change.name not in self._fresh.set_by_steps]
+        kept = [change for change in changes if not self._fresh.is_set_by_steps(change.name)]
         return str(kept[0]) if kept else None
+
+    def put_back(self) -> None:
+        """Give attributes that steps set, and flags, the values that the last record left them."""
+        self._attributes.put_back(self.program)
 
 
 def _warn_of_outside(names: list[str]) -> None:
@@ -408,6 +422,12 @@ def _changed_outside(name: str) -> UsageError:
         "from the step before. Evaluate with model.eval() and without in-place changes; change flags by "
         "the job's before_step"
     )
+
+
+def _as_begun(header: Header, stored: Header) -> Header:
+    """The header with the packages too that the run named when it began: a rehearsal imports more."""
+    missing = stored.environment.keys() - header.environment.keys()
+    return replace(header, environment={**found(missing), **header.environment})
 
 
 class _Signals:
@@ -434,31 +454,9 @@ class _Signals:
             signal.signal(signal.SIGTERM, self._previous)
             self._taken = False
 
-    @contextmanager
-    def held(self) -> Generator[None]:
+    def held(self) -> AbstractContextManager[None]:
         """Hold a first signal back until the end of the block."""
-        numbers = [signal.SIGINT] + [signal.SIGTERM] * self._taken
-        handlers = {number: signal.getsignal(number) for number in numbers}
-        callable_ones = {n: handler for n, handler in handlers.items() if callable(handler)}
-        if threading.current_thread() is not threading.main_thread() or not callable_ones:
-            yield
-            return
-        waiting: list[int] = []
-
-        def hold(number: int, frame: FrameType | None) -> None:
-            if waiting:
-                callable_ones[signal.Signals(number)](number, frame)
-            waiting.append(number)
-
-        for number in callable_ones:
-            signal.signal(number, hold)
-        try:
-            yield
-        finally:
-            for number, handler in callable_ones.items():
-                signal.signal(number, handler)
-        if waiting:
-            callable_ones[signal.Signals(waiting[0])](waiting[0], None)
+        return held([signal.SIGINT, signal.SIGTERM] if self._taken else [signal.SIGINT])
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -24,6 +24,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from veritrain.attributes import Attributes
 from veritrain.data import Batches
 from veritrain.errors import JobError, VeritrainError
 from veritrain.fresh import Fresh
@@ -53,7 +54,7 @@ _ORDERS = (1, -1, 2, -2, 3, -3, 4, -4)
 T = TypeVar("T")
 
 
-def rehearse(job: Job, device: str = "cpu") -> None:
+def rehearse(job: Job, device: str = "cpu") -> Attributes:
     """Do what an audit does, before there is anything to audit.
 
     Both halves are done by the job loaded anew, with a data set of their own, as an audit does it: so
@@ -62,6 +63,9 @@ def rehearse(job: Job, device: str = "cpu") -> None:
     Args:
         job: that is to be trained.
         device: where its steps will be computed.
+
+    Returns:
+        The attributes that a step sets (cached shapes, for example), as the repeated one left them.
 
     Raises:
         JobError: the job is not the same when it is done again; names what differs, and where it may
@@ -88,6 +92,7 @@ def rehearse(job: Job, device: str = "cpu") -> None:
         raise JobError(built_otherwise(names))
     if again.difference is not None:
         raise JobError(stepped_otherwise(again))
+    return again.set_by_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,25 +178,26 @@ def require_same_records(one: Batches, other: Batches, count: int) -> None:
     Raises:
         JobError: one is not; names it, and the attributes of the data set that changed.
     """
-    indices = spread(one.count, count)
+    used = {
+        index
+        for step in range(1, min(_STEPS, one.job.steps) + 1)
+        for index in one.indices(step)[:4]
+    }
+    indices = sorted(
+        {*spread(one.count, count), *used}
+    )  # a cache has kept those of the first steps
     before = Memory.of(one.job, one.dataset)
     first = {index: next(one.record_digests([index])) for index in indices}
     middle = Memory.of(one.job, one.dataset)
     for batches, index in ((batches, i) for i in reversed(indices) for batches in (one, other)):
-        # What a data set draws once, when it is first used, makes no record random.
-        if index != indices[-1] and other.draws(index) and not other.draws(index):
-            raise JobError(
-                f"dataset: record {index} draws random numbers when it is first read, and not again: "
-                "it is kept with the numbers of its first use, which is another one in an audit. Keep "
-                "records as they are before anything random is done to them"
-            )
         if next(batches.record_digests([index])) != first[index]:
             names = before.changed(middle) or middle.changed(Memory.of(one.job, one.dataset))
             blame = f"; {listed(names)} changed as records were read" if names else ""
             raise JobError(
                 f"dataset: record {index} is another one when it is read again{blame}. A record must "
                 "follow from its index: draw random numbers from torch, numpy.random or random, which "
-                "are keyed for each record, or make a generator in __getitem__ with a seed of the index"
+                "are keyed for each record, or make a generator in __getitem__ with a seed of the index; "
+                "and keep in a cache what records are before anything random is done to them"
             )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from veritrain.attributes import Attributes
 from veritrain.data import Batches, batch_digest
 from veritrain.encoding import Digest
+from veritrain.fresh import Fresh
 from veritrain.numerics import Profile
 from veritrain.progress import Stage, tell
 from veritrain.state import capture, refuse_nan, require_fit, restore
@@ -68,6 +69,7 @@ class Repetition:
     built: State  # as it was built, at step 0
     outcome: StepOutcome
     difference: str | None
+    set_by_step: Attributes  # what the step has set, the program's first
 
 
 def do_step(program: Program, batches: Batches, step: int) -> StepOutcome:
@@ -117,6 +119,7 @@ def repeat(
         TranscriptError: the state does not fit the program.
     """
     program = Program.build(batches.job, profile, device)
+    fresh = Fresh(program)
     built = state_entries(capture(program))
     require_fit(program, state_entries(before))
     restore(program, before)
@@ -125,7 +128,12 @@ def repeat(
     if found is not None and (names := remembered.differences(Remembered.of(program, batches))):
         found = f"{found}; these are not the same: {listed(names)}"
     return Repetition(
-        program=program, batches=batches, built=built, outcome=again, difference=found
+        program=program,
+        batches=batches,
+        built=built,
+        outcome=again,
+        difference=found,
+        set_by_step=fresh.set_in(outcome.step),
     )
 
 

@@ -227,13 +227,13 @@ class LocalStore(Store):
 
     def require_writable(self) -> None:
         """See `Store.require_writable`."""
-        if self._root.exists():
-            self.lock()
-            self.unlock()
-        place = self._root.absolute()
-        while not place.exists():
-            place = place.parent
         try:
+            if self._root.exists():
+                self.lock()
+                self.unlock()
+            place = self._root.absolute()
+            while not place.exists():
+                place = place.parent
             with tempfile.TemporaryFile(dir=place):
                 pass
         except OSError as error:

@@ -27,8 +27,8 @@ from veritrain.transcript.limits import LIMITS
 from veritrain.transcript.tensors import DTYPES, content, dtype_name
 
 _NUMPY_KINDS = "biufcSUMm"
-# This machine's numbers, by the name of their little-endian form: the long ones are not the same everywhere.
-_NUMBERS = {np.dtype(code).newbyteorder("<").str for code in "?bBhHiIlLqQefdgFDG"}
+# By the name of their little-endian form. Long doubles have bytes that mean nothing: `data.canonical`.
+_NUMBERS = {np.dtype(code).newbyteorder("<").str for code in "?bBhHiIlLqQefdFD"}
 _TEXT = re.compile(r"(?:\|S|<U)([1-9][0-9]{0,9})", re.ASCII)  # so many bytes, or code points
 _TIME = re.compile(r"<[Mm]8(?:\[([1-9][0-9]{0,9})?(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?", re.ASCII)
 _MOST = 2**31 - 1  # bytes of an element, units of time in a tick: NumPy's own bound
@@ -53,7 +53,7 @@ def pack(value: object) -> Value:
         return ["scalar", *cast("list[Value]", pack(np.asarray(value)))[1:]]
     if isinstance(value, np.ndarray):
         array = np.asarray(value)
-        if array.dtype.kind not in _NUMPY_KINDS:
+        if array.dtype.kind not in _NUMPY_KINDS or array.dtype.char in "gG":
             raise JobError(f"an array of dtype {array.dtype} cannot be given away as bytes")
         little = array.astype(array.dtype.newbyteorder("<"), copy=False)
         return ["array", little.dtype.str, list(little.shape), _sound(little, little.tobytes())]
