@@ -207,14 +207,19 @@ def test_a_job_does_not_choose_where_machine_code_comes_from(
     assert os.environ[variable] == str(tmp_path / "planted")
 
 
-def test_processes_of_an_audit_start_as_this_one_did(tmp_path: Path) -> None:
-    """A folder of modules that the job puts on PYTHONPATH is not theirs."""
+@pytest.mark.parametrize(
+    "steer",
+    ["os.environ['PYTHONPATH'] = {}", "import sys; sys.path.insert(0, {})", "os.chdir({})"],
+)
+def test_processes_of_an_audit_start_as_this_one_did(steer: str, tmp_path: Path) -> None:
+    """A folder of modules that the job puts on the path, or goes to, is not theirs."""
     planted = tmp_path / "planted"
     planted.mkdir()
-    (planted / "sitecustomize.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    for name in ("sitecustomize", "pickle", "veritrain", "llvmlite"):
+        (planted / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
     (tmp_path / "job.py").write_text(
         "import os\nimport torch\nfrom torch import nn\nimport veritrain as vt\n"
-        f"os.environ['PYTHONPATH'] = {str(planted)!r}\n"
+        f"{steer.format(repr(str(planted)))}\n"
         "def loss(m, b): return m(b[0]).mean()\n"
         "def sgd(m): return torch.optim.SGD(m.parameters(), lr=0.1)\n"
         "def data(): return torch.utils.data.TensorDataset(torch.randn(8, 4))\n"
