@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-RUNS = 3  # of each command, in turn; the demo, which takes a minute or two, once
+RUNS = 1  # of each command; more where the machine is not idle
 _JOB = re.compile(r"<!-- file: job.py -->\n```python\n(.*?)```", re.DOTALL)
 
 

@@ -23,6 +23,8 @@ from veritrain.loading.installed import is_installed
 from veritrain.loading.scripts import require_executed
 from veritrain.loading.snapshot import Snapshot
 
+ALWAYS = ("python", "torch", "numpy", "numba", "veritrain")  # in every environment
+
 if TYPE_CHECKING:
     from veritrain.job import Job
     from veritrain.step import Program
@@ -136,8 +138,7 @@ def environment(program: Program, dataset: object) -> dict[str, str]:
     job's text imports, that its code has imported so far, or that define its functions and the
     classes of its modules, data set, optimiser and scheduler. A package without a version is
     recorded by the digest of its files."""
-    names = ("python", "torch", "numpy", "numba", "veritrain")
-    record = {name: installed.version(name) for name in names}
+    record = {name: installed.version(name) for name in ALWAYS}
     job = program.job
     objects = [*program.model.modules(), dataset, program.optimizer, program.scheduler]
     parts = [type(part) for part in objects] + [job.model, job.loss, job.optimizer, job.collate]

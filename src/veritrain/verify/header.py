@@ -120,6 +120,8 @@ def other_versions(program: Program, batches: Batches, header: Header) -> OtherV
     """How the packages are others than those that the run was recorded with; None if they are not."""
     own = environment(program, batches.dataset)
     own |= found(header.environment.keys() - own.keys())  # what the job may come to later
+    # What the run names not, its sources import not, or in other steps than were done here.
+    own = {name: text for name, text in own.items() if name in header.environment or name in ALWAYS}
     packages = named_differences(own, header.environment)
     if not packages:
         return None
