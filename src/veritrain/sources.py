@@ -23,12 +23,11 @@ from veritrain.loading.installed import is_installed
 from veritrain.loading.scripts import require_executed
 from veritrain.loading.snapshot import Snapshot
 
-ALWAYS = ("python", "torch", "numpy", "numba", "veritrain")  # in every environment
-
 if TYPE_CHECKING:
     from veritrain.job import Job
     from veritrain.step import Program
 
+ALWAYS = ("python", "torch", "numpy", "numba", "veritrain")  # in every environment
 _WALK_DEPTH = 4  # data set wrappers and their transforms, one inside the other
 _WALK_WIDTH = 64  # parts of one list: of transforms or of data sets, not of records
 

@@ -11,7 +11,7 @@ from veritrain.errors import InconclusiveError, JobError, TranscriptError, Verif
 from veritrain.job import Job
 from veritrain.loading.installed import found
 from veritrain.numerics import resolve
-from veritrain.sources import contents_of, environment
+from veritrain.sources import ALWAYS, contents_of, environment
 from veritrain.step import Program
 from veritrain.transcript import Header, Transcript, merkle
 from veritrain.transcript.fields import shown
