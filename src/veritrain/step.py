@@ -294,9 +294,8 @@ def _require_plain_tensors(model: nn.Module) -> None:
     be written to."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         try:
-            with (
-                _disable_current_modes()
-            ):  # nested tensors answer by operators, which have no rules
+            # Nested tensors answer by operators, which have no rules.
+            with _disable_current_modes():
                 tensors.require_plain(tensor)
         except UsageError as error:
             raise JobError(f"model: {name}: {error}") from None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests import jobs
 from veritrain.cli import main
 from veritrain.job import load_job
+from veritrain.started import ENVIRONMENT
 from veritrain.training import calibrate
 
 JOB = """
@@ -194,3 +197,20 @@ def test_foreign_and_impossible_results_are_refused(
     code, found = calibrated(job, tmp_path, capsys, result(job, **changes))
     assert code == 2
     assert words in found["error"]["message"]
+
+
+def test_machines_do_not_look_for_code_where_the_job_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither on the path that it sets nor in the folder that it goes to."""
+    seen: dict[str, str] = {}
+
+    def run(command: list[str], *, env: dict[str, str], **_: object) -> object:
+        seen.update(env)
+        return subprocess.CompletedProcess(command, 0, stdout="{}", stderr="")
+
+    monkeypatch.setattr(calibrate.subprocess, "run", run)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    calibrate._on_machine(jobs.make(), {}, "--write", tmp_path / "samples", 1, {})
+    assert seen.get("PYTHONPATH") == ENVIRONMENT.get("PYTHONPATH")
+    assert seen["PYTHONSAFEPATH"] == "1"

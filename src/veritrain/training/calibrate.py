@@ -32,6 +32,7 @@ from veritrain.numerics import resolve
 from veritrain.numerics.logged.thresholds import Thresholds
 from veritrain.numerics.profile import Logged
 from veritrain.sources import commitment
+from veritrain.started import as_started
 from veritrain.step import Program, run_step
 from veritrain.training.machines import environment, machines
 from veritrain.transcript.fields import shown
@@ -190,13 +191,14 @@ def _on_machine(
         sys.executable, "-m", "veritrain", "calibrate", str(job.origin), what, str(file),
         "--steps", str(steps), "--thresholds", json.dumps(dict(thresholds)), "--json", *more,
     ]  # fmt: skip
+    with as_started():  # the job was executed here, and does not say where its machines find code
+        started_with = environment(settings)
     done = subprocess.run(  # noqa: S603 - ourselves
-        command, env=environment(settings), capture_output=True, text=True, check=False
+        command, env=started_with, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        *_, error = done.stderr.strip().splitlines() or [
-            "it said nothing"
-        ]  # progress comes before it
+        lines = done.stderr.strip().splitlines() or ["it said nothing"]
+        error = lines[-1]  # progress comes before it
         raise UsageError(f"a machine could not do the steps: {error}")
     return json.loads(done.stdout)
 
