@@ -41,6 +41,17 @@ def test_a_second_signal_does_not_wait() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_signal_is_not_lost_where_the_block_raises() -> None:
+    def failing() -> None:
+        with held([signal.SIGINT]):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+            raise ValueError("of the block")
+
+    with pytest.raises(KeyboardInterrupt):
+        failing()
+
+
 def test_other_threads_hold_nothing() -> None:
     before, seen = signal.getsignal(signal.SIGINT), []
 

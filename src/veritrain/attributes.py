@@ -135,12 +135,20 @@ class Attributes:
             for key in own.keys() - hidden:
                 if (place, key) not in self._found:
                     del own[key]
+        self.set_in(program)
+
+    def set_in(self, program: Program) -> None:
+        """Give the program these attributes, and leave its others as they are."""
         owners = {place: owner for place, owner, _ in _owners(program)}
         flagged = {f"model.{path}": p for path, p in program.model.named_parameters()}
         for (place, key), attribute in self._found.items():
             if key == _FLAG and place in flagged:
                 flagged[place].requires_grad_(attribute.value)
-            elif place in owners and key not in (_FLAG, _SHAPE) and attribute.form is not NOT_PLAIN:
+            elif (
+                place in owners
+                and key not in (_FLAG, _SHAPE)
+                and attribute.form not in (NOT_PLAIN, _NOTHING)
+            ):
                 vars(owners[place])[key] = copy.deepcopy(attribute.value)
 
 

@@ -109,8 +109,10 @@ class Batches:
         results: Any = iter(loader)
         started, given = list(results._workers), 0
         try:
-            for given in range(first, last + 1):  # noqa: B007 - looked at below
-                yield _batch_of(results)
+            for step in range(first, last + 1):
+                batch = _batch_of(results)
+                given = step
+                yield batch
         finally:
             if given < last:
                 _kill(results, started)

@@ -36,5 +36,5 @@ def held(numbers: Sequence[signal.Signals]) -> Generator[None]:
     finally:
         for number, handler in own.items():
             signal.signal(number, handler)
-    if waiting:
-        own[waiting[0]](waiting[0], None)
+        if waiting:  # also where the block raised: it is not lost
+            own[waiting[0]](waiting[0], None)

@@ -402,8 +402,9 @@ class _Run:
         return str(kept[0]) if kept else None
 
     def put_back(self) -> None:
-        """Give attributes that steps set, and flags, the values that the last record left them."""
-        self._attributes.put_back(self.program)
+        """Give attributes that steps set the values that the last record left them, where they differ."""
+        changed = Attributes.of(self.program).changed(self._attributes)
+        changed.set_in(self.program)
 
 
 def _warn_of_outside(names: list[str]) -> None:
