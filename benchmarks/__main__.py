@@ -48,8 +48,8 @@ from benchmarks.scaling import scaling
 from benchmarks.service import service
 from benchmarks.startup import startup
 from benchmarks.training import training
-from veritrain.data import Batches
-from veritrain.step import Program, run_step
+from veritrain.job.data import Batches
+from veritrain.job.step import Program, run_step
 from veritrain.training import recorder
 from veritrain.transcript import TranscriptWriter
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from benchmarks.measure import interleaved, milliseconds, ratio
 from benchmarks.models import Images, Tokens, Workload, adamw, sgd
-from veritrain.data import Batches
-from veritrain.state import capture
-from veritrain.step import Program, run_step
+from veritrain.job.data import Batches
+from veritrain.job.state import capture
+from veritrain.job.step import Program, run_step
 from veritrain.transcript import state_entries, state_root
 
 Row = dict[str, Any]

@@ -25,25 +25,25 @@ import torch
 from torch import Tensor
 
 from benchmarks.large import MODELS, peak
-from veritrain.data import Batches, batch_digest
 from veritrain.encoding import Digest, digest
-from veritrain.job import Job
-from veritrain.sources import commitment
-from veritrain.state import capture
-from veritrain.step import Program, run_step
+from veritrain.job.data import Batches, batch_digest
+from veritrain.job.job import Job
+from veritrain.job.sources import commitment
+from veritrain.job.state import capture
+from veritrain.job.step import Program, run_step
+from veritrain.protocols.dispute.challenge import make_challenge, open_challenge
+from veritrain.protocols.dispute.check import check
+from veritrain.protocols.dispute.claims import Entries
+from veritrain.protocols.dispute.messages import PARTIES, Role
+from veritrain.protocols.dispute.party import Party
+from veritrain.protocols.dispute.referee import Deadlines, Referee
+from veritrain.replay.trace.bodies import rows
+from veritrain.replay.trace.entry import TraceEntry
+from veritrain.replay.trace.judge import OperatorJudge
+from veritrain.replay.trace.recorder import Recorder
+from veritrain.replay.trace.witness import Witness
 from veritrain.transcript import Header, Signer, merkle, state_entries, state_root
 from veritrain.transcript.records import Head, Leaf, SignedHead
-from veritrain.verify.dispute.challenge import make_challenge, open_challenge
-from veritrain.verify.dispute.check import check
-from veritrain.verify.dispute.claims import Entries
-from veritrain.verify.dispute.messages import PARTIES, Role
-from veritrain.verify.dispute.party import Party
-from veritrain.verify.dispute.referee import Deadlines, Referee
-from veritrain.verify.trace.bodies import rows
-from veritrain.verify.trace.entry import TraceEntry
-from veritrain.verify.trace.judge import OperatorJudge
-from veritrain.verify.trace.recorder import Recorder
-from veritrain.verify.trace.witness import Witness
 
 _LENGTHS = (1_000, 1_000_000)
 _QUANTILES = (0.1, 0.5, 0.9, 1.0)  # of operators by bytes, for the shorter run
@@ -236,7 +236,7 @@ def _fault(index: int | None) -> Generator[None]:
 @contextmanager
 def _counted(replays: dict[Role, int], role: Role) -> Generator[None]:
     """Count the steps that a party computes."""
-    from veritrain.verify.trace import recorder
+    from veritrain.replay.trace import recorder
 
     def step(*args: Any) -> float:
         replays[role] += 1
@@ -281,7 +281,7 @@ if __name__ == "__main__":
     torch.set_num_threads(int(sys.argv[4]))
     data = Path(sys.argv[3]).read_bytes()
     judge = OperatorJudge(MODELS[sys.argv[1]].job("exact", int(sys.argv[2])))
-    from veritrain.verify.dispute.evidence import Bundle
+    from veritrain.protocols.dispute.evidence import Bundle
 
     referee_key = Bundle.from_bytes(data, where="bundle").evidence.referee
     begin = perf_counter()

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from benchmarks import published
 from benchmarks.measure import interleaved, milliseconds, ratio
 from benchmarks.models import Images, Tokens, Workload, adamw, image_loss, resnet50, sgd
-from veritrain.data import Batches
+from veritrain.job.data import Batches
+from veritrain.job.step import Program, run_step
 from veritrain.numerics import engines
 from veritrain.numerics.observed import Indifferent, observed
-from veritrain.step import Program, run_step
 
 METHODS = ("native", "exact", "exact by float64", "exact14", "fp64 with hooks")
 Row = dict[str, Any]

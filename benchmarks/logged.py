@@ -23,11 +23,11 @@ from benchmarks.large import MODELS, gpt2, peak
 from benchmarks.measure import interleaved, milliseconds, ratio
 from benchmarks.models import Workload
 from veritrain.adversaries import rounders
-from veritrain.data import Batches
+from veritrain.job.data import Batches
+from veritrain.job.step import Program, run_step
 from veritrain.numerics.logged.rounding import Recording, Rounding
 from veritrain.numerics.logged.samples import Comparing, Sampling
 from veritrain.numerics.logged.thresholds import CLASSES
-from veritrain.step import Program, run_step
 
 _PUBLISHED_BITS = 1.6  # of a value: five of three kinds to the byte
 _NUMERICS = {"logged": torch.float64, "logged-bf16": torch.float32}

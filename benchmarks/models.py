@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 import veritrain as vt
-from veritrain.job import MapDataset
+from veritrain.job.job import MapDataset
 
 
 class Images(Dataset[tuple[Tensor, int]]):

@@ -10,8 +10,8 @@ from torch import nn
 from benchmarks.large import language_loss
 from benchmarks.measure import interleaved, milliseconds, ratio
 from benchmarks.models import Tokens, Workload, adamw
-from veritrain.data import Batches
-from veritrain.step import Program, run_step
+from veritrain.job.data import Batches
+from veritrain.job.step import Program, run_step
 
 NUMERICS = ("native", "exact", "exact14")
 _SIZES = (  # vocabulary, width, layers, heads

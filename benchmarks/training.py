@@ -17,9 +17,9 @@ from torch import Tensor, nn
 import veritrain as vt
 from benchmarks import models
 from benchmarks.data import Data, images, text
-from veritrain.data import Batches
-from veritrain.state import capture, restore
-from veritrain.step import Program, run_step
+from veritrain.job.data import Batches
+from veritrain.job.state import capture, restore
+from veritrain.job.step import Program, run_step
 
 NUMERICS = ("native", "exact", "exact14")
 SEEDS = (1, 2, 3, 4, 5)

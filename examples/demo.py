@@ -98,7 +98,7 @@ def one_batch(run: Path) -> None:
 
     import veritrain as vt
     from veritrain.adversaries.trainers import poison_sample
-    from veritrain.data import Batches
+    from veritrain.job.data import Batches
 
     honest = vt.load_job(JOB)
     index = Batches(honest).indices(CHEAT_STEP)[0]

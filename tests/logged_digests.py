@@ -15,13 +15,13 @@ from pathlib import Path
 
 from benchmarks.large import MODELS
 from tests import zoo
-from veritrain.data import Batches
 from veritrain.errors import VeritrainError
-from veritrain.job import Job
+from veritrain.job.data import Batches
+from veritrain.job.job import Job
+from veritrain.job.state import capture
+from veritrain.job.step import Program, run_step
 from veritrain.numerics.logged.rounding import Rounding
 from veritrain.numerics.logged.samples import Comparing, Sampling
-from veritrain.state import capture
-from veritrain.step import Program, run_step
 from veritrain.transcript import state_entries, state_root
 
 

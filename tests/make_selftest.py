@@ -8,7 +8,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 VECTORS = ROOT / "vectors" / "numerics"
-FILE = ROOT / "src" / "veritrain" / "selftest.json"
+FILE = ROOT / "src" / "veritrain" / "training" / "selftest.json"
 
 # File, operation, beginnings of names: the first case of each.
 CHOSEN = {

@@ -255,7 +255,7 @@ def test_a_run_without_the_prescribed_states_is_rejected(tmp_path: Path) -> None
     report = vt.audit(tmp_path / "run", make(checkpoint_every=4))
     assert report.verdict is vt.Verdict.REJECTED  # by its settings already
     from veritrain.errors import VerificationError
-    from veritrain.verify.segments import require_prescribed
+    from veritrain.replay.segments import require_prescribed
 
     with pytest.raises(VerificationError, match="step 4: no state is stored"):
         require_prescribed(make(checkpoint_every=4), Transcript.open(tmp_path / "run"))
@@ -679,7 +679,7 @@ def test_dictionaries_with_tensors_as_keys(tmp_path: Path) -> None:
 
 
 def test_large_attributes_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    from veritrain.attributes import NOT_PLAIN, plain_form
+    from veritrain.training.attributes import NOT_PLAIN, plain_form
 
     assert plain_form([[0.5] * 64 for _ in range(60)]) is not NOT_PLAIN
     assert plain_form([[0.5] * 64 for _ in range(4000)]) is NOT_PLAIN

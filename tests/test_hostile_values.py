@@ -15,14 +15,20 @@ from tests import jobs
 from tests.hostile import MIB, outcomes, require_line
 from tests.test_encoding import values as any_values
 from veritrain.cli import calibrate as calibrate_command
-from veritrain.data import Batches
 from veritrain.encoding import decode, encode
 from veritrain.errors import TranscriptError, UsageError, VerificationError
+from veritrain.job.data import Batches
+from veritrain.job.state import HYPER, SCHEDULER, _plain, _unplain, capture, require_fit, restore
+from veritrain.job.step import Program, run_step
 from veritrain.numerics.logged.log import LogReader
+from veritrain.protocols.dispute.evidence import Bundle, Evidence
+from veritrain.protocols.dispute.messages import Message, Question, SignedMessage
+from veritrain.protocols.dispute.verdict import Verdict, unseal
+from veritrain.replay.trace import calls
+from veritrain.replay.trace.cells import View
+from veritrain.replay.trace.entry import TraceEntry
 from veritrain.service import challenger, courier
-from veritrain.state import HYPER, SCHEDULER, _plain, _unplain, capture, require_fit, restore
-from veritrain.step import Program, run_step
-from veritrain.training import calibrate
+from veritrain.training import calibration as calibrate
 from veritrain.transcript import (
     Checkpoint,
     Head,
@@ -34,12 +40,6 @@ from veritrain.transcript import (
 )
 from veritrain.transcript.records import decode_segment
 from veritrain.transcript.slices import Slices, Tree
-from veritrain.verify.dispute.evidence import Bundle, Evidence
-from veritrain.verify.dispute.messages import Message, Question, SignedMessage
-from veritrain.verify.dispute.verdict import Verdict, unseal
-from veritrain.verify.trace import calls
-from veritrain.verify.trace.cells import View
-from veritrain.verify.trace.entry import TraceEntry
 
 
 def keyed(inner):

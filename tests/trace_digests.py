@@ -8,13 +8,13 @@ from __future__ import annotations
 import sys
 
 from tests import zoo
-from veritrain.data import Batches
 from veritrain.encoding import digest
-from veritrain.job import Job
-from veritrain.state import capture
-from veritrain.step import Program, run_step
+from veritrain.job.data import Batches
+from veritrain.job.job import Job
+from veritrain.job.state import capture
+from veritrain.job.step import Program, run_step
+from veritrain.replay.trace.recorder import Before, Recorder, trace
 from veritrain.transcript import state_entries, state_root
-from veritrain.verify.trace.recorder import Before, Recorder, trace
 
 
 def second_step(job: Job) -> tuple[Program, Batches, Before]:

@@ -10,9 +10,9 @@ import sys
 
 import veritrain as vt
 from tests import zoo
-from veritrain.data import Batches, batch_digest
-from veritrain.state import capture
-from veritrain.step import Program, run_step
+from veritrain.job.data import Batches, batch_digest
+from veritrain.job.state import capture
+from veritrain.job.step import Program, run_step
 from veritrain.transcript.tensors import state_entries, state_root
 
 

@@ -23,29 +23,29 @@ from veritrain.errors import (
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from veritrain.job import Job, load_job
+    from veritrain.job.job import Job, load_job
+    from veritrain.models.weights import load_model, load_state
+    from veritrain.replay.auditor import audit
+    from veritrain.replay.report import AuditReport, Verdict
     from veritrain.training.callbacks import StepReport
-    from veritrain.training.check import check
     from veritrain.training.check_report import CheckReport
+    from veritrain.training.checker import check
     from veritrain.training.recorder import Recorder, train
     from veritrain.transcript.signing import Signer
-    from veritrain.verify.replay import audit
-    from veritrain.verify.report import AuditReport, Verdict
-    from veritrain.weights import load_model, load_state
 
 _HOMES = {
-    "AuditReport": "veritrain.verify.report",
+    "AuditReport": "veritrain.replay.report",
     "CheckReport": "veritrain.training.check_report",
-    "Job": "veritrain.job",
+    "Job": "veritrain.job.job",
     "Recorder": "veritrain.training.recorder",
     "Signer": "veritrain.transcript.signing",
     "StepReport": "veritrain.training.callbacks",
-    "Verdict": "veritrain.verify.report",
-    "audit": "veritrain.verify.replay",
-    "check": "veritrain.training.check",
-    "load_job": "veritrain.job",
-    "load_model": "veritrain.weights",
-    "load_state": "veritrain.weights",
+    "Verdict": "veritrain.replay.report",
+    "audit": "veritrain.replay.auditor",
+    "check": "veritrain.training.checker",
+    "load_job": "veritrain.job.job",
+    "load_model": "veritrain.models.weights",
+    "load_state": "veritrain.models.weights",
     "train": "veritrain.training.recorder",
 }
 

@@ -11,9 +11,9 @@ import pytest
 
 from tests import jobs
 from veritrain.cli import main
-from veritrain.job import load_job
-from veritrain.started import ENVIRONMENT
-from veritrain.training import calibrate
+from veritrain.job.job import load_job
+from veritrain.runtime.started import ENVIRONMENT
+from veritrain.training import calibration as calibrate
 
 JOB = """
 import torch

@@ -9,7 +9,7 @@ import pytest
 
 import veritrain as vt
 from veritrain.cli import check
-from veritrain.progress import duration
+from veritrain.runtime.progress import duration
 from veritrain.training import check_lines
 
 REFUSED = """

@@ -10,8 +10,9 @@ import sys
 import pytest
 import torch
 
-from veritrain import kernels, selftest
 from veritrain.cli import doctor
+from veritrain.runtime import kernels
+from veritrain.training import selftest
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.verify.dispute.test_dispute_evidence import HONEST, play
-from tests.verify.dispute.toy import SIGNERS, header
+from tests.protocols.dispute.test_dispute_evidence import HONEST, play
+from tests.protocols.dispute.toy import SIGNERS, header
 from veritrain.cli import main
-from veritrain.verify.dispute.evidence import Bundle
-from veritrain.verify.dispute.messages import Role
+from veritrain.protocols.dispute.evidence import Bundle
+from veritrain.protocols.dispute.messages import Role
 
 REFEREE = SIGNERS[Role.REFEREE]
 TRUSTED = ["--referee", REFEREE.fingerprint]

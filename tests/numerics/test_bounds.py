@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import veritrain as vt
-from veritrain.data import Batches
-from veritrain.state import capture
-from veritrain.step import Program, run_step
+from veritrain.job.data import Batches
+from veritrain.job.state import capture
+from veritrain.job.step import Program, run_step
 
 ZEROS = torch.tensor(
     [0.0, -0.0, 1.0, -1.0, 6.0, 7.0, -7.0, math.inf, -math.inf, 1e-45, -1e-45] * 37

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset, TensorDataset, WeightedRandomSampler, random_split
 
 import veritrain as vt
-from veritrain.data import Batches, batch_digest
-from veritrain.state import capture
-from veritrain.step import Program, run_step
+from veritrain.job.data import Batches, batch_digest
+from veritrain.job.state import capture
+from veritrain.job.step import Program, run_step
 from veritrain.transcript import state_entries, state_root
 
 

@@ -24,8 +24,10 @@ from test_elementary import SPECIAL, floats_of
 from test_rules_random import DRAWS
 
 from tests import zoo
-from veritrain.data import Batches
 from veritrain.errors import UnsupportedOperatorError, UsageError
+from veritrain.job.data import Batches
+from veritrain.job.state import capture, restore
+from veritrain.job.step import Program, find_device, run_step
 from veritrain.numerics import (
     convolution,
     elementary,
@@ -47,8 +49,6 @@ from veritrain.numerics.device import random as device_random
 from veritrain.numerics.device import softmax as device_softmax
 from veritrain.numerics.device import sums as device_sums
 from veritrain.numerics.rules import optimisers
-from veritrain.state import capture, restore
-from veritrain.step import Program, find_device, run_step
 from veritrain.transcript.tensors import state_entries, state_root
 
 anything = st.one_of(st.floats(-8, 8, width=32), st.floats(width=32))

@@ -27,10 +27,10 @@ from torch.utils.checkpoint import checkpoint
 import veritrain as vt
 from tests.machines import MACHINES, run
 from tests.zoo.small import Images, image_loss, perceptron
-from veritrain.data import Batches
 from veritrain.errors import JobError, UnsupportedOperatorError, VeritrainError
+from veritrain.job.data import Batches
+from veritrain.job.step import Program, run_step
 from veritrain.numerics import resolve
-from veritrain.step import Program, run_step
 
 IMAGES, LABELS = numbers(1, 4, 3, 8, 8), torch.tensor([1, 2, 3, 4])
 X = numbers(2, 5, 4)

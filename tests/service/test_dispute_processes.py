@@ -15,9 +15,9 @@ from tests.service.conftest import JOB
 from tests.service.disputants import Command
 from veritrain.adversaries import trainers
 from veritrain.cli import main
+from veritrain.replay.trace import dissent
 from veritrain.service.kept import Shelf
 from veritrain.transcript import Header, Signer
-from veritrain.verify.trace import dissent
 
 STEP = 5  # the first after a checkpoint
 PARTIES = ("trainer", "referee", "challenger")
@@ -137,7 +137,7 @@ def check_offline(court, capfd):
     )  # another rate is in its code
     assert main([*words, *job, "--referee", "0" * 32]) == 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("veritrain.verify.dispute.versions._installed", lambda: {"torch": "0.1"})
+        patch.setattr("veritrain.protocols.dispute.versions._installed", lambda: {"torch": "0.1"})
         assert main([*words, *job, *trusts, "--json"]) == 3
     assert "recorded with other versions" in json.loads(capfd.readouterr().out)["problem"]
     assert main(["verify-verdict", str(envelope), "--referee", public]) == 3

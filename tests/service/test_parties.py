@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from tests import zoo
+from tests.replay.trace.court import Liar, Scene, encoded, head
 from tests.service.conftest import JOB
-from tests.verify.trace.court import Liar, Scene, encoded, head
 from veritrain.adversaries import rounders, trainers
 from veritrain.cli import main
 from veritrain.errors import (
@@ -20,19 +20,14 @@ from veritrain.errors import (
     VerificationError,
     VeritrainError,
 )
-from veritrain.job import load_job
-from veritrain.service.court import RefereeCourt
-from veritrain.service.kept import KeptReplies, Shelf
-from veritrain.service.problems import StoppedError
-from veritrain.service.trainer import TrainerAnswers
-from veritrain.transcript import Signer
-from veritrain.verify.dispute.challenge import make_challenge, open_challenge
-from veritrain.verify.dispute.check import check, check_equivocation
-from veritrain.verify.dispute.claims import Entries
-from veritrain.verify.dispute.evidence import Bundle
-from veritrain.verify.dispute.judge import Ask, Loser, Ruling
-from veritrain.verify.dispute.limits import LIMITS
-from veritrain.verify.dispute.messages import (
+from veritrain.job.job import load_job
+from veritrain.protocols.dispute.challenge import make_challenge, open_challenge
+from veritrain.protocols.dispute.check import check, check_equivocation
+from veritrain.protocols.dispute.claims import Entries
+from veritrain.protocols.dispute.evidence import Bundle
+from veritrain.protocols.dispute.judge import Ask, Loser, Ruling
+from veritrain.protocols.dispute.limits import LIMITS
+from veritrain.protocols.dispute.messages import (
     DetailOf,
     Kind,
     LeafAt,
@@ -44,12 +39,17 @@ from veritrain.verify.dispute.messages import (
     TraceOf,
     read_reply,
 )
-from veritrain.verify.dispute.party import Party, Reply
-from veritrain.verify.dispute.referee import Deadlines
-from veritrain.verify.dispute.verdict import Verdict, unseal
-from veritrain.verify.trace.dissent import challenger_witness, first_difference
-from veritrain.verify.trace.judge import OperatorJudge
-from veritrain.verify.trace.witness import Witness, _StepReplay
+from veritrain.protocols.dispute.party import Party, Reply
+from veritrain.protocols.dispute.referee import Deadlines
+from veritrain.protocols.dispute.verdict import Verdict, unseal
+from veritrain.replay.trace.dissent import challenger_witness, first_difference
+from veritrain.replay.trace.judge import OperatorJudge
+from veritrain.replay.trace.witness import Witness, _StepReplay
+from veritrain.service.court import RefereeCourt
+from veritrain.service.kept import KeptReplies, Shelf
+from veritrain.service.problems import StoppedError
+from veritrain.service.trainer import TrainerAnswers
+from veritrain.transcript import Signer
 
 STEP = 3
 

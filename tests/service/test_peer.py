@@ -15,14 +15,14 @@ from tests.service.conftest import TOKEN
 from tests.service.faulty import faulty, says, sends
 from tests.service.test_download import QUICK
 from veritrain.errors import TranscriptError, UsageError
+from veritrain.protocols.dispute.messages import Kind, LeafAt, Message, Question, Role
+from veritrain.protocols.dispute.messages import SignedMessage as Signed
 from veritrain.service import courier
 from veritrain.service.challenger import CourtAt
 from veritrain.service.courier import attend
 from veritrain.service.court import View
 from veritrain.service.peer import Answer, Peer, UnansweredError
 from veritrain.service.sending import CHUNK_BYTES, bytes_response
-from veritrain.verify.dispute.messages import Kind, LeafAt, Message, Question, Role
-from veritrain.verify.dispute.messages import SignedMessage as Signed
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 

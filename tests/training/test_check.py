@@ -17,11 +17,11 @@ from torch.utils.checkpoint import checkpoint
 
 import veritrain as vt
 from tests import jobs
-from veritrain.data import Batches
+from veritrain.job.data import Batches
+from veritrain.job.state import capture
+from veritrain.job.step import Program, run_step
 from veritrain.numerics import observed as observed_module
 from veritrain.numerics.profile import Exact
-from veritrain.state import capture
-from veritrain.step import Program, run_step
 from veritrain.training import observe as observe_module
 from veritrain.training import repeat as repeat_module
 from veritrain.training.observe import observe

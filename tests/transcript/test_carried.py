@@ -23,9 +23,9 @@ from run_builder import (
     write_files,
 )
 
-from veritrain.data import canonical
 from veritrain.encoding import Value, decode, encode
 from veritrain.errors import TranscriptError, UsageError, VerificationError
+from veritrain.job.data import canonical
 from veritrain.transcript import files
 from veritrain.transcript.carried import Records, Sources
 from veritrain.transcript.forms import MAX_FORM_CHARS, form_of

@@ -152,8 +152,8 @@ def job():
 
 def test_a_source_that_is_a_pipe_is_refused_at_once(tmp_path, pipe):
     from veritrain.errors import JobError
-    from veritrain.job import load_job
-    from veritrain.sources import commitment
+    from veritrain.job.job import load_job
+    from veritrain.job.sources import commitment
 
     job = tmp_path / "job.py"
     job.write_text(JOB.replace("seed=1", "seed=1, sources=['pipe']"))

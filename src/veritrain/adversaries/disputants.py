@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from veritrain.encoding import Digest, Value
-from veritrain.transcript.signing import Signer
-from veritrain.verify.dispute.claims import Entries
-from veritrain.verify.dispute.messages import (
+from veritrain.protocols.dispute.claims import Entries
+from veritrain.protocols.dispute.messages import (
     Kind,
     Message,
     Opening,
     SignedMessage,
     TraceClaim,
 )
-from veritrain.verify.dispute.party import Claims, Party
-from veritrain.verify.trace.entry import TraceEntry
+from veritrain.protocols.dispute.party import Claims, Party
+from veritrain.replay.trace.entry import TraceEntry
+from veritrain.transcript.signing import Signer
 
 Trace: TypeAlias = list[TraceEntry]
 Change: TypeAlias = Callable[[Trace], Trace]

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from veritrain.data import Batches
-from veritrain.job import Job, MapDataset
+from veritrain.job.data import Batches
+from veritrain.job.job import Job, MapDataset
 
 
 class PoisonedDataset:

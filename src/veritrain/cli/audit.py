@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from veritrain.cli import access, keys, output, params
-from veritrain.progress import Step, tell
+from veritrain.runtime.progress import Step, tell
 
 if TYPE_CHECKING:
-    from veritrain.verify.report import AuditReport
+    from veritrain.replay.report import AuditReport
 
 _STYLES = {"accepted": "bold green", "rejected": "bold red", "inconclusive": "bold yellow"}
 _CHECK_STYLES = {"passed": "", "failed": "red", "inconclusive": "yellow", "not run": "dim"}
@@ -75,9 +75,9 @@ def command(
 
     It executes the job file: use your own copy, or read it first. Nothing in RUN is executed.
     """
-    from veritrain.job import load_job
-    from veritrain.step import find_device
-    from veritrain.verify.replay import audit
+    from veritrain.job.job import load_job
+    from veritrain.job.step import find_device
+    from veritrain.replay.auditor import audit
 
     trusted = keys.trusted(key) if key is not None else None
     find_device(device)  # before the job reads its data
@@ -107,7 +107,7 @@ def command(
 
 
 def _lines(report: AuditReport) -> list[output.Line]:
-    from veritrain.verify.report import check_line
+    from veritrain.replay.report import check_line
 
     checks = [(check_line(check), _CHECK_STYLES[check.outcome.value]) for check in report.checks]
     facts = [(line, output.diff_style(line)) for line in report.facts()]

@@ -10,10 +10,10 @@ import click
 
 from veritrain.cli import output
 from veritrain.errors import UsageError
-from veritrain.progress import Stage, tell
+from veritrain.runtime.progress import Stage, tell
 
 if TYPE_CHECKING:
-    from veritrain.training.calibrate import Calibration
+    from veritrain.training.calibration import Calibration
 
 DISAGREED = 1
 _MAX_RESULT_BYTES = 1 << 20
@@ -70,8 +70,8 @@ def command(
     This computer plays several machines, by its thread counts and instruction sets. It writes nothing
     but what is asked for.
     """
-    from veritrain.job import load_job
-    from veritrain.training import calibrate
+    from veritrain.job.job import load_job
+    from veritrain.training import calibration as calibrate
 
     if write_to is not None and against is not None:
         raise UsageError("--write and --against: give one of them")

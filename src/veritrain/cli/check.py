@@ -44,9 +44,9 @@ def command(job: Path, records: int, as_json: bool) -> int:
     It does two steps on the real model and data, and the second one again by a program built anew.
     It writes nothing.
     """
-    from veritrain.job import load_job
-    from veritrain.training.check import check
+    from veritrain.job.job import load_job
     from veritrain.training.check_lines import check_lines
+    from veritrain.training.checker import check
 
     with output.only_results_on_stdout(), output.progress():
         report = check(load_job(job), records=records)

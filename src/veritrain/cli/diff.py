@@ -10,8 +10,8 @@ import click
 from veritrain.cli import access, output, params
 
 if TYPE_CHECKING:
+    from veritrain.replay.compare import Comparison
     from veritrain.transcript import Transcript
-    from veritrain.verify.compare import Comparison
 
 DIFFERENT = 1
 
@@ -39,9 +39,9 @@ def command(run: str, job: Path, data: bool, as_json: bool) -> int:
     It executes JOB, recomputes no step and looks at no signature: `veritrain audit` judges. Versions are no part
     of the job and are shown only. Source files are shown as a diff where RUN carries them.
     """
-    from veritrain.job import load_job
+    from veritrain.job.job import load_job
+    from veritrain.replay.compare import compare
     from veritrain.transcript import Transcript
-    from veritrain.verify.compare import compare
 
     with output.only_results_on_stdout(), output.progress():
         transcript = Transcript.open(run)

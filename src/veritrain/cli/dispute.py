@@ -11,16 +11,16 @@ import click
 
 from veritrain.cli import access, keys, output, params, verdicts
 from veritrain.errors import InconclusiveError, TranscriptError, UsageError, VerificationError
-from veritrain.progress import Step, tell
+from veritrain.runtime.progress import Step, tell
 
 if TYPE_CHECKING:
     from veritrain.encoding import Digest
-    from veritrain.job import Job
+    from veritrain.job.job import Job
+    from veritrain.protocols.dispute.verdict import Verdict
+    from veritrain.replay.trace.witness import Witness
     from veritrain.service.challenger import CourtAt
     from veritrain.service.kept import Shelf
     from veritrain.transcript import Signer, Transcript
-    from veritrain.verify.dispute.verdict import Verdict
-    from veritrain.verify.trace.witness import Witness
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _NONCE_BYTES = 16
@@ -82,7 +82,7 @@ def command(
     the evidence. Keep it running: who falls silent loses. After an interruption the same command goes
     on with the same dispute, from what it keeps in --out.
     """
-    from veritrain.job import load_job
+    from veritrain.job.job import load_job
     from veritrain.service.challenger import CourtAt
     from veritrain.service.kept import Shelf
     from veritrain.service.peer import Peer, token_in
@@ -132,15 +132,15 @@ class _Side:
             UsageError: the run is of another job.
             VerificationError, InconclusiveError: as `dissent.require_agreed`.
         """
-        from veritrain.sources import require_job
-        from veritrain.verify.trace.dissent import require_agreed
+        from veritrain.job.sources import require_job
+        from veritrain.replay.trace.dissent import require_agreed
 
         require_job(self.job, self.transcript.header.job, self.transcript.location)
         require_agreed(self.job, self.transcript)
 
     def difference(self) -> int | None:
         """The first step that comes to something else here."""
-        from veritrain.verify.trace.dissent import first_difference
+        from veritrain.replay.trace.dissent import first_difference
 
         total = len(self.transcript.leaves) - 1
         with output.progress():
@@ -154,7 +154,7 @@ class _Side:
 
     def witness(self, step: int) -> Witness | None:
         """What this side says about a step; None if it says the same."""
-        from veritrain.verify.trace.dissent import challenger_witness
+        from veritrain.replay.trace.dissent import challenger_witness
 
         witness = challenger_witness(self.job, self.transcript, step)
         own = witness.leaf(step).entry
@@ -162,10 +162,10 @@ class _Side:
 
     def dispute(self, court: CourtAt, witness: Witness, referee: bytes, shelf: Shelf) -> _Ended:
         """Lead a dispute before the referee with this key to its end; the one that was interrupted, if there is one."""
+        from veritrain.protocols.dispute.challenge import open_challenge
+        from veritrain.protocols.dispute.messages import Role
+        from veritrain.protocols.dispute.party import Party
         from veritrain.service.challenger import contend
-        from veritrain.verify.dispute.challenge import open_challenge
-        from veritrain.verify.dispute.messages import Role
-        from veritrain.verify.dispute.party import Party
 
         challenge = self._challenge(referee, witness, shelf)
         contest = open_challenge(challenge, referee=referee)
@@ -183,8 +183,8 @@ class _Side:
 
     def _challenge(self, referee: bytes, witness: Witness, shelf: Shelf) -> bytes:
         """The one of an interrupted dispute, or a new one."""
+        from veritrain.protocols.dispute.challenge import make_challenge
         from veritrain.service.challenger import unfinished
-        from veritrain.verify.dispute.challenge import make_challenge
 
         begun = unfinished(
             shelf,
@@ -211,10 +211,10 @@ class _Side:
         Raises:
             InconclusiveError: it does not, or cannot say.
         """
+        from veritrain.protocols.dispute.check import check
+        from veritrain.protocols.dispute.versions import SameVersions
+        from veritrain.replay.trace.judge import OperatorJudge
         from veritrain.transcript.record import check_equal
-        from veritrain.verify.dispute.check import check
-        from veritrain.verify.dispute.versions import SameVersions
-        from veritrain.verify.trace.judge import OperatorJudge
 
         run, judge = self.transcript.header.digest, SameVersions(OperatorJudge(self.job))
         try:
@@ -267,7 +267,7 @@ def _opened(run: str) -> Transcript:
 
 def _save(shelf: Shelf, ended: _Ended) -> Path:
     """Write verdict and bundle, as the referee made them, and forget what was signed; where the bundle is."""
-    from veritrain.verify.dispute.evidence import Bundle
+    from veritrain.protocols.dispute.evidence import Bundle
 
     name = ended.dispute.hex()
     verdict = Bundle.from_bytes(ended.bundle, where="dispute bundle").verdict

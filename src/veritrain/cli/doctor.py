@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import click
 
 from veritrain.cli import output
-from veritrain.progress import Stage, tell
+from veritrain.runtime.progress import Stage, tell
 
 if TYPE_CHECKING:
-    from veritrain.selftest import Answer
+    from veritrain.training.selftest import Answer
 
 UNWELL = 1
 _PACKAGES = ("python", "veritrain", "torch", "numpy", "numba")
@@ -88,7 +88,8 @@ def command(as_json: bool) -> int:
 
 def examine() -> Examination:
     """Look at everything. It starts nothing and writes nothing but kernels."""
-    from veritrain import kernels, selftest
+    from veritrain.runtime import kernels
+    from veritrain.training import selftest
 
     faults, slow = list(_key_faults()), list(_slow())
     if _flushes_subnormals():
@@ -112,9 +113,9 @@ def examine() -> Examination:
 def _facts() -> dict[str, str]:
     import torch
 
-    from veritrain import kernels
-    from veritrain.loading.installed import version
+    from veritrain.job.loading.installed import version
     from veritrain.numerics import engines
+    from veritrain.runtime import kernels
     from veritrain.transcript.signing import default_key_path
 
     folder = kernels.writable_folder()

@@ -10,7 +10,7 @@ import click
 from veritrain.cli import access, keys, output, params
 
 if TYPE_CHECKING:
-    from veritrain.exports import Export
+    from veritrain.models.exports import Export
 
 
 @click.command(
@@ -72,8 +72,8 @@ def command(
     They are verified as they are read: signatures, chain, and the digest of each tensor. Whether the
     job was followed is for `veritrain audit` to say. Without --job nothing is executed.
     """
-    from veritrain.exports import export
-    from veritrain.job import load_job
+    from veritrain.job.job import load_job
+    from veritrain.models.exports import export
 
     trusted = None if key is None else keys.trusted(key)
     with output.only_results_on_stdout():

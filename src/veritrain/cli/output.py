@@ -16,11 +16,11 @@ from typing import Any, TextIO, cast
 
 import click
 
-from veritrain.progress import Compiling, Event, Lines, Narrator, Stage, told_to
-from veritrain.text import Line as Line
-from veritrain.text import escape as escape
-from veritrain.text import one_line as one_line
-from veritrain.text import table as table
+from veritrain.runtime.progress import Compiling, Event, Lines, Narrator, Stage, told_to
+from veritrain.runtime.text import Line as Line
+from veritrain.runtime.text import escape as escape
+from veritrain.runtime.text import one_line as one_line
+from veritrain.runtime.text import table as table
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
@@ -91,7 +91,7 @@ def only_results_on_stdout() -> Generator[TextIO]:
 
 @contextmanager
 def progress() -> Generator[None]:
-    """Within it, stderr shows what work tells (`veritrain.progress`): a bar on a terminal, else lines."""
+    """Within it, stderr shows what work tells (`veritrain.runtime.progress`): a bar on a terminal, else lines."""
     if not sys.stderr.isatty():
         with told_to(Lines(warn)):
             yield

@@ -15,8 +15,8 @@ from veritrain.errors import VeritrainError
 
 if TYPE_CHECKING:
     from veritrain.encoding import Digest
+    from veritrain.protocols.dispute.verdict import Verdict
     from veritrain.transcript import Header
-    from veritrain.verify.dispute.verdict import Verdict
 
 _COLLECT_SECONDS = 30.0  # for a challenger to fetch the verdict, before --once ends
 _SECONDS = click.FloatRange(0, min_open=True)
@@ -97,16 +97,16 @@ def command(
     ready, and one for each verdict. Needs the extra `service`.
     """
     prepared = serving.prepared()
-    from veritrain.job import load_job
+    from veritrain.job.job import load_job
+    from veritrain.job.sources import require_job
+    from veritrain.protocols.dispute.referee import Deadlines
+    from veritrain.protocols.dispute.versions import require_versions
+    from veritrain.replay.trace.judge import OperatorJudge
     from veritrain.service.app import make_app
     from veritrain.service.courier import attend
     from veritrain.service.court import RefereeCourt
     from veritrain.service.peer import Peer
-    from veritrain.sources import require_job
     from veritrain.transcript.download import TOKEN_VARIABLE
-    from veritrain.verify.dispute.referee import Deadlines
-    from veritrain.verify.dispute.versions import require_versions
-    from veritrain.verify.trace.judge import OperatorJudge
 
     signer, token = keys.load(key), os.environ.get(TOKEN_VARIABLE)
     may = [keys.trusted(text, "--challenger") for text in challengers]

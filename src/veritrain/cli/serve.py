@@ -13,8 +13,8 @@ from veritrain.cli.serving import Serving
 from veritrain.errors import UsageError
 
 if TYPE_CHECKING:
+    from veritrain.protocols.dispute.verdict import Verdict
     from veritrain.service.disputes import Answers
-    from veritrain.verify.dispute.verdict import Verdict
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -110,7 +110,7 @@ def _answers(
     state: Path | None,
     on_verdict: Callable[[Verdict], None],
 ) -> Answers:
-    from veritrain.job import load_job
+    from veritrain.job.job import load_job
     from veritrain.service.trainer import TrainerAnswers
 
     trusted = [keys.trusted(text, "--referee") for text in referees]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from veritrain.errors import UsageError
-from veritrain.progress import shown
+from veritrain.runtime.progress import shown
 
 if TYPE_CHECKING:
     import socket

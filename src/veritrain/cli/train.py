@@ -76,8 +76,8 @@ def command(
     RUN carries the job's source files, for everyone who has it to read, and a digest of each record, so that
     a rejection can say what differs. With --secret it does not.
     """
-    from veritrain.job import load_job
-    from veritrain.step import find_device
+    from veritrain.job.job import load_job
+    from veritrain.job.step import find_device
     from veritrain.training.recorder import Recorder, TerminatedError
     from veritrain.transcript import TranscriptWriter
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from veritrain.cli import output
 
 if TYPE_CHECKING:
-    from veritrain.verify.dispute.verdict import Verdict
+    from veritrain.protocols.dispute.verdict import Verdict
 
 _CODES = {"rejected": 1, "challenge refuted": 0, "inconclusive": 3}
 _STYLES = {

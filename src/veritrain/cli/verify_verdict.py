@@ -14,9 +14,9 @@ from veritrain.errors import InconclusiveError, UsageError, VerificationError
 
 if TYPE_CHECKING:
     from veritrain.encoding import Digest
-    from veritrain.verify.dispute.evidence import Bundle
-    from veritrain.verify.dispute.judge import Judge
-    from veritrain.verify.dispute.verdict import Verdict
+    from veritrain.protocols.dispute.evidence import Bundle
+    from veritrain.protocols.dispute.judge import Judge
+    from veritrain.protocols.dispute.verdict import Verdict
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _ENVELOPE = b"{"  # how the JSON of a verdict begins; no bundle does
@@ -107,10 +107,10 @@ class _Found:
 def _checked(
     data: bytes, job: Path | None, trusted: list[bytes | str], run: Digest | None
 ) -> _Found:
+    from veritrain.protocols.dispute.check import contest_of
+    from veritrain.protocols.dispute.evidence import Bundle
+    from veritrain.protocols.dispute.messages import Role
     from veritrain.transcript.signing import fingerprint, is_trusted
-    from veritrain.verify.dispute.check import contest_of
-    from veritrain.verify.dispute.evidence import Bundle
-    from veritrain.verify.dispute.messages import Role
 
     bundle = Bundle.from_bytes(data, where="dispute bundle")
     evidence = bundle.evidence
@@ -133,8 +133,8 @@ def _checked(
 
 def _replayed(data: bytes, bundle: Bundle, job: Path | None) -> tuple[Verdict, list[str]]:
     """The verdict of the dispute played again; the referee's, and why, where that does not decide."""
-    from veritrain.verify.dispute.check import check
-    from veritrain.verify.dispute.verdict import unseal
+    from veritrain.protocols.dispute.check import check
+    from veritrain.protocols.dispute.verdict import unseal
 
     referee = bundle.evidence.referee
     with output.only_results_on_stdout():
@@ -146,18 +146,18 @@ def _replayed(data: bytes, bundle: Bundle, job: Path | None) -> tuple[Verdict, l
 
 
 def _judge(job: Path | None) -> Judge:
-    from veritrain.job import load_job
-    from veritrain.verify.dispute.versions import SameVersions
-    from veritrain.verify.trace.judge import OperatorJudge
+    from veritrain.job.job import load_job
+    from veritrain.protocols.dispute.versions import SameVersions
+    from veritrain.replay.trace.judge import OperatorJudge
 
     return SameVersions(OperatorJudge(None if job is None else load_job(job)))
 
 
 def _signed(data: bytes, trusted: list[bytes | str], run: Digest | None) -> _Found:
     """A verdict alone: who signed it, and that no more is known."""
+    from veritrain.protocols.dispute.verdict import unseal
     from veritrain.transcript.record import check_equal
     from veritrain.transcript.signing import fingerprint
-    from veritrain.verify.dispute.verdict import unseal
 
     publics = [key for key in trusted if isinstance(key, bytes)]
     if not publics:
@@ -213,7 +213,7 @@ def _digest(run: str) -> Digest:
 
 
 def _equivocation(files: tuple[Path, Path], key: bytes | str, *, as_json: bool) -> int:
-    from veritrain.verify.dispute.check import check_equivocation
+    from veritrain.protocols.dispute.check import check_equivocation
 
     if not isinstance(key, bytes):
         raise UsageError("--key: expected a public key (64 hexadecimal digits)")
@@ -225,7 +225,7 @@ def _equivocation(files: tuple[Path, Path], key: bytes | str, *, as_json: bool) 
 
 
 def _read(file: Path) -> bytes:
+    from veritrain.protocols.dispute.evidence import Bundle
     from veritrain.transcript.given import read_given
-    from veritrain.verify.dispute.evidence import Bundle
 
     return read_given(file, Bundle.max_bytes)

@@ -10,7 +10,7 @@ import click
 
 from veritrain.cli import output
 from veritrain.errors import UsageError
-from veritrain.progress import Count, duration, tell
+from veritrain.runtime.progress import Count, duration, tell
 
 
 @click.command(
@@ -43,7 +43,7 @@ def command(job: Path | None, processes: int, as_json: bool) -> int:
     began = time.monotonic()
     with output.only_results_on_stdout(), output.progress():
         compiled = _families(processes) if job is None else _job(job)
-    from veritrain import kernels
+    from veritrain.runtime import kernels
 
     seconds, folder = time.monotonic() - began, kernels.writable_folder()
     if folder is None:
@@ -61,7 +61,7 @@ def _families(processes: int) -> int:
     """Compile by computing known answers, one family of them in one process at a time; how many."""
     import multiprocessing
 
-    from veritrain import selftest
+    from veritrain.training import selftest
 
     families = selftest.families()
     compiled = 0
@@ -78,7 +78,8 @@ def _families(processes: int) -> int:
 
 def _compile(family: str) -> int:
     """Compile a family; how many kernels were not on the disk yet."""
-    from veritrain import kernels, selftest
+    from veritrain.runtime import kernels
+    from veritrain.training import selftest
 
     before = kernels.number_compiled()
     selftest.run(family)
@@ -86,8 +87,8 @@ def _compile(family: str) -> int:
 
 
 def _job(file: Path) -> int:
-    from veritrain import kernels
-    from veritrain.job import load_job
+    from veritrain.job.job import load_job
+    from veritrain.runtime import kernels
     from veritrain.training.observe import observe
 
     seen = observe(load_job(file), records=1)

@@ -29,7 +29,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from veritrain.kernels import kernel
+from veritrain.runtime.kernels import kernel
 
 Interval: TypeAlias = tuple[float, float]
 Quick: TypeAlias = tuple[float, bool]

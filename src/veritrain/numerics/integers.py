@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from veritrain.kernels import kernel
 from veritrain.numerics.device import on_cpu
 from veritrain.numerics.parallel import grain_of, run
+from veritrain.runtime.kernels import kernel
 
 # Adding 1.5 * 2**52 to |x| <= 2**51 rounds x half to even to an integer (round-to-nearest mode); the
 # low bits of the sum then are that integer.

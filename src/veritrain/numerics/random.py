@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from veritrain import encoding
 from veritrain.errors import UsageError
-from veritrain.kernels import kernel
 from veritrain.numerics import elementary, parallel
 from veritrain.numerics.device import random as device_random
+from veritrain.runtime.kernels import kernel
 
 Shape: TypeAlias = Sequence[int]
 Word = TypeVar("Word", np.uint32, np.float32)

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from veritrain.kernels import kernel
 from veritrain.numerics.device import on_cpu
 from veritrain.numerics.integers import (
     EXACT_BITS,
@@ -31,6 +30,7 @@ from veritrain.numerics.integers import (
     sum_bits,
 )
 from veritrain.numerics.parallel import GRAIN, grain_of, run
+from veritrain.runtime.kernels import kernel
 
 # Kernels that allocate nothing: without reference counts, of which each view of a row costs several.
 # What they need beyond their arguments a kernel made by `integers.jit` allocates around them.

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 from veritrain.encoding import Digest
 from veritrain.errors import InconclusiveError, TranscriptError, UsageError, VeritrainError
+from veritrain.protocols.dispute.challenge import open_challenge
+from veritrain.protocols.dispute.claims import Commitment
+from veritrain.protocols.dispute.evidence import Bundle
+from veritrain.protocols.dispute.limits import LIMITS
+from veritrain.protocols.dispute.messages import Role
+from veritrain.protocols.dispute.party import Party
 from veritrain.service.kept import Docket, Shelf
 from veritrain.service.peer import Answer, Peer, UnansweredError
 from veritrain.transcript.record import check_equal
-from veritrain.verify.dispute.challenge import open_challenge
-from veritrain.verify.dispute.claims import Commitment
-from veritrain.verify.dispute.evidence import Bundle
-from veritrain.verify.dispute.limits import LIMITS
-from veritrain.verify.dispute.messages import Role
-from veritrain.verify.dispute.party import Party
 
 _SMALL_BYTES = 1 << 16  # of an answer that holds no message
 _WAIT_SECONDS = 1  # for a question, before a look for the verdict

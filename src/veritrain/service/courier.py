@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 
 from veritrain.errors import TranscriptError, VeritrainError
+from veritrain.protocols.dispute.messages import Role
 from veritrain.service.court import Sitting, answer_bytes
 from veritrain.service.peer import Answer, Peer, UnansweredError
-from veritrain.verify.dispute.messages import Role
 
 _QUESTIONS = "/dispute/questions"
 _VERDICTS = "/dispute/verdicts"

@@ -19,18 +19,18 @@ from typing import BinaryIO
 
 from veritrain.encoding import Digest
 from veritrain.errors import UsageError, VerificationError
-from veritrain.progress import Stage, tell
+from veritrain.protocols.dispute.challenge import Contest, open_challenge
+from veritrain.protocols.dispute.evidence import Bundle
+from veritrain.protocols.dispute.judge import Answered, Ask, Case, Judge, Ruling
+from veritrain.protocols.dispute.limits import LIMITS
+from veritrain.protocols.dispute.messages import PARTIES, Question, Role, SignedMessage
+from veritrain.protocols.dispute.referee import Deadlines, Referee
+from veritrain.protocols.dispute.verdict import Verdict
+from veritrain.runtime.progress import Stage, tell
 from veritrain.service.kept import Docket, Shelf
 from veritrain.service.problems import StoppedError
 from veritrain.transcript.records import Header
 from veritrain.transcript.signing import Signer, fingerprint, is_trusted
-from veritrain.verify.dispute.challenge import Contest, open_challenge
-from veritrain.verify.dispute.evidence import Bundle
-from veritrain.verify.dispute.judge import Answered, Ask, Case, Judge, Ruling
-from veritrain.verify.dispute.limits import LIMITS
-from veritrain.verify.dispute.messages import PARTIES, Question, Role, SignedMessage
-from veritrain.verify.dispute.referee import Deadlines, Referee
-from veritrain.verify.dispute.verdict import Verdict
 
 _OPEN = 8  # disputes at one time
 _KEPT = 4096  # disputes on the disk

@@ -15,20 +15,20 @@ from typing import BinaryIO, ClassVar, NoReturn, Self
 
 from veritrain.encoding import Digest, Value
 from veritrain.errors import TranscriptError, UsageError, VeritrainError
-from veritrain.transcript import fields as check
-from veritrain.transcript.record import MAX_STEP, Record
-from veritrain.transcript.store import TEMPORARY_PREFIX, AlreadyWrittenError, LocalStore
-from veritrain.verify.dispute.claims import Entries
-from veritrain.verify.dispute.limits import LIMITS
-from veritrain.verify.dispute.messages import (
+from veritrain.protocols.dispute.claims import Entries
+from veritrain.protocols.dispute.limits import LIMITS
+from veritrain.protocols.dispute.messages import (
     Question,
     SignedMessage,
     TraceClaim,
     TraceOf,
     read_reply,
 )
-from veritrain.verify.dispute.party import Reply
-from veritrain.verify.trace.entry import MAX_ENTRIES
+from veritrain.protocols.dispute.party import Reply
+from veritrain.replay.trace.entry import MAX_ENTRIES
+from veritrain.transcript import fields as check
+from veritrain.transcript.record import MAX_STEP, Record
+from veritrain.transcript.store import TEMPORARY_PREFIX, AlreadyWrittenError, LocalStore
 
 _CHALLENGE = "challenge"
 _TRACE = "trace"

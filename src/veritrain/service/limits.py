@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from veritrain.verify.dispute.limits import LIMITS
+from veritrain.protocols.dispute.limits import LIMITS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,19 +19,19 @@ from typing import Any, cast
 
 from veritrain.encoding import Digest, decode, digest
 from veritrain.errors import TranscriptError, UsageError, VerificationError
-from veritrain.job import Job
-from veritrain.progress import Stage, tell
+from veritrain.job.job import Job
+from veritrain.job.sources import require_job
+from veritrain.protocols.dispute.challenge import Challenge, Contest, open_challenge
+from veritrain.protocols.dispute.limits import LIMITS
+from veritrain.protocols.dispute.messages import Kind, Message, Role, SignedMessage
+from veritrain.protocols.dispute.party import Party
+from veritrain.protocols.dispute.verdict import Verdict, unseal
+from veritrain.replay.trace.witness import Witness
+from veritrain.runtime.progress import Stage, tell
 from veritrain.service.kept import Docket, Shelf
-from veritrain.sources import require_job
 from veritrain.transcript import Transcript
 from veritrain.transcript.record import check_equal
 from veritrain.transcript.signing import Signer, fingerprint, is_trusted
-from veritrain.verify.dispute.challenge import Challenge, Contest, open_challenge
-from veritrain.verify.dispute.limits import LIMITS
-from veritrain.verify.dispute.messages import Kind, Message, Role, SignedMessage
-from veritrain.verify.dispute.party import Party
-from veritrain.verify.dispute.verdict import Verdict, unseal
-from veritrain.verify.trace.witness import Witness
 
 _MESSAGE_ITEMS = 1 << 16  # CBOR values in what somebody sends, before it is known who
 _PENDING = 16  # challenges that no referee has asked about

@@ -12,12 +12,12 @@ import warnings
 from collections.abc import Mapping
 from typing import cast
 
-from veritrain.data import Batches
 from veritrain.encoding import Value, digest
 from veritrain.errors import JobError
-from veritrain.job import Job
-from veritrain.sources import commitment, contents, environment
-from veritrain.step import Program
+from veritrain.job.data import Batches
+from veritrain.job.job import Job
+from veritrain.job.sources import commitment, contents, environment
+from veritrain.job.step import Program
 from veritrain.transcript import Header, Signer, merkle
 from veritrain.transcript.carried import Records, Sources
 from veritrain.transcript.fields import shown

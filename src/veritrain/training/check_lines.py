@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from veritrain.progress import duration
-from veritrain.text import Line, escape, one_line, table
+from veritrain.runtime.progress import duration
+from veritrain.runtime.text import Line, escape, one_line, table
 
 if TYPE_CHECKING:
     from veritrain.training.check_report import (

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from veritrain.encoding import Value
 from veritrain.errors import JobError, NumericsError, UnsupportedOperatorError
-from veritrain.text import plain
+from veritrain.runtime.text import plain
 from veritrain.training.check_lines import check_lines
 from veritrain.transcript.sizes import DiskUse
 

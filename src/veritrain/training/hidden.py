@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from veritrain.attributes import NOT_PLAIN, plain_form
 from veritrain.encoding import digest
-from veritrain.job import Job
-from veritrain.loading.installed import is_installed
+from veritrain.job.job import Job
+from veritrain.job.loading.installed import is_installed
+from veritrain.training.attributes import NOT_PLAIN, plain_form
 
 _DEPTH = 4  # objects in objects, functions that call functions
 _WIDTH = 64  # attributes of one object

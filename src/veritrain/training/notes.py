@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from veritrain.errors import NumericsError
-from veritrain.loading.installed import is_installed
+from veritrain.job.loading.installed import is_installed
 from veritrain.training.check_report import Cost, RefusedOperator, remedy
 from veritrain.training.places import Places, forward_place
 

@@ -17,16 +17,16 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from veritrain.data import Batches
 from veritrain.encoding import DIGEST_BYTES, Value
 from veritrain.errors import VeritrainError
-from veritrain.fresh import Fresh
-from veritrain.job import Job
+from veritrain.job.data import Batches
+from veritrain.job.job import Job
+from veritrain.job.sources import commitment, environment
+from veritrain.job.state import capture
+from veritrain.job.step import Program
 from veritrain.numerics.observed import observed
-from veritrain.sources import commitment, environment
-from veritrain.state import capture
-from veritrain.step import Program
 from veritrain.training.check_report import Cost, Problem, RefusedOperator
+from veritrain.training.fresh import Fresh
 from veritrain.training.notes import Notes, merged
 from veritrain.training.places import Places
 from veritrain.training.rehearsal import spread

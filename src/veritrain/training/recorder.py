@@ -24,19 +24,19 @@ from typing import Any, Self
 
 from torch import nn
 
-from veritrain.attributes import Attributes
-from veritrain.data import Batch, Batches, batch_digest
 from veritrain.encoding import Digest
 from veritrain.errors import JobError, NumericsError, UsageError
-from veritrain.fresh import Fresh
-from veritrain.job import Job
-from veritrain.loading.installed import found
-from veritrain.progress import Step, shown, tell
-from veritrain.signals import held
-from veritrain.state import capture, refuse_nan, require_fit, restore
-from veritrain.step import Program, find_device, run_step
+from veritrain.job.data import Batch, Batches, batch_digest
+from veritrain.job.job import Job
+from veritrain.job.loading.installed import found
+from veritrain.job.state import capture, refuse_nan, require_fit, restore
+from veritrain.job.step import Program, find_device, run_step
+from veritrain.runtime.progress import Step, shown, tell
+from veritrain.runtime.signals import held
+from veritrain.training.attributes import Attributes
 from veritrain.training.callbacks import Callback, StepReport
 from veritrain.training.carry import begin
+from veritrain.training.fresh import Fresh
 from veritrain.training.rehearsal import rehearse
 from veritrain.transcript import (
     Header,

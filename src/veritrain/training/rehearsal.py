@@ -24,14 +24,14 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from veritrain.attributes import Attributes
-from veritrain.data import Batches
 from veritrain.errors import JobError, VeritrainError
-from veritrain.fresh import Fresh
-from veritrain.job import Job, reload, users_code
-from veritrain.progress import Stage, tell
-from veritrain.state import StateForm, capture
-from veritrain.step import Program
+from veritrain.job.data import Batches
+from veritrain.job.job import Job, reload, users_code
+from veritrain.job.state import StateForm, capture
+from veritrain.job.step import Program
+from veritrain.runtime.progress import Stage, tell
+from veritrain.training.attributes import Attributes
+from veritrain.training.fresh import Fresh
 from veritrain.training.hidden import Memory
 from veritrain.training.repeat import (
     Remembered,

@@ -13,14 +13,14 @@ from time import perf_counter
 
 from torch import Tensor
 
-from veritrain.attributes import Attributes
-from veritrain.data import Batches, batch_digest
 from veritrain.encoding import Digest
-from veritrain.fresh import Fresh
+from veritrain.job.data import Batches, batch_digest
+from veritrain.job.state import capture, refuse_nan, require_fit, restore
+from veritrain.job.step import Program, run_step
 from veritrain.numerics import Profile
-from veritrain.progress import Stage, tell
-from veritrain.state import capture, refuse_nan, require_fit, restore
-from veritrain.step import Program, run_step
+from veritrain.runtime.progress import Stage, tell
+from veritrain.training.attributes import Attributes
+from veritrain.training.fresh import Fresh
 from veritrain.training.hidden import Memory
 from veritrain.transcript import TensorEntry, state_entries
 

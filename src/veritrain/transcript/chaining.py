@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veritrain.encoding import CHUNK_BYTES, CONTEXT
-from veritrain.kernels import kernel
+from veritrain.runtime.kernels import kernel
 
 Words: TypeAlias = NDArray[np.uint32]  # flat, or rows of 8: chaining values
 Numbers: TypeAlias = NDArray[np.int64]  # of chunks or of nodes of one level, rising

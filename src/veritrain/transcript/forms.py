@@ -1,6 +1,6 @@
 """The form of a record: kinds, dtypes and shapes without the values, as a short text for people.
 
-It is read off the canonical form that `veritrain.data` makes of a record, so that whoever has no more than
+It is read off the canonical form that `veritrain.job.data` makes of a record, so that whoever has no more than
 a record's digest and form can say whether another record differs in its form or in its values alone.
 """
 
@@ -24,7 +24,7 @@ def form_of(canonical: Value, *, draws: bool) -> str:
     Where a form is longer it is cut short, with a digest of the whole at its end.
 
     Args:
-        canonical: what `veritrain.data.canonical` made of a record.
+        canonical: what `veritrain.job.data.canonical` made of a record.
         draws: does fetching the record draw random numbers?
     """
     text = (_DRAWS if draws else "") + _form(canonical)

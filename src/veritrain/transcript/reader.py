@@ -4,7 +4,7 @@
 and nothing more. Each `verify_*` method then checks one group of claims and raises at the first
 false one. A caller who has run `open`, `verify_signatures`, `verify_chain`, `verify_carried` and
 `verify_checkpoint` for every step has covered every bit of every file of the run. Whether the steps are those of the
-job is for `verify.replay` to say.
+job is for `replay.auditor` to say.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""What a client specifies, and one step of it."""

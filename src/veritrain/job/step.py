@@ -1,0 +1,340 @@
+"""One replayable step: a pure function of (state, batch, seed) to (state, loss).
+
+A `Program` is a job brought to life: model, optimiser and scheduler with their initial values.
+`run_step` advances it by one step. Everything that a step computes follows the job's numerics;
+random numbers are keyed by (seed, purpose, step, call), so that a step does not depend on which
+steps this process ran before.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,  # pyright: ignore[reportPrivateUsage]
+)
+from torch.utils._pytree import tree_map_only
+
+from veritrain.errors import JobError, NumericsError, UsageError
+from veritrain.job.job import Job, users_code
+from veritrain.job.schedule import settle_group, settle_records, settled_rates
+from veritrain.numerics import CPU, Profile, resolve
+from veritrain.numerics.overlap import overlaps_itself
+from veritrain.runtime.progress import Stage, tell
+from veritrain.transcript import tensors
+
+if TYPE_CHECKING:
+    from veritrain.job.data import Batch
+    from veritrain.numerics.logged.rounding import Rounding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """Model, optimiser and scheduler of a job. Frozen means which objects; their tensors change.
+
+    `device` is where they lie and steps are computed; under `exact` it changes no bit.
+    """
+
+    job: Job
+    profile: Profile
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler | None
+    device: torch.device = CPU
+
+    @classmethod
+    def build(cls, job: Job, profile: Profile | None = None, device: str = "cpu") -> Program:
+        """Build everything anew, with random numbers keyed by (seed, "init").
+
+        The model is built on the CPU and then moved.
+
+        Args:
+            job: what to build.
+            profile: computes it; None for the job's own numerics.
+            device: where: "cpu", "cuda" or "cuda:N".
+
+        Raises:
+            JobError: a part of the job returned something else than it should.
+            UsageError: there is no such device here.
+        """
+        place = find_device(device)
+        tell(Stage(doing="building the model"))
+        profile = profile if profile is not None else resolve(job.numerics)
+        with profile.active(seed=job.seed, purpose="init", step=0, device=place):
+            with users_code("model"), CPU:
+                model = job.model()
+            _require_type("model", model, nn.Module)
+            _require_initialised(model)
+            _require_plain_tensors(model)
+            if place != CPU:
+                model.to(place)
+            model.train()
+            with users_code("optimizer"):
+                optimizer = job.optimizer(model)
+            _require_type("optimizer", optimizer, Optimizer)
+            _require_plain_step(optimizer)
+            profile.canonicalise(optimizer)
+            for group in optimizer.param_groups:
+                settle_group(group)
+            scheduler = _build_scheduler(job, optimizer)
+            program = cls(
+                job=job, profile=profile, model=model, optimizer=optimizer, scheduler=scheduler,
+                device=place,
+            )  # fmt: skip
+            program.settle()
+        return program
+
+    def recording(self) -> Rounding | None:
+        """The trainer's rounding decisions for one step, where the numerics have such."""
+        return self.profile.recording(self.job.thresholds)
+
+    def following(self, log: bytes | None) -> Rounding | None:
+        """The rounding decisions of a step's log.
+
+        Raises:
+            TranscriptError: there is a log and should be none, or the other way round.
+        """
+        return self.profile.following(self.job.thresholds, log)
+
+    def settle(self) -> None:
+        """Bring parameters, buffers and the optimiser's tensors, but for its counters, to the numbers
+        of the numerics."""
+        states = (state for state in self.optimizer.state.values() if isinstance(state, dict))
+        state = (value for values in states for name, value in values.items() if name != "step")
+        every = (*self.model.parameters(), *self.model.buffers(), *state)
+        self.profile.settle(tensor for tensor in every if isinstance(tensor, Tensor))
+
+    def begin_step(self, step: int) -> None:
+        """Set the flags that a step starts with: training mode, then what the job's `before_step` sets.
+
+        Raises:
+            JobError: `before_step` raised, or computed with tensors.
+        """
+        self.model.train()
+        if self.job.before_step is not None:
+            with users_code(f"step {step}: before_step"), _FlagsOnly():
+                self.job.before_step(self.model, step)
+
+    @property
+    def outside(self) -> list[str]:
+        """Names of the parameters that have a gradient and that the optimiser does not have."""
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        return [
+            name
+            for name, parameter in self.model.named_parameters()
+            if parameter.grad is not None and id(parameter) not in held
+        ]
+
+
+def find_device(name: str) -> torch.device:
+    """The device called `name`: "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        UsageError: none of these, or not on this machine.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device {name!r} is unknown; choose cpu, cuda or cuda:N")
+    if device.type == "cpu":
+        return CPU
+    device = torch.device("cuda", device.index or 0)
+    if device.index >= torch.cuda.device_count():
+        raise UsageError(f"device {name!r}: PyTorch sees {torch.cuda.device_count()} GPUs here")
+    return device
+
+
+def run_step(program: Program, step: int, batch: Batch, rounding: Rounding | None = None) -> float:
+    """Advance the program from state step - 1 to state `step`.
+
+    Args:
+        program: in state step - 1.
+        step: 1 or more.
+        batch: `accumulate` micro-batches, each collated by itself.
+        rounding: decides where numerics have a rounding log; None for `program.recording()`.
+
+    Returns:
+        The mean of the micro-batches' losses.
+
+    Raises:
+        NumericsError: the loss is not a finite scalar, or an operator has no rule.
+        JobError: the job's own code raised; names the step and the part.
+    """
+    job = program.job
+    parameters = [p for group in program.optimizer.param_groups for p in group["params"]]
+    total = 0.0
+    rounding = rounding if rounding is not None else program.recording()
+    with program.profile.active(
+        seed=job.seed, purpose="step", step=step, device=program.device, rounding=rounding
+    ):
+        program.begin_step(step)
+        program.optimizer.zero_grad(set_to_none=True)
+        program.model.zero_grad(set_to_none=True)  # gradients that the optimiser leaves alone too
+        with _no_kept_optimizers(program.optimizer, step):
+            for micro in batch:
+                with users_code(f"step {step}: loss"):
+                    loss = job.loss(program.model, _moved(micro, program.device))
+                _require_scalar(loss, step)
+                part = loss / job.accumulate if job.accumulate > 1 else loss
+                total += float(part.detach().item())
+                with users_code(f"step {step}: backward"):
+                    part.backward()
+        _require_finite(total, step)
+        if job.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, job.clip_norm, foreach=False)
+        with (
+            users_code(f"step {step}: optimizer.step"),
+            program.profile.stepping(program.optimizer),
+        ):
+            program.optimizer.step()
+        if program.scheduler is not None:
+            with users_code(f"step {step}: scheduler.step"), settled_rates(program.optimizer):
+                program.scheduler.step()
+            settle_records(program.scheduler)
+        program.settle()
+    return total
+
+
+class _FlagsOnly(TorchDispatchMode):
+    """Refuses every operator: a job's `before_step` sets flags, and computes nothing."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # see `numerics.mode`
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None
+    ) -> NoReturn:
+        raise JobError(
+            f"before_step computes with tensors ({func}): it may set flags and plain attributes only, "
+            "from the number of the step"
+        )
+
+
+@contextmanager
+def _no_kept_optimizers(own: Optimizer, step: int) -> Generator[None]:
+    """Within it, the job's loss runs. It may take steps with optimisers that it makes itself.
+
+    Raises:
+        JobError: it steps the job's own optimiser, or one that carries something from an earlier step.
+    """
+    begun: set[int] = set()
+
+    def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        name = type(optimizer).__name__
+        if optimizer is own:
+            raise JobError(
+                f"step {step}: loss steps the job's optimiser; the step itself does that"
+            )
+        if optimizer.state and id(optimizer) not in begun:
+            raise JobError(
+                f"step {step}: loss steps another optimiser ({name}) whose state comes from an earlier "
+                "step and is not part of the run's state: use one optimiser with several parameter "
+                "groups, or make the inner one anew in each step"
+            )
+        begun.add(id(optimizer))
+
+    handle = register_optimizer_step_pre_hook(before)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    """The batch with its tensors on `device`."""
+    if device.type == "cpu":
+        return batch
+    return tree_map_only(Tensor, lambda x: x.to(device), batch)
+
+
+def _build_scheduler(job: Job, optimizer: Optimizer) -> LRScheduler | None:
+    if job.scheduler is None:
+        return None
+    with users_code("scheduler"), settled_rates(optimizer):
+        scheduler = job.scheduler(optimizer)
+    _require_type("scheduler", scheduler, LRScheduler)
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise JobError(
+            "scheduler: ReduceLROnPlateau follows a metric that is not part of a step; choose a "
+            "schedule over steps"
+        )
+    settle_records(scheduler)
+    return scheduler
+
+
+def _require_type(field: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise JobError(f"{field}: must return a {kind.__name__}, got {type(value).__name__}")
+
+
+def _require_initialised(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise JobError(f"model: parameter {name} is lazy; give its shape when it is built")
+
+
+def _require_plain_tensors(model: nn.Module) -> None:
+    """Refuse tensors that cannot be written down, or that hold one place of memory twice: they cannot
+    be written to."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        try:
+            # Nested tensors answer by operators, which have no rules.
+            with _disable_current_modes():
+                tensors.require_plain(tensor)
+        except UsageError as error:
+            raise JobError(f"model: {name}: {error}") from None
+        if overlaps_itself(tensor):
+            raise JobError(
+                f"model: {name} overlaps itself in memory (made by expand, perhaps); "
+                "register a .clone() of it"
+            )
+
+
+def _require_plain_step(optimizer: Optimizer) -> None:
+    parameters = inspect.signature(optimizer.step).parameters.values()
+    needed = [
+        parameter.name
+        for parameter in parameters
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    if needed:
+        raise JobError(
+            f"optimizer: {type(optimizer).__name__}.step() needs {', '.join(needed)}; a step "
+            "computes the loss once, so choose an optimiser whose step() takes no arguments"
+        )
+
+
+def _require_scalar(loss: object, step: int) -> None:
+    if not isinstance(loss, Tensor):
+        raise NumericsError(
+            f"step {step}: loss must return a scalar tensor, got {type(loss).__name__}"
+        )
+    if loss.dim() != 0 or not loss.is_floating_point():
+        raise NumericsError(
+            f"step {step}: loss must return a floating-point tensor of shape (), "
+            f"got {loss.dtype} of shape {tuple(loss.shape)}"
+        )
+    if not loss.requires_grad:
+        raise NumericsError(f"step {step}: the loss does not depend on any parameter")
+
+
+def _require_finite(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise NumericsError(f"step {step}: the loss is {loss}")

@@ -1,0 +1,1 @@
+"""What belongs to this operating-system process: start, signals, progress, compiled code."""
