@@ -23,7 +23,8 @@ from veritrain.errors import (
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from veritrain.job.job import Job, load_job
+    from veritrain.job.job import Job
+    from veritrain.job.load import load_job
     from veritrain.models.weights import load_model, load_state
     from veritrain.replay.auditor import audit
     from veritrain.replay.report import AuditReport, Verdict
@@ -43,7 +44,7 @@ _HOMES = {
     "Verdict": "veritrain.replay.report",
     "audit": "veritrain.replay.auditor",
     "check": "veritrain.training.checker",
-    "load_job": "veritrain.job.job",
+    "load_job": "veritrain.job.load",
     "load_model": "veritrain.models.weights",
     "load_state": "veritrain.models.weights",
     "train": "veritrain.training.recorder",

@@ -11,7 +11,7 @@ import pytest
 
 from tests import jobs
 from veritrain.cli import main
-from veritrain.job.job import load_job
+from veritrain.job.load import load_job
 from veritrain.runtime.started import ENVIRONMENT
 from veritrain.training import calibration as calibrate
 

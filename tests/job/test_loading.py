@@ -24,7 +24,7 @@ import torch
 
 import veritrain as vt
 from veritrain.encoding import digest
-from veritrain.job.job import reload
+from veritrain.job.load import reload
 from veritrain.job.loading import gates, installed
 from veritrain.job.sources import commitment, environment
 from veritrain.job.step import Program

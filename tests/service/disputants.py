@@ -81,11 +81,11 @@ class Command:
 
 
 def main() -> int:
-    import veritrain.job.job
+    import veritrain.job.load
     from veritrain.cli import main
 
-    honest, cheat = veritrain.job.job.load_job, CHEATS[sys.argv[1]]
-    veritrain.job.job.load_job = lambda path: cheat(honest(path))
+    honest, cheat = veritrain.job.load.load_job, CHEATS[sys.argv[1]]
+    veritrain.job.load.load_job = lambda path: cheat(honest(path))
     return main(sys.argv[2:])
 
 

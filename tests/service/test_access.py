@@ -18,7 +18,7 @@ from veritrain.service.guard import Rates, client_key
 from veritrain.service.limits import ServiceLimits
 from veritrain.service.server import require_protection
 from veritrain.transcript.download import read_token
-from veritrain.transcript.store import Store
+from veritrain.transcript.stores import open_store
 
 
 @pytest.fixture(scope="module")
@@ -96,40 +96,40 @@ def test_a_handshake_that_never_ends(private):
 def test_a_client_with_token_and_authority_reads(private, contents, monkeypatch, certificate):
     monkeypatch.setenv("VERITRAIN_CA", str(certificate[0]))
     monkeypatch.setenv("VERITRAIN_TOKEN", TOKEN)
-    assert Store.open(private.url).read("header", 10_000) == contents["header"]
+    assert open_store(private.url).read("header", 10_000) == contents["header"]
     monkeypatch.setenv("VERITRAIN_TOKEN", "another")
     with pytest.raises(UsageError, match="VERITRAIN_TOKEN") as caught:
-        Store.open(private.url).list()
+        open_store(private.url).list()
     assert "another" not in str(caught.value).replace("another token", "")
 
 
 def test_unknown_certificates_are_refused(private, monkeypatch, tmp_path):
     monkeypatch.setenv("VERITRAIN_TOKEN", TOKEN)
     with pytest.raises(UsageError, match="certificate is not one to trust; name the authority"):
-        Store.open(private.url).list()
+        open_store(private.url).list()
     monkeypatch.setenv("VERITRAIN_CA", str(make_certificate(tmp_path)[0]))
     with pytest.raises(UsageError, match="certificate is not one to trust"):
-        Store.open(private.url).list()
+        open_store(private.url).list()
     monkeypatch.setenv("VERITRAIN_CA", str(tmp_path / "key.pem"))
     with pytest.raises(UsageError, match="not a readable PEM file with certificates"):
-        Store.open(private.url)
+        open_store(private.url)
 
 
 def test_a_certificate_of_another_host_is_refused(private, monkeypatch, certificate):
     monkeypatch.setenv("VERITRAIN_CA", str(certificate[0]))
     with pytest.raises(UsageError, match="certificate is not one to trust"):
-        Store.open(f"https://127.0.0.1:{private.port}").list()
+        open_store(f"https://127.0.0.1:{private.port}").list()
 
 
 def test_a_token_does_not_go_out_unencrypted(monkeypatch):
     monkeypatch.setenv("VERITRAIN_TOKEN", TOKEN)
     with pytest.raises(UsageError, match="would go over the network unencrypted"):
-        Store.open("http://192.0.2.1/run")
+        open_store("http://192.0.2.1/run")
     with faulty({"header": b"x"}) as server:
-        Store.open(server.url).read("header", 1)
+        open_store(server.url).read("header", 1)
         assert server.requests[0].field("authorization") == f"Bearer {TOKEN}"
         monkeypatch.delenv("VERITRAIN_TOKEN")
-        Store.open(server.url).read("header", 1)
+        open_store(server.url).read("header", 1)
         assert server.requests[1].field("authorization") is None
 
 
@@ -137,7 +137,7 @@ def test_a_token_does_not_go_out_unencrypted(monkeypatch):
 def test_a_token_that_is_none_is_refused_and_not_shown(monkeypatch, token):
     monkeypatch.setenv("VERITRAIN_TOKEN", token)
     with pytest.raises(UsageError, match="VERITRAIN_TOKEN: not a bearer token") as caught:
-        Store.open("http://localhost/")
+        open_store("http://localhost/")
     assert token not in str(caught.value)
 
 

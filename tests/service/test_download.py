@@ -19,7 +19,7 @@ from veritrain.transcript import http_store
 from veritrain.transcript.download import DownloadLimits
 from veritrain.transcript.http_store import HttpStore
 from veritrain.transcript.limits import Limits
-from veritrain.transcript.store import Store
+from veritrain.transcript.stores import open_store
 
 QUICK = DownloadLimits(
     connect_seconds=1,
@@ -54,7 +54,7 @@ def pack(server: Faulty, size: int = len(DATA), **changes) -> bytes:
 
 def test_an_http_address_is_read_by_our_own_store(server):
     for url in (server.url, server.url + "/", server.url.replace("http", "HTTP")):
-        opened = Store.open(url)
+        opened = open_store(url)
         assert isinstance(opened, HttpStore)
         assert opened.list() == [PACK, "header"]
         assert opened.read("header", 100) == b"the header"
@@ -381,7 +381,7 @@ def test_a_listing_without_end(server, monkeypatch):
 )  # fmt: skip
 def test_addresses_that_cannot_be_used(url):
     with pytest.raises(UsageError):
-        Store.open(url)
+        open_store(url)
 
 
 def test_such_a_run_can_only_be_read(server):

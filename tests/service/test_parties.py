@@ -20,7 +20,7 @@ from veritrain.errors import (
     VerificationError,
     VeritrainError,
 )
-from veritrain.job.job import load_job
+from veritrain.job.load import load_job
 from veritrain.protocols.dispute.challenge import make_challenge, open_challenge
 from veritrain.protocols.dispute.check import check, check_equivocation
 from veritrain.protocols.dispute.claims import Entries

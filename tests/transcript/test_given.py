@@ -152,7 +152,7 @@ def job():
 
 def test_a_source_that_is_a_pipe_is_refused_at_once(tmp_path, pipe):
     from veritrain.errors import JobError
-    from veritrain.job.job import load_job
+    from veritrain.job.load import load_job
     from veritrain.job.sources import commitment
 
     job = tmp_path / "job.py"

@@ -37,6 +37,7 @@ from veritrain.transcript.packs import pack_layout
 from veritrain.transcript.reader import Transcript
 from veritrain.transcript.records import TensorEntry
 from veritrain.transcript.store import Store
+from veritrain.transcript.stores import open_store
 from veritrain.transcript.tensors import content, state_entries, state_root
 from veritrain.transcript.writer import TranscriptWriter
 
@@ -250,7 +251,7 @@ def test_what_another_writer_committed_is_never_deleted() -> None:
 
 def test_a_head_of_someone_else_is_neither_deleted_nor_taken_over(tmp_path: Path) -> None:
     TranscriptWriter.create(tmp_path, make_header(), SIGNER)
-    store = FailingStore(Store.open(tmp_path), 3, after=True)
+    store = FailingStore(open_store(tmp_path), 3, after=True)
     writer = TranscriptWriter(store, make_header(), SIGNER)
     with pytest.raises(KeyboardInterrupt):
         continue_run(writer, 0)
@@ -404,7 +405,7 @@ def test_a_commit_that_failed_can_be_tried_again(
     tmp_path: Path, honest_run: Files, writes: int, *, after: bool
 ) -> None:
     TranscriptWriter.create(tmp_path, make_header(), SIGNER)
-    store = FailingStore(Store.open(tmp_path), writes, after=after)
+    store = FailingStore(open_store(tmp_path), writes, after=after)
     writer = TranscriptWriter(store, make_header(), SIGNER)
     state = state_at(0)
     entries = state_entries(state)

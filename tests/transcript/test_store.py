@@ -16,25 +16,26 @@ from veritrain.transcript import locks
 from veritrain.transcript import store as store_module
 from veritrain.transcript.limits import Limits
 from veritrain.transcript.store import LocalStore, RemoteStore, Store
+from veritrain.transcript.stores import open_store
 
 
 @pytest.fixture(params=["local", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     if request.param == "local":
-        yield Store.open(tmp_path / "run")
+        yield open_store(tmp_path / "run")
         return
     url = f"memory://{tmp_path.name}"
-    yield Store.open(url)
+    yield open_store(url)
     system = fsspec.filesystem("memory")
     if system.exists(url):
         system.rm(url, recursive=True)
 
 
 def test_paths_and_file_urls_are_local_and_others_remote(tmp_path: Path) -> None:
-    assert isinstance(Store.open(tmp_path), LocalStore)
-    assert isinstance(Store.open(str(tmp_path)), LocalStore)
-    assert isinstance(Store.open(f"file://{tmp_path}"), LocalStore)
-    assert isinstance(Store.open("memory://x"), RemoteStore)
+    assert isinstance(open_store(tmp_path), LocalStore)
+    assert isinstance(open_store(str(tmp_path)), LocalStore)
+    assert isinstance(open_store(f"file://{tmp_path}"), LocalStore)
+    assert isinstance(open_store("memory://x"), RemoteStore)
 
 
 def test_files_come_back_sorted_and_whole(store: Store) -> None:
@@ -119,13 +120,13 @@ def test_too_many_files_are_refused(store: Store, monkeypatch: pytest.MonkeyPatc
 def test_a_folder_in_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "leaves" / "b").mkdir(parents=True)
     with pytest.raises(TranscriptError, match=r"'leaves/b': a folder, expected a file"):
-        Store.open(tmp_path).list()
+        open_store(tmp_path).list()
 
 
 def test_remote_folders_are_not_deep() -> None:
     fsspec.filesystem("memory").pipe_file("/deep/leaves/b/c", b"")
     with pytest.raises(TranscriptError, match=r"'leaves/b': a folder, expected a file"):
-        Store.open("memory://deep").list()
+        open_store("memory://deep").list()
 
 
 @pytest.mark.parametrize("target", [".", "..", "link", "/etc/passwd", "missing", "real"])
@@ -134,7 +135,7 @@ def test_links_are_refused_wherever_they_point(tmp_path: Path, target: str, link
     (tmp_path / "leaves").mkdir()
     (tmp_path / "real").write_bytes(b"x")
     (tmp_path / link).symlink_to(target)
-    store = Store.open(tmp_path)
+    store = open_store(tmp_path)
     with pytest.raises(TranscriptError, match="a symbolic link"):
         store.list()
     with pytest.raises(TranscriptError, match=r"cannot be read|missing"):
@@ -147,20 +148,20 @@ def test_a_linked_folder_is_not_entered(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "leaves").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(TranscriptError, match="cannot be read"):
-        Store.open(tmp_path / "run").read("leaves/a", 100)
+        open_store(tmp_path / "run").read("leaves/a", 100)
 
 
 def test_the_run_itself_may_be_given_by_a_link(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "a").write_bytes(b"x")
     (tmp_path / "latest").symlink_to("run")
-    assert Store.open(tmp_path / "latest").list() == ["a"]
-    assert Store.open(tmp_path / "latest").read("a", 1) == b"x"
+    assert open_store(tmp_path / "latest").list() == ["a"]
+    assert open_store(tmp_path / "latest").read("a", 1) == b"x"
 
 
 def test_pipes_and_sockets_neither_pass_nor_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    store = Store.open(tmp_path)
+    store = open_store(tmp_path)
     with pytest.raises(TranscriptError, match="'pipe': a special file"):
         store.list()
     with pytest.raises(TranscriptError, match="pipe: a special file"):
@@ -175,7 +176,7 @@ def test_pipes_and_sockets_neither_pass_nor_block(tmp_path: Path) -> None:
 def test_names_that_are_not_text_are_shown_safely(tmp_path: Path) -> None:
     os.symlink("x", os.fsencode(tmp_path) + b"/\xff\x1b[31m")
     with pytest.raises(TranscriptError, match="symbolic link") as caught:
-        Store.open(tmp_path).list()
+        open_store(tmp_path).list()
     assert str(caught.value).isascii()
     assert str(caught.value).isprintable()
 
@@ -185,7 +186,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
         yield b"half"
         raise KeyboardInterrupt
 
-    store = Store.open(tmp_path)
+    store = open_store(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         store.write("leaves/b", parts())
     assert store.list() == []
@@ -193,7 +194,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_run_that_is_a_file_and_a_folder_that_is_a_file_are_clear_errors(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    store = Store.open(tmp_path / "file")
+    store = open_store(tmp_path / "file")
     with pytest.raises(TranscriptError, match="cannot be listed"):
         store.list()
     with pytest.raises(TranscriptError, match="cannot be read"):
@@ -205,7 +206,7 @@ def test_a_run_that_is_a_file_and_a_folder_that_is_a_file_are_clear_errors(tmp_p
 @pytest.mark.parametrize("url", ["nosuchprotocol://x", "simplecache::nosuch://x"])
 def test_unknown_kinds_of_urls_are_usage_errors(url: str) -> None:
     with pytest.raises(UsageError, match="cannot be opened"):
-        Store.open(url)
+        open_store(url)
 
 
 @pytest.mark.parametrize("name", ["roundings", "Leaves", ".git", ".tmp-0f", "header", "leaves "])
@@ -213,23 +214,23 @@ def test_a_folder_that_no_run_has_is_refused_even_if_it_is_empty(tmp_path: Path,
     (tmp_path / name).mkdir()
     (tmp_path / "leaves").mkdir(exist_ok=True)
     with pytest.raises(TranscriptError, match=rf"^'{name}': unexpected folder"):
-        Store.open(tmp_path).list()
+        open_store(tmp_path).list()
 
 
 def test_a_remote_folder_that_no_run_has_is_refused() -> None:
     fsspec.filesystem("memory").makedirs("/odd/roundings")
     with pytest.raises(TranscriptError, match="'roundings': unexpected folder"):
-        Store.open("memory://odd").list()
+        open_store("memory://odd").list()
 
 
 def test_the_folders_of_a_run_may_be_empty(tmp_path: Path) -> None:
     for name in store_module.FOLDERS:
         (tmp_path / name).mkdir()
-    assert Store.open(tmp_path).list() == []
+    assert open_store(tmp_path).list() == []
 
 
 def test_a_local_folder_has_one_writer(tmp_path: Path) -> None:
-    first, second = Store.open(tmp_path / "run"), Store.open(tmp_path / "run")
+    first, second = open_store(tmp_path / "run"), open_store(tmp_path / "run")
     second.unlock()
     first.lock()
     for store in (second, first):
@@ -246,7 +247,7 @@ def test_the_lock_ends_with_its_process_even_if_a_worker_lives_on(tmp_path: Path
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        store = Store.open(tmp_path)
+        store = open_store(tmp_path)
         store.lock()
         worker = os.fork()
         if worker == 0:
@@ -257,10 +258,10 @@ def test_the_lock_ends_with_its_process_even_if_a_worker_lives_on(tmp_path: Path
     worker = int.from_bytes(os.read(reader, 4), "little")
     try:
         with pytest.raises(UsageError, match="is being written"):
-            Store.open(tmp_path).lock()
+            open_store(tmp_path).lock()
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        Store.open(tmp_path).lock()
+        open_store(tmp_path).lock()
     finally:
         os.kill(worker, signal.SIGKILL)
 
@@ -273,7 +274,7 @@ def test_a_file_system_without_locks_is_used_without(
 
     monkeypatch.setattr(locks.fcntl, "flock", refuse)
     code = errno.ENOLCK
-    Store.open(tmp_path).lock()
+    open_store(tmp_path).lock()
     code = errno.EIO
     with pytest.raises(UsageError, match="cannot be written"):
-        Store.open(tmp_path).lock()
+        open_store(tmp_path).lock()

@@ -75,7 +75,7 @@ def command(
 
     It executes the job file: use your own copy, or read it first. Nothing in RUN is executed.
     """
-    from veritrain.job.job import load_job
+    from veritrain.job.load import load_job
     from veritrain.job.step import find_device
     from veritrain.replay.auditor import audit
 

@@ -70,7 +70,7 @@ def command(
     This computer plays several machines, by its thread counts and instruction sets. It writes nothing
     but what is asked for.
     """
-    from veritrain.job.job import load_job
+    from veritrain.job.load import load_job
     from veritrain.training import calibration as calibrate
 
     if write_to is not None and against is not None:

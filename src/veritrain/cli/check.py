@@ -44,8 +44,8 @@ def command(job: Path, records: int, as_json: bool) -> int:
     It does two steps on the real model and data, and the second one again by a program built anew.
     It writes nothing.
     """
-    from veritrain.job.job import load_job
-    from veritrain.training.check_lines import check_lines
+    from veritrain.job.load import load_job
+    from veritrain.training.check_report import check_lines
     from veritrain.training.checker import check
 
     with output.only_results_on_stdout(), output.progress():

@@ -39,7 +39,7 @@ def command(run: str, job: Path, data: bool, as_json: bool) -> int:
     It executes JOB, recomputes no step and looks at no signature: `veritrain audit` judges. Versions are no part
     of the job and are shown only. Source files are shown as a diff where RUN carries them.
     """
-    from veritrain.job.job import load_job
+    from veritrain.job.load import load_job
     from veritrain.replay.compare import compare
     from veritrain.transcript import Transcript
 

@@ -82,7 +82,7 @@ def command(
     the evidence. Keep it running: who falls silent loses. After an interruption the same command goes
     on with the same dispute, from what it keeps in --out.
     """
-    from veritrain.job.job import load_job
+    from veritrain.job.load import load_job
     from veritrain.service.challenger import CourtAt
     from veritrain.service.kept import Shelf
     from veritrain.service.peer import Peer, token_in

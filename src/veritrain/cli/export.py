@@ -72,7 +72,7 @@ def command(
     They are verified as they are read: signatures, chain, and the digest of each tensor. Whether the
     job was followed is for `veritrain audit` to say. Without --job nothing is executed.
     """
-    from veritrain.job.job import load_job
+    from veritrain.job.load import load_job
     from veritrain.models.exports import export
 
     trusted = None if key is None else keys.trusted(key)

@@ -97,7 +97,7 @@ def command(
     ready, and one for each verdict. Needs the extra `service`.
     """
     prepared = serving.prepared()
-    from veritrain.job.job import load_job
+    from veritrain.job.load import load_job
     from veritrain.job.sources import require_job
     from veritrain.protocols.dispute.referee import Deadlines
     from veritrain.protocols.dispute.versions import require_versions
@@ -156,11 +156,11 @@ def _header(run_url: str, folder: Path) -> Header:
     """The header of the run; where the trainer cannot be reached, the one that was kept."""
     from veritrain.transcript.limits import LIMITS
     from veritrain.transcript.records import Header
-    from veritrain.transcript.store import Store
+    from veritrain.transcript.stores import open_store
 
     kept = folder / "header"
     try:
-        data = Store.open(run_url).read("header", LIMITS.header_bytes)
+        data = open_store(run_url).read("header", LIMITS.header_bytes)
     except VeritrainError:
         if not kept.is_file():
             raise

@@ -110,7 +110,7 @@ def _answers(
     state: Path | None,
     on_verdict: Callable[[Verdict], None],
 ) -> Answers:
-    from veritrain.job.job import load_job
+    from veritrain.job.load import load_job
     from veritrain.service.trainer import TrainerAnswers
 
     trusted = [keys.trusted(text, "--referee") for text in referees]

@@ -76,7 +76,7 @@ def command(
     RUN carries the job's source files, for everyone who has it to read, and a digest of each record, so that
     a rejection can say what differs. With --secret it does not.
     """
-    from veritrain.job.job import load_job
+    from veritrain.job.load import load_job
     from veritrain.job.step import find_device
     from veritrain.training.recorder import Recorder, TerminatedError
     from veritrain.transcript import TranscriptWriter

@@ -146,7 +146,7 @@ def _replayed(data: bytes, bundle: Bundle, job: Path | None) -> tuple[Verdict, l
 
 
 def _judge(job: Path | None) -> Judge:
-    from veritrain.job.job import load_job
+    from veritrain.job.load import load_job
     from veritrain.protocols.dispute.versions import SameVersions
     from veritrain.replay.trace.judge import OperatorJudge
 
@@ -205,10 +205,10 @@ def _digest(run: str) -> Digest:
         return bytes.fromhex(run)
     from veritrain.transcript.limits import LIMITS
     from veritrain.transcript.records import Header
-    from veritrain.transcript.store import Store
+    from veritrain.transcript.stores import open_store
 
     place = params.Run().convert(run, None, None)
-    data = Store.open(place).read("header", LIMITS.header_bytes)
+    data = open_store(place).read("header", LIMITS.header_bytes)
     return Header.from_bytes(data, where=f"{place}: header").digest
 
 

@@ -87,7 +87,7 @@ def _compile(family: str) -> int:
 
 
 def _job(file: Path) -> int:
-    from veritrain.job.job import load_job
+    from veritrain.job.load import load_job
     from veritrain.runtime import kernels
     from veritrain.training.observe import observe
 

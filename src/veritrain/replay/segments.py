@@ -36,7 +36,8 @@ from veritrain.errors import (
     VeritrainError,
 )
 from veritrain.job.data import Batches, batch_digest
-from veritrain.job.job import Job, load_job, reload
+from veritrain.job.job import Job
+from veritrain.job.load import load_job, reload
 from veritrain.job.sources import commitment
 from veritrain.job.state import capture, refuse_nan, require_fit, restore
 from veritrain.job.step import Program, run_step

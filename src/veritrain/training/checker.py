@@ -10,7 +10,8 @@ import gc
 
 from veritrain.errors import UsageError
 from veritrain.job.data import Batches
-from veritrain.job.job import Job, reload
+from veritrain.job.job import Job
+from veritrain.job.load import reload
 from veritrain.numerics import resolve
 from veritrain.numerics.observed import Indifferent, observed
 from veritrain.training.carry import carried_bytes

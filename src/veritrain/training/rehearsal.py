@@ -26,7 +26,8 @@ from torch import nn
 
 from veritrain.errors import JobError, VeritrainError
 from veritrain.job.data import Batches
-from veritrain.job.job import Job, reload, users_code
+from veritrain.job.job import Job, users_code
+from veritrain.job.load import reload
 from veritrain.job.state import StateForm, capture
 from veritrain.job.step import Program
 from veritrain.runtime.progress import Stage, tell

@@ -36,6 +36,7 @@ from veritrain.transcript.records import (
 )
 from veritrain.transcript.signing import verify_signature
 from veritrain.transcript.store import Store
+from veritrain.transcript.stores import open_store
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,7 +110,7 @@ class Transcript:
                 not a well-formed record; names the file and the place.
             UsageError: no driver for this kind of URL.
         """
-        store = Store.open(url)
+        store = open_store(url)
         found = files.survey(store.list())
         header = Header.from_bytes(
             store.read(files.HEADER, LIMITS.header_bytes), where=files.HEADER

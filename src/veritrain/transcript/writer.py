@@ -38,6 +38,7 @@ from veritrain.transcript.records import (
 )
 from veritrain.transcript.signing import Signer
 from veritrain.transcript.store import AlreadyWrittenError, Store
+from veritrain.transcript.stores import open_store
 
 
 class TranscriptWriter:
@@ -81,7 +82,7 @@ class TranscriptWriter:
                 be replaced; the run to resume was signed by another key.
             TranscriptError: the folder to resume is not a well-formed run.
         """
-        store = Store.open(url)
+        store = open_store(url)
         store.require_writable()
         paths = [path for path in store.list() if not files.is_temporary(path)]
         if not resume:
@@ -109,7 +110,7 @@ class TranscriptWriter:
                 the key is not the header's.
             VerificationError: `carried` is not what the header says.
         """
-        writer = cls(Store.open(url), header, signer, carried)
+        writer = cls(open_store(url), header, signer, carried)
         with writer._locked():
             writer._begin()
         return writer
@@ -154,7 +155,7 @@ class TranscriptWriter:
             TranscriptError: the folder is not a well-formed run.
             VerificationError: the run is not what its heads say.
         """
-        writer = cls(Store.open(url), header, signer, carried)
+        writer = cls(open_store(url), header, signer, carried)
         with writer._locked():
             paths = writer._store.list()
             if all(map(files.is_temporary, paths)):
