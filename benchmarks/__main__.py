@@ -7,7 +7,7 @@
     large        ResNet-50 and GPT-2 124M: step time, beside the published method
     memory       their peak memory, each in a process of its own
     profile      where a step of them goes, by operator
-    contraction  matrix products and convolutions by grade and engine, against float32 and float64
+    contraction  matrix products and convolutions by grade and kernel, against float32 and float64
     elementwise  single operators on one thread, but for products and convolutions
     accuracy     error of contractions against float64, beside float32, TF32 and bfloat16
     scaling      step time from 1M to 124M parameters (and a plot)

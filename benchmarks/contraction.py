@@ -1,4 +1,4 @@
-"""Speed of contractions: each grade and engine against PyTorch's float32 and float64 products."""
+"""Speed of contractions: each grade and kernel against PyTorch's float32 and float64 products."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.measure import interleaved, milliseconds, ratio
-from veritrain.numerics import convolution, engines, matmul
-from veritrain.numerics.engines import Engine
-from veritrain.numerics.gather import Window
-from veritrain.numerics.integers import FULL_GRADE, NARROW_GRADE, contraction_bits
+from veritrain.numerics.cpu import convolution, matmul, products
+from veritrain.numerics.cpu.gather import Window
+from veritrain.numerics.cpu.integers import FULL_GRADE, NARROW_GRADE, contraction_bits
+from veritrain.numerics.cpu.product_kernel import ProductKernel
 
 Row = dict[str, Any]
 
@@ -35,15 +35,15 @@ def contraction() -> list[Row]:
 
 
 def _ways(
-    inner: int, run: Callable[[int, Engine | None], object]
+    inner: int, run: Callable[[int, ProductKernel | None], object]
 ) -> dict[str, Callable[[], object]]:
-    """Both grades by the engine that is chosen, and the full grade by each."""
+    """Both grades by the kernel that is chosen, and the full grade by each."""
     full, narrow = (contraction_bits(inner, grade) for grade in (FULL_GRADE, NARROW_GRADE))
     return {
         "exact": lambda: run(full, None),
         "exact14": lambda: run(narrow, None),
-        "by float64": lambda: run(full, engines.float64),
-        "by bytes": lambda: run(full, engines.BytesEngine.of(full)),
+        "by float64": lambda: run(full, products.float64),
+        "by bytes": lambda: run(full, products.ByteProducts.of(full)),
     }
 
 
@@ -67,7 +67,7 @@ def _product_row(m: int, k: int, n: int) -> Row:
     return _row(f"mm {m} x {k} x {n}", {
         "fp32": lambda: torch.mm(a, b),
         "fp64": lambda: torch.mm(*wide),
-        **_ways(k, lambda bits, engine: matmul.product(a, b, bits, engine)),
+        **_ways(k, lambda bits, kernel: matmul.product(a, b, bits, kernel)),
     })  # fmt: skip
 
 
@@ -82,10 +82,10 @@ def _convolution_row(channels: int, outputs: int, size: int, kernel: int) -> Row
         x, w = x.requires_grad_(), w.requires_grad_()
         torch.autograd.grad(F.conv2d(x, w, padding=pad), (x, w), grad)
 
-    def scaled(bits: int, engine: Engine | None) -> None:
-        convolution.forward(x, w, window, 1, (size, size), bits, engine)
-        convolution.input_gradient(grad, w, window, 1, (size, size), bits, engine)
-        convolution.weight_gradient(grad, x, window, 1, bits, engine)
+    def scaled(bits: int, kernel: ProductKernel | None) -> None:
+        convolution.forward(x, w, window, 1, (size, size), bits, kernel)
+        convolution.input_gradient(grad, w, window, 1, (size, size), bits, kernel)
+        convolution.weight_gradient(grad, x, window, 1, bits, kernel)
 
     wide = x.double(), w.double(), grad.double()
     name = f"conv {kernel}x{kernel} {channels} to {outputs} at {size}x{size}"

@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from veritrain.numerics.mode import ExactMode
-from veritrain.numerics.random import Stream
+from veritrain.numerics.keys.stream import Stream
+from veritrain.numerics.rules.exact_mode import ExactMode
 
 Call: TypeAlias = Callable[[], object]
 aten: Any = torch.ops.aten

@@ -21,7 +21,7 @@ from benchmarks.measure import interleaved, milliseconds, ratio
 from benchmarks.models import Images, Tokens, Workload, adamw, image_loss, resnet50, sgd
 from veritrain.job.data import Batches
 from veritrain.job.step import Program, run_step
-from veritrain.numerics import engines
+from veritrain.numerics.cpu import products
 from veritrain.numerics.observed import Indifferent, observed
 
 METHODS = ("native", "exact", "exact by float64", "exact14", "fp64 with hooks")
@@ -116,12 +116,12 @@ def _step(model: str, method: str) -> Callable[[], object]:
 
 def _by_float64(step: Callable[[], object]) -> None:
     """As on a processor that multiplies bytes no faster than other numbers."""
-    choose = engines.choose
-    engines.choose = lambda bits, inner, results: engines.float64
+    choose = products.choose
+    products.choose = lambda bits, inner, results: products.float64
     try:
         step()
     finally:
-        engines.choose = choose
+        products.choose = choose
 
 
 def _peak_of(model: str, method: str) -> int:

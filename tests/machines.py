@@ -117,10 +117,10 @@ if not onednn:
     import torch
     torch.backends.mkldnn.set_flags(False)
 if by_bytes:
-    from veritrain.numerics import engines
-    engines.SMALL = 0
-    if engines.bytes_are_exact():
-        engines.choose = lambda bits, inner, results: engines.BytesEngine.of(bits)
+    from veritrain.numerics.cpu import products
+    products.SMALL = 0
+    if products.bytes_are_exact():
+        products.choose = lambda bits, inner, results: products.ByteProducts.of(bits)
 sys.argv = [module, *sys.argv[4:]]
 runpy.run_module(module, run_name="__main__", alter_sys=True)
 """

@@ -22,7 +22,7 @@ from veritrain import Job, JobError, NumericsError, TranscriptError
 from veritrain.job.data import Batches
 from veritrain.job.state import HYPER, SCHEDULER, capture, refuse_nan, require_fit, restore
 from veritrain.job.step import Program, run_step
-from veritrain.numerics.scalars import correctly_rounded_math
+from veritrain.numerics.patches.exact_floats import correctly_rounded_math
 from veritrain.transcript import state_entries, state_root
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {

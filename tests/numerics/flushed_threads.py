@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from veritrain.errors import NumericsError
-from veritrain.numerics import parallel, resolve
+from veritrain.numerics import resolve
+from veritrain.numerics.platform import parallel
 
 
 def smallest_halves(out: np.ndarray, start: int, stop: int) -> None:

@@ -12,12 +12,12 @@ from rules_support import same
 from test_device import slices, test_adam, test_sgd  # noqa: F401 - run here too
 from test_elementary import SPECIAL, floats_of
 
-from veritrain.numerics import elementary, integers, random, sums
-from veritrain.numerics.device import elementary as device_elementary
+from veritrain.numerics.cpu import elementary, exact_sums, integers, philox
+from veritrain.numerics.device import elementary_twins as device_elementary
 from veritrain.numerics.device import fused
-from veritrain.numerics.device import integers as device_integers
-from veritrain.numerics.device import random as device_random
-from veritrain.numerics.device import sums as device_sums
+from veritrain.numerics.device import integer_twins as device_integers
+from veritrain.numerics.device import philox_twins as device_random
+from veritrain.numerics.device import sum_twins as device_sums
 
 
 @pytest.fixture(autouse=True)
@@ -35,13 +35,13 @@ def test_integers(values, bits):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "serves", lambda place: True)
         same(device_integers.quantise(x, shape, bits), integers.quantise(x, shape, bits))
-        same(device_sums.total(x, shape), sums.total(x, shape))
+        same(device_sums.total(x, shape), exact_sums.total(x, shape))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3, 50), (1, 50, 3, 1), (2, 5, 3, 1), (1, 0, 3, 2)])
 def test_sums(shape):
     x = torch.from_numpy(np.random.default_rng(1).standard_normal(shape).astype(np.float32))
-    same(device_sums.total(x, shape), sums.total(x, shape))
+    same(device_sums.total(x, shape), exact_sums.total(x, shape))
 
 
 def test_rescale():
@@ -62,7 +62,7 @@ def test_rescale():
 def test_random_numbers(key):
     for count in (0, 1, 31, 32, 37):
         got = device_random.uniform24(key, (count,), torch.device("cpu"))
-        same(got, random.uniform24(key, (count,)))
+        same(got, philox.uniform24(key, (count,)))
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")  # numpy, of the square root of -1

@@ -2,7 +2,7 @@
 
     python tests/numerics/make_vectors.py [FOLDER]
 
-The expected bits come from the slow definitions (`veritrain.numerics.reference`) alone, no kernel of the
+The expected bits come from the slow definitions (`spec`) alone, no kernel of the
 product takes part. Everything is determined; `test_vectors.py` regenerates the files and compares.
 """
 
@@ -32,7 +32,7 @@ from vector_operations import (
     contractions,
 )
 
-from veritrain.numerics.reference import Geometry, Width, contraction_bits, narrow_bits
+from spec import Geometry, Width, contraction_bits, narrow_bits
 
 INF, NAN = float("inf"), float("nan")
 TINY = 2.0**-149  # smallest subnormal number

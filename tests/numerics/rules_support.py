@@ -16,7 +16,8 @@ from pretend_device import PLACE, Moving, here, pretended
 from torch import Tensor
 
 from veritrain.errors import UnsupportedOperatorError
-from veritrain.numerics import CPU, engines, resolve
+from veritrain.numerics import CPU, resolve
+from veritrain.numerics.cpu import products
 
 # Inputs are at most 3 in magnitude and inner lengths at most 128, so operands of a contraction have at
 # least 23 bits: an error of 2**-23 of the slice's largest value each, 128 * 2 * 3 * 3 * 2**-23 = 2.7e-4
@@ -30,9 +31,9 @@ def exact(step: int = 0, device: torch.device = CPU):
     return resolve("exact").active(seed=0, purpose="test", step=step, device=device)
 
 
-def byte_engine(bits: int):
-    """The engine of bytes, or float64's where this processor does not multiply bytes exactly."""
-    return engines.BytesEngine.of(bits) if engines.bytes_are_exact() else engines.float64
+def byte_products(bits: int):
+    """The kernel of bytes, or float64's where this processor does not multiply bytes exactly."""
+    return products.ByteProducts.of(bits) if products.bytes_are_exact() else products.float64
 
 
 def pattern(x: Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Convolutions by both engines against PyTorch's float64 convolution of the same integers, bit for bit."""
+"""Convolutions by both kernels against PyTorch's float64 convolution of the same integers, bit for bit."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rules_support import byte_engine, exact, same
+from rules_support import byte_products, exact, same
 
-from veritrain.numerics import convolution, engines, reference
-from veritrain.numerics.gather import Window
-from veritrain.numerics.integers import NARROW_GRADE, channels_of, contraction_bits, quantise
+import spec
+from veritrain.numerics.cpu import convolution, products
+from veritrain.numerics.cpu.gather import Window
+from veritrain.numerics.cpu.integers import NARROW_GRADE, channels_of, contraction_bits, quantise
 
 aten = torch.ops.aten
 
@@ -51,11 +52,11 @@ def oracle(x, w, grad, window, groups, bits):
     return y, grad_x, scaled(back, scale.reshape(w.shape[0], -1, *ones))
 
 
-def results(x, w, grad, window, groups, bits, engine):
+def results(x, w, grad, window, groups, bits, kernel):
     return (
-        convolution.forward(x, w, window, groups, tuple(grad.shape[2:]), bits, engine),
-        convolution.input_gradient(grad, w, window, groups, tuple(x.shape[2:]), bits, engine),
-        convolution.weight_gradient(grad, x, window, groups, bits, engine),
+        convolution.forward(x, w, window, groups, tuple(grad.shape[2:]), bits, kernel),
+        convolution.input_gradient(grad, w, window, groups, tuple(x.shape[2:]), bits, kernel),
+        convolution.weight_gradient(grad, x, window, groups, bits, kernel),
     )
 
 
@@ -88,10 +89,10 @@ def cases(draw):
 
 @given(case=cases(), bits=st.sampled_from([14, 18, 22]))
 @settings(max_examples=150, deadline=None)
-def test_engines_equal_the_general_path(case, bits):
+def test_kernels_equal_the_general_path(case, bits):
     expected = oracle(*case, bits)
-    for engine in (engines.float64, byte_engine(bits), None):
-        same(results(*case, bits, engine), expected)
+    for kernel in (products.float64, byte_products(bits), None):
+        same(results(*case, bits, kernel), expected)
 
 
 @pytest.mark.parametrize("budget", [1, 1 << 14, 1 << 30])
@@ -104,8 +105,8 @@ def test_spans_do_not_show(monkeypatch, budget, size):
     expected = results(*case, None)
     monkeypatch.setattr(convolution, "_SPAN_BYTES", budget)
     monkeypatch.setattr(convolution, "_SPAN_POSITIONS", 1 if budget == 1 else 64)
-    for engine in (engines.float64, byte_engine(17)):
-        same(results(*case, engine), expected)
+    for kernel in (products.float64, byte_products(17)):
+        same(results(*case, kernel), expected)
 
 
 def test_inner_lengths_beyond_what_bytes_can_add(monkeypatch):
@@ -113,18 +114,18 @@ def test_inner_lengths_beyond_what_bytes_can_add(monkeypatch):
     x, w = torch.randn(2, 8, 6, 6), torch.randn(5, 8, 3, 3)
     window = Window(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
     case = (x, w, torch.randn(2, 5, 6, 6), window, 1, 20)
-    same(results(*case, byte_engine(20)), oracle(*case))
+    same(results(*case, byte_products(20)), oracle(*case))
 
 
 def test_the_largest_digits_do_not_overflow():
     """All values at the largest magnitude, K as long as one product may be."""
-    inner = engines.MAX_INNER
+    inner = convolution.MAX_INNER
     for grade, sign in ((22, -1.0), (14, 1.0)):
         bits = contraction_bits(inner, grade)
         x = torch.full((1, inner, 1, 2), 1.0 - 2**-24)
         w = torch.full((2, inner, 1, 1), sign * (1.0 - 2**-24))
         window = Window(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
-        got = convolution.forward(x, w, window, 1, (1, 2), bits, byte_engine(bits))
+        got = convolution.forward(x, w, window, 1, (1, 2), bits, byte_products(bits))
         assert torch.equal(got, torch.full((1, 2, 1, 2), sign * inner))
 
 
@@ -136,18 +137,18 @@ def test_convolution_equals_definition(stride, padding):
     w[1] = 0.0
     with exact():
         got = torch.conv2d(x, w, None, stride, padding)
-    expected = reference.convolution(x.numpy(), w.numpy(), stride, padding, 1)
+    expected = spec.convolution(x.numpy(), w.numpy(), stride, padding, 1)
     np.testing.assert_array_equal(got.numpy().view(np.uint32), expected.view(np.uint32))
 
 
-@pytest.mark.parametrize("engine", [engines.float64, byte_engine(22), None])
+@pytest.mark.parametrize("kernel", [products.float64, byte_products(22), None])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_an_infinite_image_spoils_only_itself(engine, groups):
+def test_an_infinite_image_spoils_only_itself(kernel, groups):
     x = torch.randn(2, 2, 5, 5)
     x[1, 0, 2, 2] = torch.inf
     w = torch.randn(4, 2 // groups, 3, 3)
     window = Window(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
-    y = convolution.forward(x, w, window, groups, (5, 5), 20, engine)
+    y = convolution.forward(x, w, window, groups, (5, 5), 20, kernel)
     assert torch.isfinite(y[0]).all()
     spoilt = y[1] if groups == 1 else y[1, :2]
     assert spoilt.isnan().all()
@@ -161,33 +162,33 @@ def test_the_narrow_grade_has_fourteen_bits():
     window = Window(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
     with resolve("exact14").active(seed=0, purpose="test", step=0):
         got = torch.conv2d(x, w, None, 1, 1)
-    same(got, convolution.forward(x, w, window, 1, (6, 6), NARROW_GRADE, engines.float64))
+    same(got, convolution.forward(x, w, window, 1, (6, 6), NARROW_GRADE, products.float64))
 
 
-@pytest.mark.parametrize("engine", [engines.float64, byte_engine(22), None])
+@pytest.mark.parametrize("kernel", [products.float64, byte_products(22), None])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_positions_that_no_tap_reaches_are_spoilt_with_their_slice(engine, channels):
+def test_positions_that_no_tap_reaches_are_spoilt_with_their_slice(kernel, channels):
     window = Window(kernel=(1, 1), stride=(2, 2), padding=(0, 0), dilation=(1, 1))
     grad = torch.ones(2, channels, 2, 2)
     grad[1, 0, 0, 0] = torch.nan
     w = torch.ones(channels, channels, 1, 1)
-    got = convolution.input_gradient(grad, w, window, 1, (4, 4), 20, engine)
+    got = convolution.input_gradient(grad, w, window, 1, (4, 4), 20, kernel)
     assert got[0, :, 1::2].eq(0).all()
     assert got[1].isnan().all()
 
 
-@pytest.mark.parametrize("engine", [engines.float64, byte_engine(22), None])
-def test_output_padding_of_a_transposed_point(engine):
+@pytest.mark.parametrize("kernel", [products.float64, byte_products(22), None])
+def test_output_padding_of_a_transposed_point(kernel):
     """Dilation allows output padding although kernel and stride are 1."""
     x, w = torch.randn(2, 3, 4, 5), torch.randn(3, 4, 1, 1)
     window = Window(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(2, 2))
-    y = convolution.input_gradient(x, w, window, 1, (5, 6), 22, engine)
-    same(y[:, :, :4, :5], convolution.input_gradient(x, w, window, 1, (4, 5), 22, engine))
+    y = convolution.input_gradient(x, w, window, 1, (5, 6), 22, kernel)
+    same(y[:, :, :4, :5], convolution.input_gradient(x, w, window, 1, (4, 5), 22, kernel))
     assert not y[:, :, 4:].any()
     assert not y[:, :, :, 5:].any()
     grad = torch.randn(2, 4, 5, 6)
     inner = grad[:, :, :4, :5].contiguous()
     grad[:, :, 0, 0] = 5.0  # the largest of each slice lies inside
     inner = grad[:, :, :4, :5].contiguous()
-    same(*(convolution.forward(g, w, window, 1, (4, 5), 20, engine) for g in (grad, inner)))
-    same(*(convolution.weight_gradient(x, g, window, 1, 20, engine) for g in (grad, inner)))
+    same(*(convolution.forward(g, w, window, 1, (4, 5), 20, kernel) for g in (grad, inner)))
+    same(*(convolution.weight_gradient(x, g, window, 1, 20, kernel) for g in (grad, inner)))

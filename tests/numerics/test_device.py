@@ -28,27 +28,28 @@ from veritrain.errors import UnsupportedOperatorError, UsageError
 from veritrain.job.data import Batches
 from veritrain.job.state import capture, restore
 from veritrain.job.step import Program, find_device, run_step
-from veritrain.numerics import (
+from veritrain.numerics.cpu import (
     convolution,
     elementary,
+    exact_sums,
     integers,
     matmul,
     norms,
-    random,
+    philox,
     softmax,
-    sums,
+    updates,
 )
-from veritrain.numerics.device import convolution as device_convolution
-from veritrain.numerics.device import elementary as device_elementary
+from veritrain.numerics.cpu.updates import AdamFlags, AdamNumbers, SgdFlags, SgdNumbers
+from veritrain.numerics.device import convolution_twins as device_convolution
+from veritrain.numerics.device import elementary_twins as device_elementary
 from veritrain.numerics.device import gate
-from veritrain.numerics.device import integers as device_integers
-from veritrain.numerics.device import matmul as device_matmul
-from veritrain.numerics.device import norms as device_norms
-from veritrain.numerics.device import optimisers as device_optimisers
-from veritrain.numerics.device import random as device_random
-from veritrain.numerics.device import softmax as device_softmax
-from veritrain.numerics.device import sums as device_sums
-from veritrain.numerics.rules import optimisers
+from veritrain.numerics.device import integer_twins as device_integers
+from veritrain.numerics.device import matmul_twins as device_matmul
+from veritrain.numerics.device import norm_twins as device_norms
+from veritrain.numerics.device import philox_twins as device_random
+from veritrain.numerics.device import softmax_twins as device_softmax
+from veritrain.numerics.device import sum_twins as device_sums
+from veritrain.numerics.device import update_twins as device_optimisers
 from veritrain.transcript.tensors import state_entries, state_root
 
 anything = st.one_of(st.floats(-8, 8, width=32), st.floats(width=32))
@@ -70,19 +71,19 @@ def test_integers(values, bits):
     for name in ("quantise", "slice_scales"):
         cpu = getattr(integers, name)(x, values.shape, bits)
         same(getattr(device_integers, name)(x, values.shape, bits), cpu)
-    same(device_sums.total(x, values.shape), sums.total(x, values.shape))
+    same(device_sums.total(x, values.shape), exact_sums.total(x, values.shape))
 
 
 def test_sums_in_parts(monkeypatch):
     x = numbers(1, 2, 9, 3, 2)
     monkeypatch.setattr(device_sums, "_LIMIT", 24)  # two rows at a time
-    same(device_sums.total(x, (2, 9, 3, 2)), sums.total(x, (2, 9, 3, 2)))
+    same(device_sums.total(x, (2, 9, 3, 2)), exact_sums.total(x, (2, 9, 3, 2)))
 
 
 @pytest.mark.parametrize("shape", [(1, 0, 3, 2), (2, 3, 0, 2), (0, 1, 2, 3)])
 def test_sums_of_nothing(shape):
     x = torch.zeros(shape)
-    same(device_sums.total(x, shape), sums.total(x, shape))
+    same(device_sums.total(x, shape), exact_sums.total(x, shape))
 
 
 @given(st.integers(0, 12), st.integers(0, 3), st.integers(0, 2**31))
@@ -91,12 +92,12 @@ def test_accumulate(count, width, seed):
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(count, width, generator=generator)
     rows = torch.randint(4, (count,), generator=generator)
-    same(device_sums.accumulate(values, rows, 4), sums.accumulate(values, rows, 4))
+    same(device_sums.accumulate(values, rows, 4), exact_sums.accumulate(values, rows, 4))
 
 
 def test_accumulate_of_what_is_not_finite():
     values, rows = torch.tensor([[1.0], [float("inf")]]), torch.tensor([0, 1])
-    same(device_sums.accumulate(values, rows, 2), sums.accumulate(values, rows, 2))
+    same(device_sums.accumulate(values, rows, 2), exact_sums.accumulate(values, rows, 2))
     with pytest.raises(IndexError, match="outside"):
         device_sums.accumulate(values, rows, 1)
 
@@ -168,7 +169,7 @@ def test_rows(values):
         "log_softmax_backward": (grad, x),
     }.items():
         same(getattr(device_softmax, name)(*arguments), getattr(softmax, name)(*arguments))
-    same(device_sums.sum_of_squares(x), sums.sum_of_squares(x))
+    same(device_sums.sum_of_squares(x), exact_sums.sum_of_squares(x))
 
 
 def test_the_same_elementary_functions():
@@ -201,8 +202,8 @@ def test_elementary_refuses_other_types():
 @settings(max_examples=50, deadline=None)
 def test_random_words(key, count):
     cpu = torch.device("cpu")
-    assert device_random.words(key, count, cpu).tolist() == random.words(key, count).tolist()
-    same(device_random.uniform24(key, (count,), cpu), random.uniform24(key, (count,)))
+    assert device_random.words(key, count, cpu).tolist() == philox.words(key, count).tolist()
+    same(device_random.uniform24_on(key, (count,), cpu), philox.uniform24(key, (count,)))
 
 
 @given(st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 5), st.integers(1, 5))
@@ -287,21 +288,21 @@ def test_convolution_in_parts(monkeypatch):
 
 @pytest.mark.parametrize("flags", list(itertools.product([False, True], repeat=3)))
 def test_adam(flags):
-    same_update(optimisers._adam_kernel, device_optimisers.adam, 5, flags, 8)
+    same_update(updates.adam, device_optimisers.adam, 5, AdamFlags(*flags), AdamNumbers)
 
 
 @pytest.mark.parametrize("flags", list(itertools.product([False, True], repeat=4)))
 def test_sgd(flags):
-    same_update(optimisers._sgd_kernel, device_optimisers.sgd, 3, flags, 4)
+    same_update(updates.sgd, device_optimisers.sgd, 3, SgdFlags(*flags), SgdNumbers)
 
 
-def same_update(kernel, twin, tensors, flags, scalars):
+def same_update(update, twin, tensors, flags, kind):
     cpu = [numbers(i, 37) for i in range(tensors)]
     cpu[3:] = [x.abs() for x in cpu[3:]]  # squares
     device = [x.clone() for x in cpu]
-    values = [np.float32(0.1 + i / 7) for i in range(scalars)]
-    optimisers._update(kernel, cpu, cpu[1], [*flags, *values])
-    twin(device, flags, [float(value) for value in values])
+    values = kind(*(np.float32(0.1 + i / 7) for i in range(len(kind._fields))))
+    update(*cpu, flags, values)
+    twin(*device, flags, values)
     same(device, cpu)
 
 

@@ -18,8 +18,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mpmath import mp
 
+import spec
+from spec.elementary import exact_value
 from veritrain.errors import UsageError
-from veritrain.numerics import elementary, elementary_kernels, elementary_reference, reference
+from veritrain.numerics.cpu import (
+    elementary,
+    elementary_constants,
+    elementary_intervals,
+    elementary_kernels,
+    elementary_quick,
+    multiprecision,
+)
 
 NAMES = sorted(elementary.FUNCTIONS)
 VECTORS = Path(__file__).parents[2] / "vectors/numerics/elementary/cases.json"
@@ -42,7 +51,7 @@ def assert_rounded(name: str, x: torch.Tensor) -> None:
     """Alone, which is by interval, and each in a chunk of usual values, which is tried quickly first."""
     chunks = torch.ones(x.numel(), int(elementary_kernels.CHUNK))
     chunks[:, 0] = x
-    expected = [elementary_reference.rounded_bits(name, v) for v in x.tolist()]
+    expected = [multiprecision.rounded_bits(name, v) for v in x.tolist()]
     for got in (elementary.apply(name, x), elementary.apply(name, chunks)[:, 0].contiguous()):
         for value, g, e in zip(x.tolist(), bits_of(got).tolist(), expected, strict=True):
             assert g == e, f"{name}({value!r}): expected {e:08x}, got {g:08x}"
@@ -147,7 +156,7 @@ def test_sweep_over_all_bit_patterns(name: str, function: np.ufunc) -> None:
 )
 def test_stated_values(name: str, x: float, expected: float) -> None:
     got = elementary.apply(name, torch.tensor([x]))
-    assert bits_of(got).item() == elementary_reference.bits_of(expected)
+    assert bits_of(got).item() == multiprecision.bits_of(expected)
 
 
 def test_vectors() -> None:
@@ -181,11 +190,11 @@ def points(name: str) -> list[float]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bounds_hold_and_are_not_idle(name: str) -> None:
-    interval = getattr(elementary_kernels, f"_{name}")
+    interval = getattr(elementary_intervals, f"{name}_interval")
     worst = 0.0
     for x in points(name):
         low, high = interval(x)
-        exact = elementary_reference.exact_value(name, x)
+        exact = exact_value(name, x)
         if abs(exact) < 2.0**-151:
             continue  # rounds to zero: arguments may be clamped
         if low == high:
@@ -201,42 +210,43 @@ def test_bounds_hold_and_are_not_idle(name: str) -> None:
         )
 
 
-QUICK = sorted(name for name in dir(elementary_kernels) if name.startswith(("_quick_", "_near_")))
-QUICK = [name for name in QUICK if name.partition("_")[2].partition("_")[2] in NAMES]
+QUICK = sorted(
+    name for name in dir(elementary_quick) if name.rpartition("_")[0] in NAMES
+)  # exp_quick, gelu_near
 
 
 @pytest.mark.parametrize("kernel", QUICK)
 def test_quick_values_decide_rightly(kernel: str) -> None:
     """Within their bound where they are used, and no decided one rounds to another number."""
-    quick = getattr(elementary_kernels, kernel)
-    name = kernel.removeprefix("_quick_").removeprefix("_near_")
+    quick = getattr(elementary_quick, kernel)
+    name = kernel.rpartition("_")[0]
     decided = 0
     for x in points(name):
         y, sure = quick(np.float32(x))
         if not sure:
             continue
         decided += 1
-        exact = mp.mpf(elementary_reference.exact_value(name, x))
-        assert elementary_reference.bits_of(y) == elementary_reference.rounded_bits(name, x)
+        exact = mp.mpf(exact_value(name, x))
+        assert multiprecision.bits_of(y) == multiprecision.rounded_bits(name, x)
         with mp.workprec(200):
             assert abs(y - exact) <= 0.75 * _quick_bound(kernel, name, x, exact)
     assert decided > 400
 
 
 def _quick_bound(kernel: str, name: str, x: float, exact: mp.mpf) -> mp.mpf:
-    if kernel == "_near_gelu_grad":
-        return mp.mpf(elementary_kernels._NEAR_GELU_GRAD)
+    if kernel == "gelu_grad_near":
+        return mp.mpf(elementary_constants.NEAR_GELU_GRAD)
     if name.endswith("_grad"):  # of f(x) = x s(x): s + x s', and s = f(x) / x
-        first = mp.mpf(elementary_reference.exact_value(name.removesuffix("_grad"), x)) / x
-        return elementary_kernels.QUICK * (first + abs(exact - first))
-    return elementary_kernels.QUICK * abs(exact)
+        first = mp.mpf(exact_value(name.removesuffix("_grad"), x)) / x
+        return elementary_constants.QUICK * (first + abs(exact - first))
+    return elementary_constants.QUICK * abs(exact)
 
 
 @pytest.mark.parametrize("kernel", QUICK)
 def test_quick_values_decide_nearly_all(kernel: str) -> None:
     x = np.random.default_rng(6).normal(0, 0.7, 20_000).astype(np.float32)
-    x = np.abs(x) if kernel in {"_quick_log", "_quick_rsqrt"} else x
-    quick = getattr(elementary_kernels, kernel)
+    x = np.abs(x) if kernel in {"log_quick", "rsqrt_quick"} else x
+    quick = getattr(elementary_quick, kernel)
     assert sum(not quick(value)[1] for value in x) <= 30
 
 
@@ -250,7 +260,7 @@ def test_products_are_rounded_by_themselves(name: str, monkeypatch: pytest.Monke
     def undecided(
         _x: np.ndarray, _factor: np.ndarray, out: np.ndarray, start: int, stop: int
     ) -> int:
-        out[start:stop] = elementary_kernels.UNDECIDED
+        out[start:stop] = elementary_constants.UNDECIDED
         return stop - start
 
     monkeypatch.setitem(elementary._PRODUCTS, name, undecided)
@@ -272,7 +282,7 @@ def test_undecided_entries_get_the_same_result(name: str, monkeypatch: pytest.Mo
     expected = bits_of(elementary.apply(name, x))
 
     def undecided(_x: np.ndarray, out: np.ndarray, start: int, stop: int) -> int:
-        out[start:stop] = elementary_kernels.UNDECIDED
+        out[start:stop] = elementary_constants.UNDECIDED
         return stop - start
 
     monkeypatch.setitem(elementary.FUNCTIONS, name, undecided)
@@ -285,7 +295,7 @@ def test_undecided_entries_get_the_same_result(name: str, monkeypatch: pytest.Mo
 def assert_powers(x: torch.Tensor, y: torch.Tensor) -> None:
     got = bits_of(elementary.power(x, y)).tolist()
     for g, base, exponent in zip(got, x.tolist(), y.tolist(), strict=True):
-        expected = elementary_reference.power_bits(base, exponent)
+        expected = multiprecision.power_bits(base, exponent)
         assert g == expected, f"{base!r} ** {exponent!r}: expected {expected:08x}, got {g:08x}"
 
 
@@ -327,7 +337,7 @@ def test_ties_and_exact_powers(odd: int, power: int, shift: int) -> None:
     """Among them products of 25 bits, half-way between two fp32 numbers; and exact roots."""
     x = Fraction(2 * odd + 1) * Fraction(2) ** shift
     got = elementary.power(torch.tensor([float(x)]), torch.tensor([float(power)]))
-    assert got.item() == reference.to_float32(x**power)
+    assert got.item() == spec.to_float32(x**power)
     if shift >= -74 and (2 * odd + 1) ** 2 < 2**24:  # the square is an fp32 number
         root = elementary.power(torch.tensor([float(x * x)]), torch.tensor([0.5]))
         assert root.item() == float(x)
@@ -346,7 +356,7 @@ def test_bound_of_powers_holds_and_is_not_idle() -> None:
     for base, exponent in zip(x.astype(np.float32), y.astype(np.float32), strict=True):
         if abs(float(exponent) * math.log(base)) > 85:
             continue
-        low, high = elementary_kernels._power(float(base), float(exponent))
+        low, high = elementary_intervals.power_interval(float(base), float(exponent))
         with mp.workprec(200):
             exact = mp.mpf(float(base)) ** mp.mpf(float(exponent))
             centre, radius = (mp.mpf(low) + high) / 2, (mp.mpf(high) - low) / 2
@@ -423,7 +433,7 @@ def test_unknown_names_are_refused() -> None:
     with pytest.raises(UsageError, match="got 'exp10'"):
         elementary.apply("exp10", torch.zeros(1))
     with pytest.raises(UsageError, match="got 'exp10'"):
-        elementary_reference.rounded_bits("exp10", 0.0)
+        multiprecision.rounded_bits("exp10", 0.0)
 
 
 # The reference itself
@@ -453,7 +463,7 @@ def nearest_by_fractions(value: Fraction) -> int:
 @example(mantissa=2**24 - 1, exponent=-150)
 def test_rounding_to_fp32(mantissa: int, exponent: int) -> None:
     value = mp.mpf((mantissa, exponent))
-    got = elementary_reference._nearest(value)
+    got = multiprecision._nearest(value)
     expected = nearest_by_fractions(Fraction(mantissa) * Fraction(2) ** exponent)
     assert got & 0x7FFFFFFF == expected & 0x7FFFFFFF
     assert got >> 31 == (mantissa < 0)
@@ -475,6 +485,6 @@ def test_rounding_to_fp32(mantissa: int, exponent: int) -> None:
 def test_definitions_and_derivatives(name: str, definition: object, x: float) -> None:
     with mp.workprec(200):
         value, slope = definition(mp.mpf(x)), mp.diff(definition, mp.mpf(x))
-        assert abs(value - mp.mpf(elementary_reference.exact_value(name, x))) < 2.0**-150
-        grad = mp.mpf(elementary_reference.exact_value(f"{name}_grad", x))
+        assert abs(value - mp.mpf(exact_value(name, x))) < 2.0**-150
+        grad = mp.mpf(exact_value(f"{name}_grad", x))
         assert abs(slope - grad) < 2.0**-60

@@ -21,10 +21,11 @@ from torch.utils.data import random_split
 from tests.machines import MACHINES, run
 from tests.numerics.draw_generators import DRAWS, X, drawn, made
 from veritrain.errors import NumericsError, UnsupportedOperatorError
-from veritrain.numerics import CPU, generators, resolve
-from veritrain.numerics.mode import _refuse_foreign, _without_generator
-from veritrain.numerics.random import Stream
+from veritrain.numerics import CPU, resolve
+from veritrain.numerics.keys import generators
+from veritrain.numerics.keys.stream import Stream
 from veritrain.numerics.rules import Kind
+from veritrain.numerics.rules.exact_mode import _refuse_foreign, _without_generator
 
 VECTORS = Path(__file__).parents[2] / "vectors/numerics/random/generators.json"
 

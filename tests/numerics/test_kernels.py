@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from rules_support import numbers, same
 
-from veritrain.numerics import elementary, elementary_kernels, pooling, reference, softmax, sums
+import spec
+from veritrain.numerics.cpu import elementary, elementary_kernels, exact_sums, pools, softmax
+from veritrain.numerics.cpu.elementary_constants import UNDECIDED
 
 moderate = st.floats(-8, 8, width=32)
 anything = st.floats(width=32)
 
 
 def defined_sum(values: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(reference.exact_sum(values.numpy().ravel()))
+    return torch.tensor(spec.exact_sum(values.numpy().ravel()))
 
 
 @pytest.mark.parametrize("order", ["rising", "falling", "late", "binades", "not finite"])
@@ -35,21 +37,21 @@ def test_sums_start_again_under_a_larger_scale(order: str) -> None:
         x = x * torch.from_numpy(steps.repeat(1000))
     elif order == "not finite":
         x[-1] = math.inf
-    same(sums.total(x, (1, 1, 1, x.numel()))[0, 0], defined_sum(x))
+    same(exact_sums.total(x, (1, 1, 1, x.numel()))[0, 0], defined_sum(x))
     rows = x.view(2, -1)
     expected = torch.stack([defined_sum(row) for row in rows])
-    same(sums.total(rows, (1, 1, 2, 10_000))[0], expected)
-    same(torch.tensor([sums.exact_sum(row.numpy()) for row in rows]), expected)
-    same(sums.total(x, (1, 2, 1, 10_000))[0, 0], defined_sum(x))
+    same(exact_sums.total(rows, (1, 1, 2, 10_000))[0], expected)
+    same(torch.tensor([exact_sums.exact_sum(row.numpy()) for row in rows]), expected)
+    same(exact_sums.total(x, (1, 2, 1, 10_000))[0, 0], defined_sum(x))
 
 
 def test_threads_with_unlike_scales_agree() -> None:
     x = torch.cat([numbers(1, 40_000), numbers(2, 40_000, scale=100.0)])
-    alone = sums.total(x, (1, 1, 1, x.numel()))
+    alone = exact_sums.total(x, (1, 1, 1, x.numel()))
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        same(sums.total(x, (1, 1, 1, x.numel())), alone)
+        same(exact_sums.total(x, (1, 1, 1, x.numel())), alone)
     finally:
         torch.set_num_threads(threads)
 
@@ -60,7 +62,9 @@ def test_sum_of_squares_equals_definition(values: np.ndarray) -> None:
     x = torch.from_numpy(values)
     squares = x * x
     infinite = bool(squares.isinf().any()) and not bool(x.isnan().any())
-    same(sums.sum_of_squares(x), torch.tensor(torch.inf) if infinite else defined_sum(squares))
+    same(
+        exact_sums.sum_of_squares(x), torch.tensor(torch.inf) if infinite else defined_sum(squares)
+    )
 
 
 @given(
@@ -118,7 +122,7 @@ def test_rows_left_open_get_the_same_result(monkeypatch: pytest.MonkeyPatch) -> 
 def test_undecided_places() -> None:
     out = np.zeros(1000, np.int32)
     assert elementary_kernels.undecided_places(out).tolist() == []
-    out[[0, 63, 64, 500, 999]] = elementary_kernels.UNDECIDED
+    out[[0, 63, 64, 500, 999]] = UNDECIDED
     assert elementary_kernels.undecided_places(out).tolist() == [0, 63, 64, 500, 999]
 
 
@@ -131,18 +135,18 @@ def test_windows_equal_definition(size: int, stride: int, padding: int) -> None:
     padded = torch.nn.functional.pad(x, [padding] * 4)
     windows = padded.unfold(1, size, stride).unfold(2, size, stride)
     expected = torch.stack([defined_sum(row) for row in windows.reshape(-1, size * size)])
-    got = pooling.window_sums(x, (windows.shape[1], windows.shape[2]), *window)
+    got = pools.window_sums(x, (windows.shape[1], windows.shape[2]), *window)
     same(got, expected.view(got.shape))
     # the gradient: each share is added to the places of its window, all planes as one slice
     places = torch.arange(padded[0].numel()).view(padded[0].shape)
     places = places.unfold(0, size, stride).unfold(1, size, stride).reshape(-1)
     rows = got[..., None].expand(*got.shape, size * size).reshape(2, -1).T
     if stride < size:
-        added = sums.accumulate(rows.contiguous(), places, padded[0].numel())
+        added = exact_sums.accumulate(rows.contiguous(), places, padded[0].numel())
     else:
         added = torch.zeros(padded[0].numel(), 2).index_copy(0, places, rows)
     inner = added.T.reshape(padded.shape)[:, padding : padding + 7, padding : padding + 9]
-    same(pooling.spread(got, (7, 9), *window), inner)
+    same(pools.spread(got, (7, 9), *window), inner)
 
 
 @given(st.data())
@@ -151,9 +155,9 @@ def test_scatter_into_planes_equals_accumulation(data: st.DataObject) -> None:
     planes, count = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 20))
     values = data.draw(hnp.arrays(np.float32, (planes, count), elements=moderate))
     places = data.draw(hnp.arrays(np.int64, (planes, count), elements=st.integers(0, 11)))
-    got = pooling.scatter(torch.from_numpy(values), torch.from_numpy(places), 12)
+    got = pools.scatter(torch.from_numpy(values), torch.from_numpy(places), 12)
     flat = torch.from_numpy(places) + torch.arange(planes)[:, None] * 12
-    expected = sums.accumulate(
+    expected = exact_sums.accumulate(
         torch.from_numpy(values).reshape(-1, 1), flat.reshape(-1), planes * 12
     )
     same(got, expected.view(planes, 12))
@@ -162,10 +166,10 @@ def test_scatter_into_planes_equals_accumulation(data: st.DataObject) -> None:
 @pytest.mark.parametrize("place", [-1, 12])
 def test_scatter_refuses_a_place_outside(place: int) -> None:
     with pytest.raises(IndexError, match="outside"):
-        pooling.scatter(torch.ones(1, 1), torch.tensor([[place]]), 12)
+        pools.scatter(torch.ones(1, 1), torch.tensor([[place]]), 12)
 
 
 def test_sum_of_a_whole_plane_equals_definition() -> None:
     x = numbers(7, 3, 5, 6)
     expected = torch.stack([defined_sum(plane) for plane in x])
-    same(pooling.window_sums(x, (1, 1), (5, 6), (1, 1), (0, 0)), expected.view(3, 1, 1))
+    same(pools.window_sums(x, (1, 1), (5, 6), (1, 1), (0, 0)), expected.view(3, 1, 1))

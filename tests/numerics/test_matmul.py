@@ -1,4 +1,4 @@
-"""Matrix products by both engines against the definition and against each other, bit for bit."""
+"""Matrix products by both kernels against the definition and against each other, bit for bit."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rules_support import byte_engine, same
+from rules_support import byte_products, same
 
-from veritrain.numerics import engines, matmul, reference
-from veritrain.numerics.integers import contraction_bits
+import spec
+from veritrain.numerics.cpu import matmul, products
+from veritrain.numerics.cpu.integers import contraction_bits
 
-BYTES = byte_engine(22)
+BYTES = byte_products(22)
 
 
 def layouts(x):
@@ -32,7 +33,7 @@ def layouts(x):
     scales=st.tuples(*[st.sampled_from([1.0, 0.0, 1e-40, 1e30])] * 2),
 )
 @settings(max_examples=60, deadline=None)
-def test_engines_equal_the_definition(shape, seed, scales):
+def test_kernels_equal_the_definition(shape, seed, scales):
     num_m, num_k, num_n = shape
     generator = torch.Generator().manual_seed(seed)
     a = torch.randn(num_m, num_k, generator=generator)
@@ -40,10 +41,10 @@ def test_engines_equal_the_definition(shape, seed, scales):
     a[0] *= scales[0]
     b[:, 0] *= scales[1]
     bits = contraction_bits(num_k)
-    expected = torch.from_numpy(reference.product(a.numpy(), b.numpy()))
+    expected = torch.from_numpy(spec.product(a.numpy(), b.numpy()))
     for left, right in zip(layouts(a), reversed(layouts(b)), strict=True):
-        for engine in (engines.float64, BYTES):
-            same(matmul.product(left, right, bits, engine), expected)
+        for kernel in (products.float64, BYTES):
+            same(matmul.product(left, right, bits, kernel), expected)
         same(matmul.batched(left[None], right[None], bits)[0], expected)
 
 
@@ -62,15 +63,15 @@ def test_blocks_do_not_show(shape, seed, block, inner, kept):
     b = torch.randn(num_k, num_n, generator=generator)
     a[-1, 0] = torch.inf
     bits = contraction_bits(num_k)
-    expected = matmul.product(a, b, bits, engines.float64)
+    expected = matmul.product(a, b, bits, products.float64)
     assert expected[-1].isnan().all()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matmul, "_BLOCK", block)
         patch.setattr(matmul, "_INNER", inner)
         patch.setattr(matmul, "MAX_INNER", inner)
         patch.setattr(matmul, "_KEPT_BYTES", kept)
-        for engine in (engines.float64, BYTES):
-            same(matmul.product(a, b, bits, engine), expected)
+        for kernel in (products.float64, BYTES):
+            same(matmul.product(a, b, bits, kernel), expected)
 
 
 @pytest.mark.parametrize("together", [1, 100, 1 << 20])
@@ -80,11 +81,11 @@ def test_batches_equal_single_products(monkeypatch, together):
     monkeypatch.setattr(matmul, "_BATCH_VALUES", together)
     same(matmul.batched(a, b, 20), expected)
     same(matmul.batched(a.mT.contiguous().mT, b.mT.contiguous().mT, 20), expected)
-    monkeypatch.setattr(engines, "SMALL", 1)
+    monkeypatch.setattr(products, "SMALL", 1)
     same(matmul.batched(a, b, 20), expected)
 
 
-@pytest.mark.skipif(not engines.bytes_are_exact(), reason="no exact products of bytes here")
+@pytest.mark.skipif(not products.bytes_are_exact(), reason="no exact products of bytes here")
 @pytest.mark.parametrize("grade", [14, 22])
 def test_every_digit_pattern_is_taken_apart_and_put_together(grade):
     """All integers of the narrow grade; of the full one the edges of every digit."""
@@ -112,22 +113,22 @@ def test_every_digit_pattern_is_taken_apart_and_put_together(grade):
     top = torch.full((len(whole), 1), below_one)
     a = torch.cat([whole, top], 1)
     b = torch.tensor([[below_one], [0.0]])
-    engine = byte_engine(grade)
-    same(matmul.product(a, b, grade, engine), matmul.product(a, b, grade, engines.float64))
+    kernel = byte_products(grade)
+    same(matmul.product(a, b, grade, kernel), matmul.product(a, b, grade, products.float64))
     operand = matmul._Operand.of(a, 1, grade, left=True)
-    digits = operand.integers(engine, range(len(whole)), range(1)).numpy().astype(np.int64)
-    powers = 256 ** np.arange(engine.planes)[::-1]
+    digits = operand.integers(kernel, range(len(whole)), range(1)).numpy().astype(np.int64)
+    powers = 256 ** np.arange(kernel.planes)[::-1]
     assert (digits @ powers).tolist() == list(values)
 
 
-@pytest.mark.skipif(not engines.bytes_are_exact(), reason="no exact products of bytes here")
-def test_the_engine_is_a_matter_of_speed_alone(monkeypatch):
+@pytest.mark.skipif(not products.bytes_are_exact(), reason="no exact products of bytes here")
+def test_the_kernel_is_a_matter_of_speed_alone(monkeypatch):
     a, b = torch.randn(256, 300), torch.randn(300, 256)
     found = []
     for faster in (torch.int8, torch.float64):
-        monkeypatch.setattr(engines, "_seconds", lambda e, faster=faster: e.dtype != faster)
-        engine = engines.choose(20, 300, 256 * 256)
-        found.append((engine.dtype, matmul.product(a, b, 20)))
+        monkeypatch.setattr(products, "_seconds", lambda e, faster=faster: e.dtype != faster)
+        kernel = products.choose(20, 300, 256 * 256)
+        found.append((kernel.dtype, matmul.product(a, b, 20)))
     assert [dtype for dtype, _ in found] == [torch.int8, torch.float64]
     same(found[0][1], found[1][1])
 
@@ -136,9 +137,9 @@ def test_the_engine_is_a_matter_of_speed_alone(monkeypatch):
 def test_bytes_are_not_chosen_where_they_saturate(isa):
     """Without VNNI oneDNN's sums of pairs saturate, so speed must not decide alone."""
     code = (
-        "from veritrain.numerics import engines\n"
-        "engines._seconds = lambda engine: engine is engines.float64\n"
-        "print(engines.bytes_are_exact(), engines.choose(14, 4096, 10**6) is engines.float64)"
+        "from veritrain.numerics.cpu import products\n"
+        "products._seconds = lambda kernel: kernel is products.float64\n"
+        "print(products.bytes_are_exact(), products.choose(14, 4096, 10**6) is products.float64)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,

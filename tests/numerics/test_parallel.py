@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from veritrain.numerics import elementary, parallel
+from veritrain.numerics.cpu import elementary
+from veritrain.numerics.platform import parallel
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from veritrain import encoding
 from veritrain.errors import UsageError
-from veritrain.numerics import elementary_reference, random
+from veritrain.numerics.cpu import multiprecision, philox
+from veritrain.numerics.keys.stream import Stream
 
 VECTORS = Path(__file__).parents[2] / "vectors/numerics/random/cases.json"
 KEYS = st.integers(0, 2**64 - 1)
@@ -26,7 +27,7 @@ quick = settings(max_examples=30, deadline=None)  # the first example may have t
 # A plain implementation
 
 
-def philox(counter: list[int], key: list[int]) -> list[int]:
+def plain_philox(counter: list[int], key: list[int]) -> list[int]:
     """Philox4x32-10 as in section 4 of the paper."""
     a, b, c, d = counter
     k, m = key
@@ -42,7 +43,7 @@ def words(key: int):
     block = 0
     while True:
         counter = [block >> shift & 0xFFFFFFFF for shift in (0, 32, 64, 96)]
-        yield from philox(counter, [key & 0xFFFFFFFF, key >> 32])
+        yield from plain_philox(counter, [key & 0xFFFFFFFF, key >> 32])
         block += 1
 
 
@@ -55,7 +56,7 @@ def fp32(x: float) -> float:
 
 
 def rounded(name: str, x: float) -> float:
-    return elementary_reference.float_of(elementary_reference.rounded_bits(name, x))
+    return multiprecision.float_of(multiprecision.rounded_bits(name, x))
 
 
 def normal_pair(word0: int, word1: int) -> tuple[float, float]:
@@ -80,7 +81,7 @@ def normal_pair(word0: int, word1: int) -> tuple[float, float]:
 def test_known_answers_of_random123(
     counter: list[int], key: list[int], expected: list[int]
 ) -> None:
-    assert philox(counter, key) == expected
+    assert plain_philox(counter, key) == expected
 
 
 # Bits
@@ -89,7 +90,7 @@ def test_known_answers_of_random123(
 @quick
 @given(key=KEYS, count=st.integers(0, 50))
 def test_words(key: int, count: int) -> None:
-    got = random.words(key, count)
+    got = philox.words(key, count)
     assert got.dtype == np.uint32
     assert got.tolist() == first(key, count)
 
@@ -97,15 +98,15 @@ def test_words(key: int, count: int) -> None:
 @quick
 @given(key=KEYS, block=st.integers(0, 2**64 - 1))
 def test_far_blocks(key: int, block: int) -> None:
-    got = random._philox(np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32), np.uint64(block))
+    got = philox._philox(np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32), np.uint64(block))
     counter = [block & 0xFFFFFFFF, block >> 32, 0, 0]
-    assert [int(word) for word in got] == philox(counter, [key & 0xFFFFFFFF, key >> 32])
+    assert [int(word) for word in got] == plain_philox(counter, [key & 0xFFFFFFFF, key >> 32])
 
 
 @quick
 @given(key=KEYS, shape=SHAPES)
 def test_uniform24(key: int, shape: list[int]) -> None:
-    got = random.uniform24(key, shape)
+    got = philox.uniform24(key, shape)
     assert got.dtype == torch.float32
     assert got.shape == tuple(shape)
     assert got.untyped_storage().nbytes() == 4 * got.numel()
@@ -115,38 +116,38 @@ def test_uniform24(key: int, shape: list[int]) -> None:
 @quick
 @given(key=KEYS, shape=SHAPES, p=st.floats(0, 1))
 def test_bernoulli(key: int, shape: list[int], p: float) -> None:
-    got = random.bernoulli(key, p, shape)
+    got = philox.bernoulli(key, p, shape)
     assert got.dtype == torch.bool
     assert got.shape == tuple(shape)
-    uniform = random.uniform24(key, shape).reshape(-1).tolist()
+    uniform = philox.uniform24(key, shape).reshape(-1).tolist()
     assert got.reshape(-1).tolist() == [u < p for u in uniform]
-    assert torch.equal(random.bernoulli(key, p, shape, torch.float32), got.float())
+    assert torch.equal(philox.bernoulli(key, p, shape, torch.float32), got.float())
 
 
 @pytest.mark.parametrize("offset", [-1, 0, 1])
 def test_bernoulli_next_to_a_drawn_value(offset: int) -> None:
     """p moves by the least double step around a value that is drawn: comparisons are exact."""
-    drawn = random.uniform24(5, (1,)).item()
+    drawn = philox.uniform24(5, (1,)).item()
     p = drawn if offset == 0 else math.nextafter(drawn, offset * math.inf)
-    assert random.bernoulli(5, p, (1,)).item() == (drawn < p)
+    assert philox.bernoulli(5, p, (1,)).item() == (drawn < p)
 
 
 @quick
 @given(key=KEYS, shape=SHAPES)
 def test_normal(key: int, shape: list[int]) -> None:
-    got = random.normal(key, shape)
+    got = philox.normal(key, shape)
     assert got.dtype == torch.float32
     assert got.shape == tuple(shape)
     drawn = first(key, got.numel() + 1)
     expected = [z for j in range(0, got.numel(), 2) for z in normal_pair(*drawn[j : j + 2])]
     bits = got.reshape(-1).numpy().view(np.uint32)
-    assert bits.tolist() == [elementary_reference.bits_of(z) for z in expected[: got.numel()]]
+    assert bits.tolist() == [multiprecision.bits_of(z) for z in expected[: got.numel()]]
 
 
 @quick
 @given(key=KEYS, shape=SHAPES)
 def test_exponential(key: int, shape: list[int]) -> None:
-    got = random.exponential(key, shape)
+    got = philox.exponential(key, shape)
     assert got.dtype == torch.float32
     assert got.shape == tuple(shape)
     drawn = [max(word >> 8, 1) / 2**24 for word in first(key, got.numel())]
@@ -155,11 +156,11 @@ def test_exponential(key: int, shape: list[int]) -> None:
 
 def test_no_waiting_time_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     ends = torch.tensor([0.0, 2.0**-24, 1 - 2.0**-24])
-    monkeypatch.setattr(random, "uniform24", lambda key, shape: ends)
-    assert random.exponential(0, (3,)).tolist() == [
+    monkeypatch.setattr(philox, "uniform24", lambda key, shape: ends)
+    assert philox.exponential(0, (3,)).tolist() == [
         -rounded("log", u) for u in (2**-24, 2**-24, 1 - 2**-24)
     ]
-    assert (random.exponential(0, (3,)) > 0).all()
+    assert (philox.exponential(0, (3,)) > 0).all()
 
 
 @quick
@@ -168,7 +169,7 @@ def test_integers(key: int, shape: list[int], ends: tuple[int, int]) -> None:
     low, high = min(ends), max(ends)
     if low == high:
         return
-    got = random.integers(key, low, high, shape)
+    got = philox.integers(key, low, high, shape)
     assert got.dtype == torch.int64
     assert got.shape == tuple(shape)
     drawn = first(key, 2 * got.numel())
@@ -179,14 +180,14 @@ def test_integers(key: int, shape: list[int], ends: tuple[int, int]) -> None:
 def test_integers_over_the_whole_range() -> None:
     word = first(9, 2)
     expected = word[0] + (word[1] << 32) - 2**63
-    assert random.integers(9, -(2**63), 2**63, (1,)).tolist() == [expected]
+    assert philox.integers(9, -(2**63), 2**63, (1,)).tolist() == [expected]
 
 
 @quick
 @given(n=st.integers(0, 100), seed=st.integers(0, 2**256 - 1), step=st.integers(0, 2**63 - 1))
 def test_permutation(n: int, seed: int, step: int) -> None:
-    got = random.permutation(seed, "order", step, n)
-    drawn = first(random.Stream(seed, "order", step).next_key(), 2 * n)
+    got = philox.permutation(seed, "order", step, n)
+    drawn = first(Stream(seed, "order", step).next_key(), 2 * n)
     values = [a + (b << 32) for a, b in zip(drawn[::2], drawn[1::2], strict=True)]
     assert got.dtype == np.int64
     assert got.tolist() == sorted(range(n), key=values.__getitem__)
@@ -195,7 +196,7 @@ def test_permutation(n: int, seed: int, step: int) -> None:
 @quick
 @given(seed=st.integers(0, 2**256 - 1), purpose=st.text(max_size=20), step=st.integers(0, 2**40))
 def test_keys(seed: int, purpose: str, step: int) -> None:
-    stream = random.Stream(seed, purpose, step)
+    stream = Stream(seed, purpose, step)
     for call in range(3):
         value = [seed.to_bytes(32, "big"), purpose, step, call]
         digest = encoding.digest_value("random key", value)
@@ -204,7 +205,7 @@ def test_keys(seed: int, purpose: str, step: int) -> None:
 
 def test_every_part_of_the_name_changes_the_key() -> None:
     names = [(0, "a", 0), (1, "a", 0), (2**255, "a", 0), (0, "b", 0), (0, "a", 1)]
-    streams = [random.Stream(*name) for name in names]
+    streams = [Stream(*name) for name in names]
     assert len({stream.next_key() for stream in streams for _ in range(3)}) == 15
 
 
@@ -213,12 +214,12 @@ def test_prefixes_and_threads_do_not_matter(threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        long = random.normal(3, (100_001,))
-        assert torch.equal(random.normal(3, (33_333, 3))[:10].reshape(-1), long[:30])
-        uniform = random.uniform24(3, (100_001,))
+        long = philox.normal(3, (100_001,))
+        assert torch.equal(philox.normal(3, (33_333, 3))[:10].reshape(-1), long[:30])
+        uniform = philox.uniform24(3, (100_001,))
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(uniform, random.uniform24(3, (100_003,))[:-2])
+    assert torch.equal(uniform, philox.uniform24(3, (100_003,))[:-2])
     picked = [0, 49_999, 65_536, 100_000]
     drawn = first(3, 100_001)
     assert uniform[picked].tolist() == [(drawn[i] >> 8) / 2**24 for i in picked]
@@ -227,17 +228,17 @@ def test_prefixes_and_threads_do_not_matter(threads: int) -> None:
 def test_vectors() -> None:
     for case in json.loads(VECTORS.read_text()):
         seed, purpose, step = int(case["seed"], 16), case["purpose"], case["step"]
-        stream = random.Stream(seed, purpose, step)
+        stream = Stream(seed, purpose, step)
         assert [f"{stream.next_key():016x}" for _ in case["keys"]] == case["keys"]
         key, shape = int(case["keys"][0], 16), (len(case["words"]),)
-        assert [f"{w:08x}" for w in random.words(key, *shape).tolist()] == case["words"]
+        assert [f"{w:08x}" for w in philox.words(key, *shape).tolist()] == case["words"]
         for name in ("uniform24", "normal", "exponential"):
-            bits = getattr(random, name)(key, shape).numpy().view(np.uint32).tolist()
+            bits = getattr(philox, name)(key, shape).numpy().view(np.uint32).tolist()
             assert [f"{b:08x}" for b in bits] == case[name]
-        assert random.bernoulli(key, case["p"], shape).int().tolist() == case["bernoulli"]
+        assert philox.bernoulli(key, case["p"], shape).int().tolist() == case["bernoulli"]
         low, high = case["range"]
-        assert random.integers(key, low, high, shape).tolist() == case["integers"]
-        order = random.permutation(seed, purpose, step, len(case["permutation"]))
+        assert philox.integers(key, low, high, shape).tolist() == case["integers"]
+        order = philox.permutation(seed, purpose, step, len(case["permutation"]))
         assert order.tolist() == case["permutation"]
 
 
@@ -250,25 +251,25 @@ def test_vectors() -> None:
 )
 def test_names_out_of_range(seed: int, step: int, message: str) -> None:
     with pytest.raises(UsageError, match=f"{message}: expected .* got"):
-        random.Stream(seed, "step", step)
+        Stream(seed, "step", step)
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.1, math.nan, math.inf])
 def test_probabilities_out_of_range(p: float) -> None:
     with pytest.raises(UsageError, match="probability: expected 0 <= p <= 1, got"):
-        random.bernoulli(0, p, (1,))
+        philox.bernoulli(0, p, (1,))
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 0), (1, 0), (0, 2**63 + 1), (-(2**63) - 1, 0)])
 def test_empty_or_wide_ranges(low: int, high: int) -> None:
     with pytest.raises(UsageError, match="integers: expected"):
-        random.integers(0, low, high, (1,))
+        philox.integers(0, low, high, (1,))
 
 
 @pytest.mark.parametrize("key", [-1, 2**64])
 def test_keys_out_of_range(key: int) -> None:
     with pytest.raises(UsageError, match="random key: expected"):
-        random.uniform24(key, (1,))
+        philox.uniform24(key, (1,))
 
 
 # Statistics: fixed keys, limits at five standard deviations or a probability of 1e-6
@@ -278,7 +279,7 @@ COUNT = 2_000_000
 
 
 def test_uniform_cells() -> None:
-    u = random.uniform24(random.Stream(1, "test", 0).next_key(), (COUNT,)).numpy()
+    u = philox.uniform24(Stream(1, "test", 0).next_key(), (COUNT,)).numpy()
     cells = np.bincount((u * 256).astype(int), minlength=256)
     chi = float(((cells - COUNT / 256) ** 2 / (COUNT / 256)).sum())
     assert abs(chi - 255) < 5 * math.sqrt(2 * 255)
@@ -287,14 +288,14 @@ def test_uniform_cells() -> None:
 
 
 def test_every_bit_of_a_word_is_fair() -> None:
-    drawn = random.words(random.Stream(1, "test", 1).next_key(), COUNT)
+    drawn = philox.words(Stream(1, "test", 1).next_key(), COUNT)
     for bit in range(32):
         ones = int((drawn >> np.uint32(bit) & np.uint32(1)).sum())
         assert abs(ones - COUNT / 2) < 5 * math.sqrt(COUNT) / 2
 
 
 def test_normal_moments_and_distribution() -> None:
-    z = random.normal(random.Stream(1, "test", 2).next_key(), (COUNT,)).double()
+    z = philox.normal(Stream(1, "test", 2).next_key(), (COUNT,)).double()
     for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         got = float((z**power).mean())
         assert abs(got - moment) < 5 * math.sqrt(variance / COUNT), f"moment {power}: {got}"
@@ -306,15 +307,15 @@ def test_normal_moments_and_distribution() -> None:
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9, 1.0])
 def test_bernoulli_frequency(p: float) -> None:
-    hits = int(random.bernoulli(random.Stream(1, "test", 3).next_key(), p, (COUNT,)).sum())
+    hits = int(philox.bernoulli(Stream(1, "test", 3).next_key(), p, (COUNT,)).sum())
     assert abs(hits - p * COUNT) <= 5 * math.sqrt(p * (1 - p) * COUNT)
 
 
 def test_integers_and_permutations_are_even() -> None:
-    drawn = random.integers(random.Stream(1, "test", 4).next_key(), -3, 4, (COUNT,))
+    drawn = philox.integers(Stream(1, "test", 4).next_key(), -3, 4, (COUNT,))
     cells = torch.bincount(drawn + 3, minlength=7).double()
     assert float(((cells - COUNT / 7) ** 2 / (COUNT / 7)).sum()) < 6 + 8 * math.sqrt(12)
-    firsts = [int(random.permutation(1, "test", step, 5)[0]) for step in range(2_000)]
+    firsts = [int(philox.permutation(1, "test", step, 5)[0]) for step in range(2_000)]
     assert float(((np.bincount(firsts, minlength=5) - 400.0) ** 2 / 400).sum()) < 4 + 8 * math.sqrt(
         8
     )

@@ -13,8 +13,8 @@ from rules_support import exact, numbers, same
 from vector_files import patterns
 from vector_operations import LOSSES, NORMS, OPTIMISERS, SOFTMAX, SUMS, contractions
 
-from veritrain.numerics.reference import Geometry, contraction_bits
-from veritrain.numerics.reference.optimisers import power as plain_power
+from spec import Geometry, contraction_bits
+from spec.optimisers import power as plain_power
 from veritrain.numerics.rules.optimisers import power
 
 DEFINITIONS = (

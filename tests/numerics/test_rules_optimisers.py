@@ -37,7 +37,7 @@ def train(kind, options: dict, layout: str, *, plain: bool, steps: int = 4) -> l
     with exact():
         weights = parameters(layout)
         optimizer = kind(weights, **options)
-        resolve("exact").canonicalise(optimizer)
+        resolve("exact").fix_flags(optimizer)
         if plain:
             optimizer = kind(weights, **options, fused=False, foreach=False)
         for step in range(steps):
@@ -100,7 +100,7 @@ def test_late_momentum_starts_with_its_gradient():
     with exact():
         early, late = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
         optimizer = torch.optim.SGD([early, late], lr=0.5, momentum=0.5, dampening=0.5)
-        resolve("exact").canonicalise(optimizer)
+        resolve("exact").fix_flags(optimizer)
         early.grad = torch.ones(2)
         optimizer.step()
         assert optimizer.param_groups[0]["fused"]
@@ -130,7 +130,7 @@ def test_threads_do_not_matter():
         with exact():
             for kind in (torch.optim.SGD, torch.optim.AdamW):
                 optimizer = kind([weight], lr=0.1)
-                resolve("exact").canonicalise(optimizer)
+                resolve("exact").fix_flags(optimizer)
                 optimizer.step()
                 optimizer.step()
         return weight.detach()
@@ -152,7 +152,7 @@ def test_other_optimisers_run_their_plain_loop(kind):
         weight = torch.nn.Parameter(numbers(1, 3, 4))
         wide = torch.nn.Parameter(numbers(1, 3, 4).double())
         optimizer = kind([weight], lr=0.1)
-        resolve("exact").canonicalise(optimizer)
+        resolve("exact").fix_flags(optimizer)
         weight.grad = numbers(2, 3, 4)
         optimizer.step()
     oracle = kind([wide], lr=0.1, foreach=False)
@@ -164,7 +164,7 @@ def test_other_optimisers_run_their_plain_loop(kind):
 def test_differentiable_optimiser_takes_the_plain_loop():
     weight = torch.nn.Parameter(numbers(1, 3))
     optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.5, differentiable=True)
-    resolve("exact").canonicalise(optimizer)
+    resolve("exact").fix_flags(optimizer)
     assert not optimizer.param_groups[0]["fused"]
 
 

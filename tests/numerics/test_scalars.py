@@ -14,8 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.machines import MACHINES, run
-from veritrain.numerics import scalars
-from veritrain.numerics.scalars import ExactFloat, correctly_rounded_math, exact_hyperparameters
+from veritrain.numerics.patches import exact_floats
+from veritrain.numerics.patches.exact_floats import (
+    ExactFloat,
+    correctly_rounded_math,
+    exact_hyperparameters,
+)
 
 finite = st.floats(1e-3, 50)
 
@@ -28,7 +32,7 @@ def nearest(true: mpmath.mpf, got: float) -> bool:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(sorted(scalars._FUNCTIONS)), finite, st.floats(-5, 5))
+@given(st.sampled_from(sorted(exact_floats._FUNCTIONS)), finite, st.floats(-5, 5))
 def test_functions_round_correctly(name, x, y):
     if name in ("asin", "acos", "atanh"):
         x = x / 51
@@ -42,11 +46,11 @@ def test_functions_round_correctly(name, x, y):
         got = getattr(math, name)(*arguments)
     assert got == pytest.approx(function(*arguments), rel=1e-12)
     with mpmath.workprec(2000):
-        assert nearest(mpmath.mpf(scalars._FUNCTIONS[name](*map(mpmath.mpf, arguments))), got)
+        assert nearest(mpmath.mpf(exact_floats._FUNCTIONS[name](*map(mpmath.mpf, arguments))), got)
 
 
 def test_all_functions_are_put_back():
-    names = [name for name in scalars._FUNCTIONS if hasattr(math, name)]
+    names = [name for name in exact_floats._FUNCTIONS if hasattr(math, name)]
     before = [getattr(math, name) for name in names]
     with contextlib.suppress(ZeroDivisionError), correctly_rounded_math():
         assert [getattr(math, name) for name in names] != before
@@ -95,7 +99,7 @@ def test_hyperparameters_are_plain_again_afterwards():
 
 POWERS = """
 import math, random
-from veritrain.numerics.scalars import ExactFloat, correctly_rounded_math
+from veritrain.numerics.patches.exact_floats import ExactFloat, correctly_rounded_math
 values = [(0.5 + i / 4001, i % 100) for i in range(1, 1000)]
 def functions():
     random.seed(1)

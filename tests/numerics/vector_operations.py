@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from veritrain.numerics.reference import (
+from spec import (
     Geometry,
     Width,
     contraction,
@@ -21,7 +21,7 @@ from veritrain.numerics.reference import (
     pooling,
     sums,
 )
-from veritrain.numerics.reference.binary32 import Array, add, mul
+from spec.binary32 import Array, add, mul
 
 Inputs = dict[str, Any]
 Outputs = dict[str, Any]

@@ -17,7 +17,7 @@ from veritrain.errors import TranscriptError, UsageError
 from veritrain.job.data import Batches
 from veritrain.job.state import capture
 from veritrain.job.step import Program, run_step
-from veritrain.numerics.logged.mode import LoggedMode
+from veritrain.numerics.logged.logged_mode import LoggedMode
 from veritrain.numerics.logged.rounding import Following, Recording
 from veritrain.replay.report import Verdict
 from veritrain.transcript import Transcript

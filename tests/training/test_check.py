@@ -226,7 +226,7 @@ def test_a_refused_optimiser_does_not_hide_the_operators(monkeypatch: pytest.Mon
     def refuse(self: Exact, optimizer: torch.optim.Optimizer) -> None:
         raise vt.UnsupportedOperatorError("optimizer AdamW is not for this test; use SGD")
 
-    monkeypatch.setattr(Exact, "canonicalise", refuse)
+    monkeypatch.setattr(Exact, "fix_flags", refuse)
     report = vt.check(make(fft))
     assert {("AdamW", "building"), ("aten._fft_r2c.default", "blocks.0")} <= places(report)
     assert report.operators[0].remedy == "use SGD"

@@ -42,9 +42,9 @@ def rounding_by(make: MakeRecording) -> Generator[None]:
 class _Cheating(Recording):
     """Decides otherwise, looking at the values again when they were rounded already."""
 
-    def settle(self, tensors: Tensors) -> None:
-        """See `Rounding.settle`."""
-        super().settle(replace(tensors, values=tensors.values.copy()))
+    def round(self, tensors: Tensors) -> None:
+        """See `Rounding.round`."""
+        super().round(replace(tensors, values=tensors.values.copy()))
 
 
 class Steering(_Cheating):

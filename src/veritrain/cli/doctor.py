@@ -114,7 +114,7 @@ def _facts() -> dict[str, str]:
     import torch
 
     from veritrain.job.loading.installed import version
-    from veritrain.numerics import engines
+    from veritrain.numerics.cpu import products
     from veritrain.runtime import kernels
     from veritrain.transcript.signing import default_key_path
 
@@ -123,13 +123,13 @@ def _facts() -> dict[str, str]:
         file.name.rpartition("-")[0] for place in kernels.folders() for file in place.glob("*.code")
     }
     key = default_key_path()
-    bytes_engine = "yes" if engines.bytes_are_exact() else "no, by float64"
+    byte_products = "yes" if products.bytes_are_exact() else "no, by float64"
     return {
         **{name: version(name) for name in _PACKAGES},
         "processor": f"{_processor()} ({platform.machine()})",
         "instructions": " ".join(_instructions()) or "unknown",
         "PyTorch uses": torch.backends.cpu.get_cpu_capability(),
-        "byte products": bytes_engine,
+        "byte products": byte_products,
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} processors",
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "kernels": f"{len(kept)} compiled, in {folder if folder is not None else 'no folder'}",
@@ -157,7 +157,7 @@ def _mode(file: Path) -> str:
 def _slow() -> list[str]:
     import torch
 
-    from veritrain.numerics import engines
+    from veritrain.numerics.cpu import products
 
     found: list[str] = []
     instructions, processors = _instructions(), os.cpu_count() or 1
@@ -166,7 +166,7 @@ def _slow() -> list[str]:
         found.append("no AVX2: kernels have narrow vectors")
     if is_intel and "avx2" in instructions and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         found.append("PyTorch does not use AVX2, which is there: unset ATEN_CPU_CAPABILITY")
-    if not engines.bytes_are_exact():
+    if not products.bytes_are_exact():
         found.append(
             "no products of bytes (VNNI): matrix products run in float64, at half the speed"
         )

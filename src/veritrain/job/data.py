@@ -28,8 +28,9 @@ from torch.utils.data._utils import signal_handling
 from veritrain.encoding import Digest, Value, digest, digest_value
 from veritrain.errors import JobError, UsageError, VeritrainError
 from veritrain.job.job import Job, MapDataset, users_code
-from veritrain.numerics import Profile, random, resolve
-from veritrain.numerics.drawing import Draws, watched_generators
+from veritrain.numerics import Profile, resolve
+from veritrain.numerics.cpu import philox
+from veritrain.numerics.patches.drawing import Draws, watched_generators
 from veritrain.numerics.profile import Scope
 from veritrain.runtime.progress import Count, Stage, tell
 from veritrain.transcript import merkle, tensors
@@ -73,7 +74,7 @@ class Batches:
         size = self.job.batch_size
         epoch, position = divmod(step - 1, self.count // size)
         if epoch != self._epoch:
-            self._order = random.permutation(self.job.seed, "order", epoch, self.count)
+            self._order = philox.permutation(self.job.seed, "order", epoch, self.count)
             self._epoch = epoch
         return [int(index) for index in self._order[position * size : (position + 1) * size]]
 

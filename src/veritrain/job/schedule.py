@@ -1,6 +1,6 @@
 """Learning-rate schedules that give every machine the same rates.
 
-Schedulers compute in Python floats (numerics/scalars.py says why these differ). Two remedies, both in
+Schedulers compute in Python floats (numerics/patches/exact_floats.py says why these differ). Two remedies, both in
 `settled_rates`:
 
 1. While a scheduler runs, the functions of `math` are correctly rounded.
@@ -19,7 +19,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from veritrain.numerics.scalars import correctly_rounded_math
+from veritrain.numerics.patches.exact_floats import correctly_rounded_math
 
 _RATE_BITS = 32
 _LARGEST_RATE = 2.0**1000  # no rate; rounding what is near the largest double could overflow

@@ -32,7 +32,7 @@ from veritrain.errors import JobError, NumericsError, UsageError
 from veritrain.job.job import Job, users_code
 from veritrain.job.schedule import settle_group, settle_records, settled_rates
 from veritrain.numerics import CPU, Profile, resolve
-from veritrain.numerics.overlap import overlaps_itself
+from veritrain.numerics.rules.overlap import overlaps_itself
 from veritrain.runtime.progress import Stage, tell
 from veritrain.transcript import tensors
 
@@ -86,7 +86,7 @@ class Program:
                 optimizer = job.optimizer(model)
             _require_type("optimizer", optimizer, Optimizer)
             _require_plain_step(optimizer)
-            profile.canonicalise(optimizer)
+            profile.fix_flags(optimizer)
             for group in optimizer.param_groups:
                 settle_group(group)
             scheduler = _build_scheduler(job, optimizer)
@@ -115,7 +115,7 @@ class Program:
         states = (state for state in self.optimizer.state.values() if isinstance(state, dict))
         state = (value for values in states for name, value in values.items() if name != "step")
         every = (*self.model.parameters(), *self.model.buffers(), *state)
-        self.profile.settle(tensor for tensor in every if isinstance(tensor, Tensor))
+        self.profile.round_state(tensor for tensor in every if isinstance(tensor, Tensor))
 
     def begin_step(self, step: int) -> None:
         """Set the flags that a step starts with: training mode, then what the job's `before_step` sets.
@@ -215,7 +215,7 @@ class _FlagsOnly(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # see `numerics.mode`
+        return False  # see `numerics.rules.exact_mode`
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None

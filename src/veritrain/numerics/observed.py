@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from veritrain.errors import NumericsError
 from veritrain.numerics.logged.rounding import Rounding
+from veritrain.numerics.platform.operator_mode import OperatorMode
 from veritrain.numerics.profile import Exact, Native, Scope, resolve
 from veritrain.numerics.watched import Compute, Watched
 
@@ -69,9 +69,11 @@ class _Telling:
         self.observer.computed(str(func), perf_counter() - start)
         return result
 
-    def settle(self, tensors: Iterable[Tensor], settle: Callable[[Iterable[Tensor]], None]) -> None:
-        """See `Watcher.settle`."""
-        settle(tensors)
+    def round_state(
+        self, tensors: Iterable[Tensor], round_state: Callable[[Iterable[Tensor]], None]
+    ) -> None:
+        """See `Watcher.round_state`."""
+        round_state(tensors)
 
 
 class ObservedExact(Watched):
@@ -90,10 +92,10 @@ class ObservedExact(Watched):
     def observer(self, observer: Observer) -> None:
         self._telling.observer = observer
 
-    def canonicalise(self, optimizer: Optimizer) -> None:
+    def fix_flags(self, optimizer: Optimizer) -> None:
         """As `Exact`; a refused optimiser keeps its own flags."""
         try:
-            super().canonicalise(optimizer)
+            super().fix_flags(optimizer)
         except NumericsError as error:
             self.observer.refused(type(optimizer).__name__, (), error)
 
@@ -132,24 +134,14 @@ def _natively(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         ) from error
 
 
-class _ObservedNativeMode(TorchDispatchMode):
+class _ObservedNativeMode(OperatorMode):
     def __init__(self, observer: Observer) -> None:
         super().__init__()
         self._observer = observer
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """See `ExactMode`."""
-        return False
-
-    def __torch_dispatch__(
-        self,
-        func: OpOverload,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def operator(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See `OperatorMode`."""
         start = perf_counter()
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         self._observer.computed(str(func), perf_counter() - start)
         return result

@@ -9,35 +9,40 @@ from __future__ import annotations
 
 import os
 import random as python_random
-import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.backends import mha, nnpack
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import SGD, Adafactor, Adam, AdamW, Optimizer
 
-from veritrain.errors import NumericsError, TranscriptError, UnsupportedOperatorError, UsageError
-from veritrain.numerics import onednn
-from veritrain.numerics.distributions import exact_distributions
-from veritrain.numerics.entropy import no_entropy
-from veritrain.numerics.generators import JobStream
+from veritrain.errors import TranscriptError, UnsupportedOperatorError, UsageError
+from veritrain.numerics.keys.generators import JobStream
+from veritrain.numerics.keys.stream import Stream
 from veritrain.numerics.logged.thresholds import Thresholds
-from veritrain.numerics.random import Stream
-from veritrain.numerics.scalars import correctly_rounded_math, exact_hyperparameters
-from veritrain.numerics.scripts import no_export, plain_scripts
+from veritrain.numerics.patches.compilation import no_compiled_code
+from veritrain.numerics.patches.distributions import exact_distributions
+from veritrain.numerics.patches.entropy import no_entropy
+from veritrain.numerics.patches.exact_floats import correctly_rounded_math, exact_hyperparameters
+from veritrain.numerics.patches.torchscript import no_export, plain_scripts
+from veritrain.numerics.platform.places import CPU
+from veritrain.numerics.surroundings import (
+    callers_generators_kept,
+    ieee_arithmetic,
+    new_tensors_on,
+    no_fused_layers,
+    on_device,
+)
 
 if TYPE_CHECKING:
     from veritrain.numerics.logged.rounding import Rounding, Target
-    from veritrain.numerics.mode import ExactMode
+    from veritrain.numerics.rules.exact_mode import ExactMode
 
-CPU = torch.device("cpu")
 FLOAT32_BITS = 24  # significant ones
 
 
@@ -109,7 +114,7 @@ class Profile(ABC):
         """
         with (
             _one_thread.lock,
-            _callers_generators_kept(),
+            callers_generators_kept(),
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
             self._enter(device, rounding) as scope,
             no_entropy(),
@@ -124,7 +129,7 @@ class Profile(ABC):
         """Compute torch operators as the profile says."""
 
     @abstractmethod
-    def canonicalise(self, optimizer: Optimizer) -> None:
+    def fix_flags(self, optimizer: Optimizer) -> None:
         """Bring the optimiser's implementation flags to the profile's one canonical sequence."""
 
     def stepping(self, optimizer: Optimizer) -> AbstractContextManager[None]:
@@ -145,7 +150,7 @@ class Profile(ABC):
             raise TranscriptError("rounding log", f"{self.name} numerics have none")
         return None
 
-    def settle(self, tensors: Iterable[Tensor]) -> None:  # noqa: B027
+    def round_state(self, tensors: Iterable[Tensor]) -> None:  # noqa: B027
         """Bring a state to the profile's own numbers, in place; for most it has them."""
 
 
@@ -162,10 +167,10 @@ class Native(Profile):
 
     @contextmanager
     def _enter(self, device: torch.device, rounding: Rounding | None) -> Generator[Scope]:
-        with _new_tensors_on(device):
+        with new_tensors_on(device):
             yield _NativeScope()
 
-    def canonicalise(self, optimizer: Optimizer) -> None:
+    def fix_flags(self, optimizer: Optimizer) -> None:
         """The user's flags stand."""
 
 
@@ -196,26 +201,26 @@ class Exact(Profile):
 
     def make_mode(self, device: torch.device, rounding: Rounding | None) -> ExactMode:
         """The mode that computes every operator, on the CPU and on `device`."""
-        from veritrain.numerics.mode import ExactMode  # loads numba
+        from veritrain.numerics.rules.exact_mode import ExactMode  # loads numba
 
         return ExactMode(device)
 
     @contextmanager
     def _enter(self, device: torch.device, rounding: Rounding | None) -> Generator[Scope]:
+        from veritrain.numerics.patches.threads import no_operators_in_new_threads
         from veritrain.numerics.rules.contraction import grade
-        from veritrain.numerics.threads import no_operators_in_new_threads
 
         mode = self.make_mode(device, rounding)
         # Fused kernels hide their operators; the composite forms show them.
         with (
-            _ieee_arithmetic(), sdpa_kernel(list(self.attention)), _no_fused_layers(),
-            _no_compiled_code(), plain_scripts(), no_export(), correctly_rounded_math(),
+            ieee_arithmetic(), sdpa_kernel(list(self.attention)), no_fused_layers(),
+            no_compiled_code(), plain_scripts(), no_export(), correctly_rounded_math(),
             exact_distributions(), no_operators_in_new_threads(), grade(self.grade),
-            _on_device(device), mode,
+            on_device(device), mode,
         ):  # fmt: skip
             yield _ExactScope(mode)
 
-    def canonicalise(self, optimizer: Optimizer) -> None:
+    def fix_flags(self, optimizer: Optimizer) -> None:
         """SGD, Adam and AdamW take the fused update; others their plain loop.
 
         Raises:
@@ -269,7 +274,7 @@ class Logged(Exact):
 
     def make_mode(self, device: torch.device, rounding: Rounding | None) -> ExactMode:
         """See `Exact.make_mode`."""
-        from veritrain.numerics.logged.mode import LoggedMode
+        from veritrain.numerics.logged.logged_mode import LoggedMode
 
         return LoggedMode(device, self.compute, rounding)
 
@@ -287,14 +292,14 @@ class Logged(Exact):
             raise TranscriptError("rounding log", f"missing: {self.name} numerics have one")
         return Following(self.target, Thresholds(thresholds), log)
 
-    def settle(self, tensors: Iterable[Tensor]) -> None:
+    def round_state(self, tensors: Iterable[Tensor]) -> None:
         """Round float32 tensors to the target."""
-        from veritrain.numerics.logged.grid import settle
+        from veritrain.numerics.logged.grid import round_in_place
 
         if self.bits < FLOAT32_BITS:
             for tensor in tensors:
                 if tensor.dtype == torch.float32:
-                    settle(tensor, self.bits)
+                    round_in_place(tensor, self.bits)
 
 
 def _choose_sgd_path(optimizer: Optimizer, args: object, kwargs: object) -> None:
@@ -336,119 +341,3 @@ def resolve(name: str) -> Profile:
     if name not in _PROFILES:
         raise UsageError(f"numerics {name!r} is unknown; choose one of {sorted(_PROFILES)}")
     return _PROFILES[name]
-
-
-@contextmanager
-def _ieee_arithmetic() -> Generator[None]:
-    """Refuse arithmetic that is not IEEE, before and after: `torch.set_flush_denormal(True)` makes it so.
-
-    A thread takes the setting from the one that starts it and keeps it, so that PyTorch's are tried too,
-    once for each number of them that this thread computes with.
-
-    Raises:
-        NumericsError: subnormal numbers are flushed to zero.
-    """
-    _require_subnormals(float(np.float32(2.0**-126) * np.float32(0.5)))
-    threads = torch.get_num_threads()
-    if getattr(_tried, "threads", None) != threads:
-        smallest = torch.full((threads * _GRAIN,), 2.0**-126, dtype=torch.float32, device="cpu")
-        _require_subnormals((smallest * 0.5).amin().item())
-        _tried.threads = threads
-    yield
-    _require_subnormals(float(np.float32(2.0**-126) * np.float32(0.5)))
-
-
-_GRAIN = 32_768  # values for which PyTorch takes one more thread
-_tried = threading.local()
-
-
-def _require_subnormals(value: float) -> None:
-    if value == 0:
-        raise NumericsError(
-            "subnormal numbers are flushed to zero, by torch.set_flush_denormal(True) perhaps, and "
-            "threads that were started meanwhile keep that: start a fresh process without it"
-        )
-
-
-@contextmanager
-def _on_device(device: torch.device) -> Generator[None]:
-    """What a step on a device needs besides the rules.
-
-    Raises:
-        UsageError: float64 products are emulated there.
-    """
-    if device.type == "cpu":
-        yield
-        return
-    from veritrain.numerics.device.gate import Gate
-
-    for name in _EMULATION:
-        if os.environ.get(name, "0") != "0":
-            raise UsageError(f"{name} makes float64 products inexact; unset it")
-    with (
-        _new_tensors_on(device),
-        # cuDNN's operators have other names and no rules; without it PyTorch calls its own
-        torch.backends.cudnn.flags(enabled=False),
-        # one thread walks the graph, so that gradients of two places meet in the order of the CPU
-        torch.autograd.set_multithreading_enabled(False),
-        Gate(),
-    ):
-        yield
-
-
-# cuBLAS: float64 products from narrower ones, with as many bits as it finds enough
-_EMULATION = ("CUBLAS_EMULATE_DOUBLE_PRECISION", "CUBLAS_FIXEDPOINT_EMULATION_MANTISSA_BIT_COUNT")
-
-
-def _new_tensors_on(device: torch.device) -> AbstractContextManager[object]:
-    return nullcontext() if device.type == "cpu" else device
-
-
-@contextmanager
-def _no_compiled_code() -> Generator[None]:
-    """Run what `torch.compile` compiled as plain Python: its kernels hide their operators.
-
-    Building an optimiser loads the compiler's front end, so it is loaded in every step that trains;
-    where it is not, nothing can be compiled before `torch.compile` loads it, which takes seconds.
-    """
-    with ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-            yield
-            return
-        original = torch.compile
-
-        def compile_plain(*args: Any, **kwargs: Any) -> Any:
-            torch.compile = original
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-            return original(*args, **kwargs)
-
-        torch.compile = compile_plain
-        try:
-            yield
-        finally:
-            torch.compile = original
-
-
-@contextmanager
-def _no_fused_layers() -> Generator[None]:
-    """No LSTM of oneDNN's; no whole attention layer in one kernel, as in evaluation; no convolution of
-    NNPACK's, whose sums are those of Winograd's algorithm: their errors have other bounds."""
-    attention = mha.get_fastpath_enabled()
-    mha.set_fastpath_enabled(False)
-    try:
-        with onednn.without_layers(), nnpack.flags(enabled=False):
-            yield
-    finally:
-        mha.set_fastpath_enabled(attention)
-
-
-@contextmanager
-def _callers_generators_kept() -> Generator[None]:
-    """Give the caller's Python and numpy generators back afterwards, as they were."""
-    python_state, numpy_state = python_random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        python_random.setstate(python_state)
-        np.random.set_state(numpy_state)

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage]
 
-from veritrain.numerics.logged.mode import LoggedMode
+from veritrain.numerics.logged.logged_mode import LoggedMode
 from veritrain.numerics.logged.rounding import Rounding
-from veritrain.numerics.mode import ExactMode
 from veritrain.numerics.profile import Exact, Logged
+from veritrain.numerics.rules.exact_mode import ExactMode
 
 Compute = Callable[[OpOverload, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -30,8 +30,10 @@ class Watcher(Protocol):
     ) -> Any:
         """The results of an operator, by `compute(func, args, kwargs)` or otherwise."""
 
-    def settle(self, tensors: Iterable[Tensor], settle: Callable[[Iterable[Tensor]], None]) -> None:
-        """The end of a step: `settle(tensors)` brings the state to the numbers of the numerics."""
+    def round_state(
+        self, tensors: Iterable[Tensor], round_state: Callable[[Iterable[Tensor]], None]
+    ) -> None:
+        """The end of a step: `round_state(tensors)` brings the state to the numbers of the numerics."""
 
 
 class Watched(Exact):
@@ -61,11 +63,11 @@ class Watched(Exact):
         """See `Profile.following`."""
         return self._plain.following(thresholds, log)
 
-    def settle(self, tensors: Iterable[Tensor]) -> None:
-        """See `Profile.settle`."""
+    def round_state(self, tensors: Iterable[Tensor]) -> None:
+        """See `Profile.round_state`."""
         changing = [x for x in tensors if x.dtype == torch.float32]
         with _disable_current_modes():
-            self._watcher.settle(changing, self._plain.settle)
+            self._watcher.round_state(changing, self._plain.round_state)
 
 
 class _WatchedExactMode(ExactMode):

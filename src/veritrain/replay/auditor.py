@@ -48,7 +48,7 @@ from veritrain.job.job import Job
 from veritrain.job.sources import commitment
 from veritrain.job.state import capture, require_fit
 from veritrain.job.step import Program, find_device
-from veritrain.numerics import random
+from veritrain.numerics.cpu import philox
 from veritrain.numerics.logged.tally import Tally, combined
 from veritrain.replay.causes import Cause, settings_cause
 from veritrain.replay.header import (
@@ -356,7 +356,7 @@ class _Audit:
         if self._nonce is None or self._options.sample is None:
             return every
         seed = int.from_bytes(self._nonce, "big")
-        order = random.permutation(seed, "audit sample", 0, len(every))
+        order = philox.permutation(seed, "audit sample", 0, len(every))
         return [every[int(index)] for index in sorted(order[: self._options.sample])]
 
     def _results(self, segments: list[Segment]) -> Iterator[tuple[SegmentResult, Segment]]:

@@ -21,7 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from veritrain.numerics import elementary, random, resolve
+from veritrain.numerics import resolve
+from veritrain.numerics.cpu import elementary, philox
+from veritrain.numerics.keys.stream import Stream
 
 Outputs: TypeAlias = dict[str, Tensor]
 
@@ -100,14 +102,14 @@ def _elementary(name: str) -> str | None:
 
 def _random() -> str | None:
     case = _file()["random"]
-    stream = random.Stream(int(case["seed"], 16), case["purpose"], case["step"])
+    stream = Stream(int(case["seed"], 16), case["purpose"], case["step"])
     key = stream.next_key()
     count = len(case["words"])
     found = {
         "keys": [f"{key:016x}"],
-        "words": [f"{word:08x}" for word in random.words(key, count).tolist()],
-        "uniform24": _words(random.uniform24(key, (count,))),
-        "normal": _words(random.normal(key, (count,))),
+        "words": [f"{word:08x}" for word in philox.words(key, count).tolist()],
+        "uniform24": _words(philox.uniform24(key, (count,))),
+        "normal": _words(philox.normal(key, (count,))),
     }
     for name, values in found.items():
         if (fault := _difference(name, values, case[name][: len(values)])) is not None:

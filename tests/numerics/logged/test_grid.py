@@ -24,8 +24,8 @@ from veritrain.numerics.logged.grid import (
     Grid,
     Rounded,
     follow,
+    round_in_place,
     round_to,
-    settle,
     turns,
 )
 
@@ -735,7 +735,7 @@ def test_settling_rounds_each_value_in_place(view: Callable[[torch.Tensor], torc
     out = np.empty_like(expected)
     grid = Grid(bits=bits, finest=-149, delta=0.0)
     check(grid, expected, out, round_to(grid, expected, out))
-    settle(part, bits)
+    round_in_place(part, bits)
     assert view(x).contiguous().numpy().reshape(-1).tobytes() == out.tobytes()
     untouched = torch.ones_like(x, dtype=torch.bool)
     view(untouched).fill_(False)
@@ -744,7 +744,7 @@ def test_settling_rounds_each_value_in_place(view: Callable[[torch.Tensor], torc
 
 def test_settling_a_leaf_leaves_no_trace_in_its_graph():
     x = torch.full((3,), 1.23456789, requires_grad=True)
-    settle(x, 8)
+    round_in_place(x, 8)
     assert x.grad_fn is None
     assert x.requires_grad
     assert x.tolist() == [1.234375] * 3

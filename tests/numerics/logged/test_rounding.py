@@ -45,20 +45,20 @@ def tensors(values: np.ndarray, scale: float | None = 1.0, kind: str = "product"
 def recorded(target: Target, given: list[np.ndarray], **options) -> tuple[bytes, list[np.ndarray]]:
     """The log and the results of an honest trainer."""
     recording = Recording(target, options.pop("thresholds", THRESHOLDS))
-    outs = [settled(recording, values, **options) for values in given]
+    outs = [rounded_by(recording, values, **options) for values in given]
     return recording.finish(), outs
 
 
-def settled(rounding: Rounding, values: np.ndarray, **options) -> np.ndarray:
+def rounded_by(rounding: Rounding, values: np.ndarray, **options) -> np.ndarray:
     of = tensors(values, **options)
-    rounding.settle(of)
+    rounding.round(of)
     return of.out
 
 
 def replayed(target: Target, log: bytes, given: list[np.ndarray], **options) -> list[np.ndarray]:
     """The results of an auditor who follows `log`."""
     following = Following(target, options.pop("thresholds", THRESHOLDS), log)
-    outs = [settled(following, values, **options) for values in given]
+    outs = [rounded_by(following, values, **options) for values in given]
     assert following.finish() == log
     return outs
 
@@ -83,11 +83,11 @@ def test_the_auditor_gets_the_trainers_bits(target, scale, is_single, seed):
             theirs = np.where(abs(theirs - mine.astype(np.float64)) <= grid.delta, theirs, mine)
             theirs = theirs.astype(np.float32)
         machines.append((kind, theirs))
-        outs.append(settled(recording, mine, scale=scale, kind=kind))
+        outs.append(rounded_by(recording, mine, scale=scale, kind=kind))
     log = recording.finish()
     following = Following(target, Thresholds({"sum": 3}), log)
     for (kind, theirs), out in zip(machines, outs, strict=True):
-        assert settled(following, theirs, scale=scale, kind=kind).tobytes() == out.tobytes()
+        assert rounded_by(following, theirs, scale=scale, kind=kind).tobytes() == out.tobytes()
     assert following.finish() == log
     for kind in kinds:
         mine, theirs = recording.tally[kind], following.tally[kind]
@@ -110,7 +110,7 @@ def test_without_a_scale_the_threshold_is_of_each_value():
     middles = np.array([float(boundary(n, e)) for n in (128, 255) for e in (-30, 0, 30)])
     log, outs = recorded(target, [middles * (1 + share)], scale=None)
     following = Following(target, THRESHOLDS, log)
-    theirs = settled(following, middles * (1 - share), scale=None)
+    theirs = rounded_by(following, middles * (1 - share), scale=None)
     assert theirs.tobytes() == outs[0].tobytes()
     assert following.tally["product"].corrected == 6
     assert 0.3 < following.tally["product"].widest < 1.0
@@ -189,7 +189,7 @@ def test_the_tensor_of_these_tests_has_one_ambiguous_entry():
     possible = HALF.grid(1.0, POSSIBLE)
     assert round_to(possible, plain(), out).places.tolist() == [NEAR]
     following = Following(HALF, THRESHOLDS, log)
-    assert settled(following, plain()).tobytes() == outs[0].tobytes()
+    assert rounded_by(following, plain()).tobytes() == outs[0].tobytes()
     tally = following.tally["product"]
     assert (tally.values, tally.logged, tally.corrected, tally.widest) == (40, 1, 0, 0.0)
 
@@ -203,7 +203,7 @@ def test_another_decision_that_is_possible_is_accepted_and_counted(offset):
         return replace(honest, up=~honest.up, sketch=sketch_of(out))
 
     following = Following(HALF, THRESHOLDS, lie(values, change))
-    out = settled(following, values)
+    out = rounded_by(following, values)
     following.finish()
     assert out[NEAR] == (107 if offset > 0 else 108) * STEP
     tally = following.tally["product"]
@@ -332,7 +332,7 @@ def test_entries_that_turned_are_found_beside_logged_ones():
     with pytest.raises(
         InconclusiveError, match=NAMED + "20, 1.5 times the threshold from its bound"
     ):
-        settled(following, theirs)
+        rounded_by(following, theirs)
 
 
 @pytest.mark.parametrize("count", [3, 4, 20])
@@ -577,12 +577,12 @@ def test_the_log_covers_every_tensor_and_no_more():
 def test_what_differs_first_is_named():
     log, _ = recorded(HALF, [plain(), plain(), plain()])
     following = Following(HALF, THRESHOLDS, log)
-    settled(following, plain())
+    rounded_by(following, plain())
     false = plain()
     false[2] += STEP
     of = replace(tensors(false), operator="aten.sum.default", result="result 2")
     with pytest.raises(VerificationError, match="^result 2 of aten.sum.default: the recorded"):
-        following.settle(of)
+        following.round(of)
 
 
 @given(seeds)
@@ -780,14 +780,14 @@ def test_a_recording_writes_and_counts_what_it_decides():
             super().write(size, rounded)
 
     steering = Steering(HALF, THRESHOLDS)
-    outs = [settled(steering, plain()) for _ in range(3)]
+    outs = [rounded_by(steering, plain()) for _ in range(3)]
     assert [out[NEAR] for out in outs] == [107 * STEP] * 3
     assert [(size, rounded.up.tolist()) for size, rounded in written] == [(40, [False])] * 3
     tally = steering.tally["product"]
     assert (tally.values, tally.logged, tally.corrected) == (120, 3, 0)
     following = Following(HALF, THRESHOLDS, steering.finish())
     for out in outs:
-        assert settled(following, plain()).tobytes() == out.tobytes()
+        assert rounded_by(following, plain()).tobytes() == out.tobytes()
     assert following.tally["product"].corrected == 3
 
 
@@ -797,7 +797,7 @@ def test_a_recording_that_writes_nothing_has_an_empty_log():
             pass
 
     silent = Silent(HALF, THRESHOLDS)
-    assert settled(silent, plain()).tobytes() == recorded(HALF, [plain()])[1][0].tobytes()
+    assert rounded_by(silent, plain()).tobytes() == recorded(HALF, [plain()])[1][0].tobytes()
     assert silent.finish() == b""
     assert silent.tally["product"].logged == 1
 

@@ -26,10 +26,10 @@ def values(size: int = 20_000) -> np.ndarray:
 
 
 def sampled(*results: np.ndarray) -> tuple[Sampling, list[Tensors]]:
-    sampling, settled = Sampling(TARGET, NOTHING_LOGGED), [tensors(x) for x in results]
-    for one in settled:
-        sampling.settle(one)
-    return sampling, settled
+    sampling, rounded = Sampling(TARGET, NOTHING_LOGGED), [tensors(x) for x in results]
+    for one in rounded:
+        sampling.round(one)
+    return sampling, rounded
 
 
 def comparing(of: Sampling) -> Comparing:
@@ -42,7 +42,7 @@ def test_many_turned_entries_are_noted_and_measuring_goes_on():
     other = comparing(sampling)
     for one in theirs:
         mine = tensors(x + np.float32(4 * 2.0**-22))
-        other.settle(mine)
+        other.round(mine)
         assert np.array_equal(mine.out, one.out), "both go on with the same numbers"
     other.finish()
     assert len(other.disagreements) == 2
@@ -54,7 +54,7 @@ def test_many_turned_entries_are_noted_and_measuring_goes_on():
 def test_what_no_decisions_explain_is_refused():
     sampling, _ = sampled(values())
     with pytest.raises(VerificationError, match="more than rounding errors explain"):
-        comparing(sampling).settle(tensors(values() * np.float32(1.1)))
+        comparing(sampling).round(tensors(values() * np.float32(1.1)))
 
 
 def test_the_largest_value_is_sampled():
@@ -63,7 +63,7 @@ def test_the_largest_value_is_sampled():
     sampling, _ = sampled(x)
     compared = comparing(sampling)
     with pytest.raises(VerificationError):
-        compared.settle(tensors(other))
+        compared.round(tensors(other))
     assert compared.gaps["product"].reach > 1.0
 
 
@@ -76,4 +76,4 @@ def test_samples_of_other_places_are_refused(place):
         TARGET, NOTHING_LOGGED, sampling.finish(), sampling.decisions(), bytes(samples)
     )
     with pytest.raises(TranscriptError, match="places below 5"):
-        other.settle(tensors(values(5)))
+        other.round(tensors(values(5)))

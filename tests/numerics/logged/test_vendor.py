@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from veritrain.numerics.logged.mode import _by_name, _is_plain
+from veritrain.numerics.logged.logged_mode import _by_name, _is_plain
 from veritrain.numerics.logged.thresholds import CLASSES, REACH
 from veritrain.numerics.logged.vendor import VENDOR, Call
 

@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from veritrain.numerics import generators, random, resolve
+from veritrain.numerics import resolve
+from veritrain.numerics.cpu import philox
+from veritrain.numerics.keys import generators
+from veritrain.numerics.keys.stream import Stream
 
 NAMES = (
     (0, "init", 0),
@@ -43,7 +46,7 @@ def generator_case(seed: int) -> dict[str, object]:
         weights = torch.tensor(WEIGHTS, dtype=torch.float64)
         replaced = torch.multinomial(weights, COUNT, replacement=True, generator=generator)
         order = torch.multinomial(weights, 3, generator=generator)
-    streams = [random.Stream(one, "generator", 0) for one in given]
+    streams = [Stream(one, "generator", 0) for one in given]
     return {
         "seed": f"{seed:016x}",
         "K": [f"{one:016x}" for one in given],
@@ -59,7 +62,7 @@ def main() -> None:
     """Compute all cases."""
     cases: list[dict[str, object]] = []
     for (seed, purpose, step), p, (low, high) in zip(NAMES, PROBABILITIES, RANGES, strict=True):
-        stream = random.Stream(seed, purpose, step)
+        stream = Stream(seed, purpose, step)
         key, *others = (stream.next_key() for _ in range(3))
         cases.append(
             {
@@ -67,15 +70,15 @@ def main() -> None:
                 "purpose": purpose,
                 "step": step,
                 "keys": [f"{k:016x}" for k in (key, *others)],
-                "words": [f"{word:08x}" for word in random.words(key, COUNT).tolist()],
-                "uniform24": bits(random.uniform24(key, (COUNT,))),
-                "normal": bits(random.normal(key, (COUNT,))),
-                "exponential": bits(random.exponential(key, (COUNT,))),
+                "words": [f"{word:08x}" for word in philox.words(key, COUNT).tolist()],
+                "uniform24": bits(philox.uniform24(key, (COUNT,))),
+                "normal": bits(philox.normal(key, (COUNT,))),
+                "exponential": bits(philox.exponential(key, (COUNT,))),
                 "p": p,
-                "bernoulli": random.bernoulli(key, p, (COUNT,)).int().tolist(),
+                "bernoulli": philox.bernoulli(key, p, (COUNT,)).int().tolist(),
                 "range": [low, high],
-                "integers": random.integers(key, low, high, (COUNT,)).tolist(),
-                "permutation": random.permutation(seed, purpose, step, COUNT).tolist(),
+                "integers": philox.integers(key, low, high, (COUNT,)).tolist(),
+                "permutation": philox.permutation(seed, purpose, step, COUNT).tolist(),
             }
         )
     folder = Path(__file__).parent

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from veritrain.numerics.integers import Slices
+from veritrain.numerics.cpu.integers import Slices
 
 _INSTALLED = importlib.util.find_spec("triton") is not None
 _BLOCK = 1024
@@ -74,7 +74,7 @@ def rescale(c: Tensor, row_scale: Tensor, column_scale: Tensor) -> Tensor:
 
 
 def uniform24(key: int, count: int, device: torch.device) -> Tensor:
-    """Twin of `random.uniform24` for `count` entries in one row."""
+    """Twin of `philox.uniform24` for `count` entries in one row."""
     out = torch.empty(count, dtype=torch.float32, device=device)
     if count:
         blocks = -(-count // 4)
@@ -109,21 +109,23 @@ def elementwise_kernel(
     return triton_source.elementwise(function, tensors, scalars, count)
 
 
-def elementary_bits(name: str, x: Tensor) -> tuple[Tensor, int]:
+def elementary_bits(
+    name: str, function: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor
+) -> tuple[Tensor, int]:
     """Bits of the function's results, int32 in the shape of `x`, UNDECIDED where its bound does not
     decide, and how many these are."""
     bits = torch.empty(x.shape, dtype=torch.int32, device=x.device)
     undecided = torch.zeros((), dtype=torch.int64, device=x.device)
-    _launch(elementary_kernel(name), x.numel(), x, bits, undecided)
+    _launch(elementary_kernel(name, function), x.numel(), x, bits, undecided)
     return bits, int(undecided)
 
 
 @cache
-def elementary_kernel(name: str) -> Any:
-    """The kernel of a function, derived from its torch operations."""
-    from veritrain.numerics.device import elementary, triton_source
+def elementary_kernel(name: str, function: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Any:
+    """The kernel of a function that gives intervals, derived from its torch operations."""
+    from veritrain.numerics.device import triton_source
 
-    return triton_source.kernel(name, elementary.FUNCTIONS[name])
+    return triton_source.kernel(name, function)
 
 
 def _launch(kernel: Any, count: int, *arguments: Any) -> None:

@@ -1,6 +1,6 @@
 """What the rules may run on a device: PyTorch kernels whose bits are known, and repairs of the others.
 
-`Gate` is a dispatch mode below the rules. It sees every operator that a rule runs on a tensor outside
+`DeviceGate` is a dispatch mode below the rules. It sees every operator that a rule runs on a tensor outside
 the CPU's memory, and admits it for one of the reasons below, replaces it by operations that have one,
 or refuses it. Operators on CPU tensors pass.
 
@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from veritrain.errors import UnsupportedOperatorError
-from veritrain.numerics.device import elsewhere
+from veritrain.numerics.platform.operator_mode import OperatorMode
+from veritrain.numerics.platform.places import elsewhere
 
 aten: Any = torch.ops.aten
 
@@ -76,27 +76,17 @@ FLOAT64 = ["mm", "bmm", "sqrt"]
 Way = Callable[..., Any]
 
 
-class Gate(TorchDispatchMode):
+class DeviceGate(OperatorMode):
     """Admits, repairs or refuses what is computed on a device.
 
     Raises (from any operator run under it):
         UnsupportedOperatorError: nothing is known about the operator's bits on a device.
     """
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """As in `ExactMode`."""
-        return False
-
-    def __torch_dispatch__(
-        self,
-        func: OpOverload,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if not any(_is_elsewhere(value) for value in _flat((*args, *kwargs.values()))):
+    def operator(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See `OperatorMode`."""
+        values = _flat((*args, *kwargs.values()))
+        if not any(isinstance(v, (Tensor, torch.device)) and elsewhere(v) for v in values):
             return func(*args, **kwargs)
         run = way(func)
         if run is None:  # made of other operators, each of which comes here
@@ -114,12 +104,6 @@ def _flat(values: Sequence[Any]) -> Iterator[Any]:
             yield from _flat(value)
         else:
             yield value
-
-
-def _is_elsewhere(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return elsewhere(value)
-    return isinstance(value, torch.device) and value.type != "cpu"
 
 
 @cache

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor, fx
 from torch.fx.proxy import GraphAppendingTracer, Proxy
 
-from veritrain.numerics.elementary_kernels import NAN, UNDECIDED
+from veritrain.numerics.cpu.elementary_constants import NAN, UNDECIDED
 
 _INFIX = {
     operator.add: "+", operator.sub: "-", operator.mul: "*", operator.truediv: "/",

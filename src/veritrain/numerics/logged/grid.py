@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from veritrain.numerics.integers import ROUNDING, jit
-from veritrain.numerics.parallel import run
-from veritrain.numerics.sums import bare_jit
+from veritrain.numerics.cpu.exact_sums import bare_jit
+from veritrain.numerics.cpu.integers import ROUNDING, jit
+from veritrain.numerics.platform.parallel import run
 
 OFFSET = 0.0006180339887498949  # of a step; no multiple of a small power of two
 _SLACK = 2.0**-27  # of a step: what rounding x + 1/2 itself may be wrong by, with room
@@ -281,7 +281,7 @@ def follow(
     return Followed(impossible=impossible, ratios=ratios, added=int(added) % 2**64)
 
 
-def settle(x: Tensor, bits: int) -> None:
+def round_in_place(x: Tensor, bits: int) -> None:
     """Round a float32 tensor to `bits` significant bits, in place."""
     values = x.detach().contiguous()  # `x` itself where it can be
     flat = values.numpy().reshape(-1)

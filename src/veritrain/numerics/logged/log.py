@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from veritrain.errors import TranscriptError
-from veritrain.numerics.integers import jit
+from veritrain.numerics.cpu.integers import jit
 from veritrain.numerics.logged.grid import BLOCK, Rounded
 
 _WHERE = "rounding log"

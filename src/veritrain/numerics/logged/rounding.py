@@ -92,7 +92,7 @@ class Rounding(ABC):
         return replace(self.target.grid(tensors.scale, width), most=_REACH)
 
     @abstractmethod
-    def settle(self, tensors: Tensors) -> None:
+    def round(self, tensors: Tensors) -> None:
         """Round `tensors.values` into `tensors.out`."""
 
     @abstractmethod
@@ -107,8 +107,8 @@ class Recording(Rounding):
         super().__init__(target, thresholds)
         self._log = LogWriter()
 
-    def settle(self, tensors: Tensors) -> None:
-        """See `Rounding.settle`."""
+    def round(self, tensors: Tensors) -> None:
+        """See `Rounding.round`."""
         rounded = self.decide(tensors)
         self.write(tensors.values.size, rounded)
         self.count(tensors.kind, Tally(values=tensors.values.size, logged=rounded.places.size))
@@ -129,7 +129,7 @@ class Recording(Rounding):
 class Following(Rounding):
     """The auditor's: takes the log's decisions where they are possible.
 
-    Raises (from `settle` and `finish`):
+    Raises (from `round` and `finish`):
         TranscriptError: the log is malformed.
         VerificationError: a decision that no arithmetic makes, or a result that none explains.
         InconclusiveError: a result that differs in an entry which may round either way and was not logged.
@@ -150,8 +150,8 @@ class Following(Rounding):
         """Go on reading at another byte, where a record begins."""
         self._log.position = position
 
-    def settle(self, tensors: Tensors) -> None:
-        """See `Rounding.settle`."""
+    def round(self, tensors: Tensors) -> None:
+        """See `Rounding.round`."""
         tensors = self._keeping(tensors)
         claimed = self._log.next(tensors.values.size)
         grid = self.logged_grid(tensors)

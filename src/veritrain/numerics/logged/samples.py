@@ -54,14 +54,14 @@ class Sampling(Recording):
         self._samples: list[bytes] = []
         self._decisions = LogWriter()
 
-    def settle(self, tensors: Tensors) -> None:
-        """See `Rounding.settle`."""
+    def round(self, tensors: Tensors) -> None:
+        """See `Rounding.round`."""
         self._samples.append(_sampled(tensors.values).tobytes())  # first: rounding may overwrite
         # so near to one boundary that another machine's value is nearest to the same
         possible = replace(self.possible_grid(tensors), most=self.logged_grid(tensors).most)
         decided = round_to(possible, tensors.values, np.empty_like(tensors.out))
         self._decisions.append(tensors.values.size, decided)
-        super().settle(tensors)
+        super().round(tensors)
 
     def samples(self) -> bytes:
         """Places and values of all results so far."""
@@ -78,7 +78,7 @@ class Comparing(Following):
     Where an audit would end, it notes so in `disagreements` and takes the sampling machine's decisions for
     all that may round either way.
 
-    Raises (from `settle` and `finish`):
+    Raises (from `round` and `finish`):
         TranscriptError: log, samples or decisions are malformed.
         VerificationError: a result that no decisions explain.
     """
@@ -100,12 +100,12 @@ class Comparing(Following):
         self._decisions = LogReader(decisions)
         self._samples = samples
 
-    def settle(self, tensors: Tensors) -> None:
-        """See `Rounding.settle`."""
+    def round(self, tensors: Tensors) -> None:
+        """See `Rounding.round`."""
         tensors = replace(tensors, values=tensors.values.copy())  # rounding may overwrite them
         self.gaps[tensors.kind] = self.gaps.get(tensors.kind, Gap()) + self._gap(tensors)
         try:
-            super().settle(tensors)
+            super().round(tensors)
             self._decisions.next(tensors.values.size)
         except (InconclusiveError, VerificationError) as error:
             self.disagreements.append(str(error))

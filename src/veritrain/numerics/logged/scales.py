@@ -14,9 +14,9 @@ import math
 import numpy as np
 from torch import Tensor
 
-from veritrain.numerics.integers import Slices, channels_of, jit, rows_of
-from veritrain.numerics.parallel import grain_of, run
-from veritrain.numerics.sums import bare_jit
+from veritrain.numerics.cpu.exact_sums import bare_jit
+from veritrain.numerics.cpu.integers import Slices, channels_of, jit, rows_of
+from veritrain.numerics.platform.parallel import grain_of, run
 
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _NOT_FINITE = np.int32(0x7F800000)

@@ -1,4 +1,5 @@
-"""What happened to the rounded values of some steps, by class of operators."""
+"""How many values of some steps were rounded, logged and corrected, by class of operators: an auditor sees
+from that whether the trainer steered."""
 
 from __future__ import annotations
 
@@ -6,20 +7,23 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_FOREIGN = 1 / 8  # of the logged decisions, on a machine that is a quarter of the threshold off
-_DOUBT = 40.0  # bits; honest machines are held to steer in one run of 2**40 at most
-_CHANCE = 32  # decisions that show nothing: equal values, in many entries at once, decide alike
+# An honest machine whose values are a quarter of the threshold away decides this share otherwise.
+_FOREIGN = 1 / 8
+_DOUBT = 40.0  # bits: at most one honest run in 2**40 is called steered
+_CHANCE = 32  # so many corrections prove nothing: equal values in many entries are decided alike
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """Counts, and the widest correction."""
+    """Counts of values in the results of one class of operators, and the widest correction."""
 
     values: int = 0
-    logged: int = 0
-    padding: int = 0  # logged, and not ambiguous for the auditor: it would hide steering
-    corrected: int = 0  # decisions that the auditor's own machine would not have made
-    widest: float = 0.0  # how far such a value was from its boundary, over the threshold
+    logged: int = 0  # values whose rounding the trainer wrote down
+    padding: int = 0  # logged values that the auditor finds unambiguous: they would hide steering
+    corrected: int = 0  # logged values that the auditor's own machine would have rounded otherwise
+    widest: float = (
+        0.0  # the largest distance of a corrected value from its boundary, in thresholds
+    )
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(
@@ -32,10 +36,11 @@ class Tally:
 
     @property
     def is_steered(self) -> bool:
-        """More decisions are foreign than differences of arithmetic within the threshold make.
+        """Whether the trainer chose roundings that no honest machine would have chosen.
 
-        A value within the threshold of its boundary, drawn evenly, falls on the other side on a machine
-        that is a quarter of the threshold off in one case of eight; never beyond the threshold.
+        Two honest machines compute values that differ by at most a quarter of the threshold. So they
+        round at most one in eight of the ambiguous values differently, if these lie evenly around their
+        boundaries. They never differ about a value farther than the threshold from its boundary.
         """
         if self.widest > 1.0:
             return True
@@ -44,8 +49,9 @@ class Tally:
 
 
 def _surprise(count: int, of: int) -> float:
-    """Bits: 2 to minus that bounds the probability that so many of `of` decisions are foreign.
+    """How unlikely it is that honest machines differ in `count` of `of` decisions, in bits.
 
+    The probability is at most 2 to the power of minus the result.
     Source: Chernoff's bound for binomial tails (Hoeffding 1963, theorem 1).
     """
     if count >= of:
@@ -58,6 +64,6 @@ def _surprise(count: int, of: int) -> float:
 
 
 def combined(tallies: Mapping[str, Tally], others: Mapping[str, Tally]) -> dict[str, Tally]:
-    """Both together, by class."""
+    """The sums of two tallies of the same steps' classes, by class."""
     names = sorted(tallies.keys() | others.keys())
     return {name: tallies.get(name, Tally()) + others.get(name, Tally()) for name in names}

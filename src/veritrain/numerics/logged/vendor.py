@@ -1,15 +1,18 @@
 """The operators that `logged` numerics leave to the vendor's kernels, with the scales of their results.
 
-An entry says, for each result in the order in which it is rounded, its scale S and how far rounding errors
-grow over u * S, u the roundoff of the arithmetic. A scale is computed from operands, or from results that are
-rounded already, so that every machine has the same (`scales`). For a sum of n products it is |a| |b|, the
-largest norms of the vectors that are multiplied, which bounds the sum of their magnitudes (Cauchy and Schwarz);
-errors grow by sqrt(n) over it (`thresholds`). None stands for a result whose error is relative to each value.
+`VENDOR` has an entry for each such operator. The entry gives a scale S and a growth for each result, in the
+order in which the results are rounded: rounding errors are at most about growth * u * S, where u is the
+roundoff of the arithmetic. A scale is computed from operands, or from results that are already rounded, so
+that every machine has the same scale (`scales`). A result without a scale (None) has an error that is
+relative to each value.
 
-What is added last, a bias or a mask, is not in S: it is at most the result and the sum, of which the one has its
-error besides (`Target.grid`).
+For a sum of n products the scale is |a| |b|, the largest norms of the vectors that are multiplied. It bounds
+the sum of the products' magnitudes (Cauchy and Schwarz). The growth is sqrt(n) (`thresholds`).
 
-Operators that are not here follow their exact rules, under `logged` as well.
+A bias or a mask is added last and is not in S. It is no larger than the result and the sum together, and
+`Target.grid` allows for the result's own error.
+
+All other operators follow their exact rules under `logged`.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from veritrain.numerics.integers import Slices, channels_of
+from veritrain.numerics.cpu.integers import Slices, channels_of
 from veritrain.numerics.logged.scales import (
     finite_top,
     largest,
@@ -77,21 +80,22 @@ Arguments: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class Vendor:
-    """An operator of PyTorch: its class, and the function that says how its results are rounded.
+    """How `logged` computes one operator of PyTorch, and rounds its results.
 
-    `when` names a flag without which it follows its exact rule; `wide` says that it does so unless the step
-    computes in float64, because its scale is too far above its values for anything less; `writes` the arguments that the kernel
-    updates besides, with their scales. `reordered` gives arguments of the same result whose sums run
-    in another order, the other way round where that can be said: another machine for `calibrate`.
+    `wide` is for operators whose scale is so far above their values that only float64 leaves enough bits.
+    `reordered` stands for another machine when `calibrate` measures: PyTorch adds the same terms in
+    another order.
     """
 
     name: str  # of the class
     results: Callable[[Call], Results]
-    when: str | None = None
-    wide: bool = False
+    when: str | None = None  # an argument; where it is false, the operator follows its exact rule
+    wide: bool = False  # the operator follows its exact rule in a step that computes in float32
+    # Arguments that the kernel updates, with their scales.
     writes: Mapping[str, Callable[[Call], float]] = field(
         default_factory=dict[str, Callable[[Call], float]]
     )
+    # Arguments with the same result, whose sums run in another order: backwards where that can be said.
     reordered: Callable[[Arguments], Arguments] | None = None
 
 
@@ -125,7 +129,7 @@ _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by number of axes
 
 
 def _channels_last(*names: str) -> Callable[[Arguments], Arguments]:
-    """Arguments that lie in memory otherwise, for which PyTorch has other kernels."""
+    """The same arguments in another memory layout, for which PyTorch has other kernels."""
 
     def reordered(arguments: Arguments) -> Arguments:
         tensors = {name: arguments[name] for name in names}
@@ -214,7 +218,7 @@ def _convolution_backward(call: Call) -> Results:
         yield Result(2, norm * math.sqrt(positions), math.sqrt(positions))
 
 
-# Sums: of x, whose magnitudes add up to max|x| times their number at most
+# Sums: the magnitudes of n values of x add up to at most n times the largest one
 
 
 def _terms(call: Call) -> int:
@@ -253,12 +257,11 @@ def _embedding_backward(call: Call) -> Results:
     yield Result(0, call.top("grad_output") * repeats, math.sqrt(repeats))
 
 
-# Norms: a mean, the inverse of a spread, then what is made of both
+# Norms: results are a mean, the inverse of a spread, and the values normalised with both
 
 
 class _Norm(NamedTuple):
-    """How a norm cuts its input: into slices with a mean and a spread each, and into parts with an
-    entry of the weight each."""
+    """How a norm cuts its input: each slice has a mean and a spread, each part has an entry of the weight."""
 
     slices: Slices
     parts: Slices
@@ -279,14 +282,14 @@ def _magnitudes(x: Tensor) -> np.ndarray:
 
 
 def _weights(call: Call, norm: _Norm) -> np.ndarray | float:
-    """Magnitudes of the weight, for each slice where it has its own, else at most."""
+    """Magnitude of each slice's weight; the largest one where a slice has several weights."""
     if norm.slices == norm.parts and call["weight"] is not None:
         return _magnitudes(call["weight"])
     return call.top("weight", 1.0)
 
 
 def _normal(call: Call, norm: _Norm, mean: np.ndarray, inverse: np.ndarray) -> np.ndarray:
-    """(|x| + |mean|) * inverse spread, at most, for each slice: what the normalised values' errors go by."""
+    """A bound of (|x| + |mean|) / spread for each slice: errors of normalised values are relative to it."""
     sizes = np.minimum(norms(call["input"], norm.slices), call.top("input"))
     return (sizes + mean) * inverse
 
@@ -304,9 +307,9 @@ def _norm_forward(call: Call, norm: _Norm) -> Results:
 def _norm_backward(call: Call, norm: _Norm, mean_name: str, inverse_name: str) -> Results:
     """Gradients of the image, the weight and the bias.
 
-    The first is weight * inverse * (g - mean of g - x * mean of g x), x being normalised: its square has a
-    mean of 1, so that the mean of g x is below the root of the mean square of g. Kernels compute x from the
-    input and its mean, with the errors of both.
+    The gradient of the image is weight * inverse * (g - mean of g - x * mean of g x), where x is the
+    normalised input. The square of x has a mean of 1. So the mean of g x is below the root of the mean
+    square of g. Kernels compute x from the input and its mean, with the errors of both.
     """
     grad, growth = call["grad_out"], math.sqrt(norm.length)
     mean, inverse = _magnitudes(call[mean_name]), _magnitudes(call[inverse_name])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from veritrain.numerics import elementary
+from veritrain.numerics.cpu import elementary
 from veritrain.numerics.rules.table import Kind, aten, require_float32, rule, times_
 
 

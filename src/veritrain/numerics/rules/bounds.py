@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from veritrain.numerics.device import elsewhere
+from veritrain.numerics.platform.places import elsewhere
 from veritrain.numerics.rules.table import Kind, aten, rule
 
 _Bound: TypeAlias = float | None

@@ -2,7 +2,7 @@
 
 Both operands are rounded to scaled integers so narrow that every dot product stays within 2**53
 (`integers.contraction_bits`). Integer products and sums of that size are exact in binary64, so any
-engine, blocking, order and thread count gives the same integers; they are scaled back and rounded
+kernel, blocking, order and thread count gives the same integers; they are scaled back and rounded
 once to float32 (docs/numerics.md, "Contraction").
 """
 
@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from veritrain.errors import UnsupportedOperatorError
-from veritrain.numerics import convolution, matmul
-from veritrain.numerics.gather import Sizes, Window
-from veritrain.numerics.integers import FULL_GRADE, channels_of, contraction_bits
+from veritrain.numerics.cpu import convolution, matmul
+from veritrain.numerics.cpu.exact_sums import total
+from veritrain.numerics.cpu.gather import Sizes, Window
+from veritrain.numerics.cpu.integers import FULL_GRADE, channels_of, contraction_bits
 from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
-from veritrain.numerics.sums import total
 
 _grade: ContextVar[int] = ContextVar("grade", default=FULL_GRADE)
 

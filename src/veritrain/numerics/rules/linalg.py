@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from veritrain.numerics import elementary
+from veritrain.numerics.cpu import elementary
 from veritrain.numerics.rules.sums import reduce_sum
 from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from veritrain.errors import NumericsError
-from veritrain.numerics import elementary
+from veritrain.numerics.cpu import elementary
 from veritrain.numerics.rules.sums import reduce_sum
 from veritrain.numerics.rules.table import Kind, aten, refuse, require_float32, rule
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from veritrain.numerics import elementary, norms, softmax
-from veritrain.numerics.integers import channels_of
+from veritrain.numerics.cpu import elementary, norms, softmax
+from veritrain.numerics.cpu.integers import channels_of
 from veritrain.numerics.rules.sums import reduce_sum, vector_norm
 from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from veritrain.errors import UnsupportedOperatorError
-from veritrain.numerics import elementary
+from veritrain.numerics.cpu import elementary
 from veritrain.numerics.rules.table import Kind, aten, require_float32, rule, times_
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from veritrain.numerics import pooling
-from veritrain.numerics.device import elsewhere
+from veritrain.numerics.cpu import pools
+from veritrain.numerics.platform.places import elsewhere
 from veritrain.numerics.rules.resampling import choose
 from veritrain.numerics.rules.sums import reduce_sum, scatter_rows
 from veritrain.numerics.rules.table import Kind, aten, require_float32, result_shape, rule
@@ -123,14 +123,14 @@ def _average(x: Tensor, axes: list[_Axis], divisor: int | None = None) -> Tensor
     window = _in_planes(x, axes)
     if window is not None:
         outputs = len(axes[0].places), len(axes[1].places)
-        sums = pooling.window_sums(x.reshape(-1, *x.shape[-2:]).contiguous(), outputs, *window)
+        sums = pools.window_sums(x.reshape(-1, *x.shape[-2:]).contiguous(), outputs, *window)
         sums = sums.view(*x.shape[:-2], *outputs)
     else:
         sums = reduce_sum(_gather(x, axes), range(first + 1, first + 2 * len(axes), 2))
     return sums / _divisor(axes, divisor)
 
 
-def _in_planes(x: Tensor, axes: list[_Axis]) -> list[pooling.Pair] | None:
+def _in_planes(x: Tensor, axes: list[_Axis]) -> list[pools.Pair] | None:
     """Size, stride and padding of windows that the fused kernels can do."""
     if len(axes) != 2 or axes[0].regular is None or axes[1].regular is None:
         return None
@@ -148,7 +148,7 @@ def _average_backward(
     window = _in_planes(shares, axes)
     if window is not None:
         extent = axes[0].size, axes[1].size
-        return pooling.spread(shares.contiguous(), extent, *window).view(shape)
+        return pools.spread(shares.contiguous(), extent, *window).view(shape)
     widths = [axis.places.shape[1] for axis in axes]
     values = shares.reshape(*shares.shape, *[1] * rank).expand(*shares.shape, *widths)
     return _add_back(values, axes).view(shape)
@@ -242,7 +242,7 @@ def _to_chosen(grad: Tensor, x: Tensor, indices: Tensor, rank: int, overlap: boo
         flat = (places + torch.arange(planes)[:, None] * area).reshape(-1)
         added = scatter_rows(values.reshape(-1, 1), flat, planes * area)
     else:
-        added = pooling.scatter(values.contiguous(), places.contiguous(), area)
+        added = pools.scatter(values.contiguous(), places.contiguous(), area)
     return added.view(x.shape)
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from veritrain.errors import NumericsError, UnsupportedOperatorError
-from veritrain.numerics import elementary, random
-from veritrain.numerics.device import elsewhere
-from veritrain.numerics.integers import sum_bits
-from veritrain.numerics.random import Stream
+from veritrain.numerics.cpu import elementary, philox
+from veritrain.numerics.cpu.integers import sum_bits
+from veritrain.numerics.keys.stream import Stream
+from veritrain.numerics.platform.places import elsewhere
 from veritrain.numerics.rules.sums import reduce_sum
 from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
 
@@ -25,7 +25,7 @@ def _typed(values: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 @rule(Kind.RANDOM, aten.bernoulli_.float, takes_stream=True)
 def _bernoulli_(stream: Stream, x: Tensor, p: float = 0.5, *, generator: Any = None) -> Tensor:
-    return x.copy_(random.bernoulli(stream.next_key(), p, tuple(x.shape)))
+    return x.copy_(philox.bernoulli(stream.next_key(), p, tuple(x.shape)))
 
 
 @rule(Kind.RANDOM, aten.bernoulli.p, takes_stream=True)
@@ -37,7 +37,7 @@ def _bernoulli_p(stream: Stream, x: Tensor, p: float = 0.5, *, generator: Any = 
 def _bernoulli(stream: Stream, p: Tensor, *, generator: Any = None) -> Tensor:
     if not bool(((p >= 0) & (p <= 1)).all()):
         raise NumericsError("bernoulli: probabilities must be within [0, 1]")
-    return (random.uniform24(stream.next_key(), tuple(p.shape)) < p).to(p.dtype)
+    return (philox.uniform24(stream.next_key(), tuple(p.shape)) < p).to(p.dtype)
 
 
 @rule(Kind.RANDOM, aten.bernoulli_.Tensor, takes_stream=True)
@@ -51,7 +51,7 @@ def _native_dropout(
 ) -> tuple[Tensor, Tensor]:
     if not train:
         return x.clone(), torch.ones(x.shape, dtype=torch.bool)
-    kept = random.bernoulli(stream.next_key(), 1 - p, tuple(x.shape))
+    kept = philox.bernoulli(stream.next_key(), 1 - p, tuple(x.shape))
     noise = kept.float() / (1 - p) if p < 1 else kept.float()
     # On a device F.dropout is this operator. Its gradient must be grad * noise as on the CPU, where
     # F.dropout is a product; `scale` of the backward operator is rounded otherwise.
@@ -67,7 +67,7 @@ def _native_dropout_backward(grad: Tensor, kept: Tensor, scale: float) -> Tensor
 def _uniform_(
     stream: Stream, x: Tensor, low: float = 0, high: float = 1, *, generator: Any = None
 ) -> Tensor:
-    values = random.uniform24(stream.next_key(), tuple(x.shape))
+    values = philox.uniform24(stream.next_key(), tuple(x.shape))
     return x.copy_(_typed(values * (high - low) + low, x.dtype))
 
 
@@ -75,7 +75,7 @@ def _uniform_(
 def _normal_(
     stream: Stream, x: Tensor, mean: float = 0, std: float = 1, *, generator: Any = None
 ) -> Tensor:
-    values = random.normal(stream.next_key(), tuple(x.shape))
+    values = philox.normal(stream.next_key(), tuple(x.shape))
     return x.copy_(_typed(values * std + mean, x.dtype))
 
 
@@ -100,7 +100,7 @@ def _normal_tensors(stream: Stream, mean: Any, std: Any = 1.0, *, generator: Any
     tensors = [value for value in (mean, std) if isinstance(value, Tensor)]
     require_float32("normal", *tensors)
     shape = torch.broadcast_shapes(*(value.shape for value in tensors))
-    return random.normal(stream.next_key(), shape) * std + mean
+    return philox.normal(stream.next_key(), shape) * std + mean
 
 
 @rule(Kind.RANDOM, aten.rand.default, takes_stream=True)
@@ -126,7 +126,7 @@ def _randn_like(stream: Stream, x: Tensor, **options: Any) -> Tensor:
 @rule(Kind.RANDOM, aten.randint.low, takes_stream=True)
 def _randint_low(stream: Stream, low: int, high: int, size: list[int], **options: Any) -> Tensor:
     dtype = options.get("dtype") or torch.int64
-    values = random.integers(stream.next_key(), low, high, tuple(size))
+    values = philox.integers(stream.next_key(), low, high, tuple(size))
     return values.to(dtype)
 
 
@@ -147,7 +147,7 @@ def _random_from(
     stream: Stream, x: Tensor, low: int, high: int | None, *, generator: Any = None
 ) -> Tensor:
     high = torch.iinfo(torch.int64).max if high is None else high
-    return x.copy_(random.integers(stream.next_key(), low, high, tuple(x.shape)))
+    return x.copy_(philox.integers(stream.next_key(), low, high, tuple(x.shape)))
 
 
 @rule(Kind.RANDOM, aten.random_.to, takes_stream=True)
@@ -170,7 +170,7 @@ def _standard_gamma(stream: Stream, shape: Tensor, generator: Any = None) -> Ten
     boost = elementary.apply("exp", _log_uniform(stream, size) / shape)
     result, waiting = torch.zeros_like(shape), torch.ones(size, dtype=torch.bool)
     while bool(waiting.any()):
-        z = random.normal(stream.next_key(), size)
+        z = philox.normal(stream.next_key(), size)
         root = c * z + 1
         v = root * root * root
         bound = z * z * 0.5 + d - d * v + d * elementary.apply("log", v)
@@ -182,7 +182,7 @@ def _standard_gamma(stream: Stream, shape: Tensor, generator: Any = None) -> Ten
 
 def _log_uniform(stream: Stream, size: tuple[int, ...]) -> Tensor:
     """Logarithms of uniform numbers in (0, 1]."""
-    return elementary.apply("log", random.uniform24(stream.next_key(), size) + 2.0**-24)
+    return elementary.apply("log", philox.uniform24(stream.next_key(), size) + 2.0**-24)
 
 
 @rule(Kind.RANDOM, aten._sample_dirichlet.default, takes_stream=True)
@@ -193,13 +193,13 @@ def _sample_dirichlet(stream: Stream, shape: Tensor, generator: Any = None) -> T
 
 @rule(Kind.RANDOM, aten.randperm.default, takes_stream=True)
 def _randperm(stream: Stream, n: int, **options: Any) -> Tensor:
-    words = random.integers(stream.next_key(), -(2**62), 2**62, (n,))
+    words = philox.integers(stream.next_key(), -(2**62), 2**62, (n,))
     return torch.argsort(words, stable=True).to(options.get("dtype") or torch.int64)
 
 
 @rule(Kind.RANDOM, aten.exponential_.default, takes_stream=True)
 def _exponential_(stream: Stream, x: Tensor, lambd: float = 1, *, generator: Any = None) -> Tensor:
-    values = random.exponential(stream.next_key(), tuple(x.shape))
+    values = philox.exponential(stream.next_key(), tuple(x.shape))
     return x.copy_(_typed(values if lambd == 1 else values / lambd, x.dtype))
 
 
@@ -225,7 +225,7 @@ def _multinomial(
         return _places_in_running_sum(stream, weights, num_samples)
     results: list[Tensor] = []
     for _ in range(races):
-        speeds = weights / random.exponential(stream.next_key(), tuple(weights.shape))
+        speeds = weights / philox.exponential(stream.next_key(), tuple(weights.shape))
         if places == 1:  # without sorting
             results.append(speeds.argmax(-1, keepdim=True))
         else:
@@ -240,7 +240,7 @@ def _places_in_running_sum(stream: Stream, weights: Tensor, num_samples: int) ->
     _, exponent = torch.frexp(weights.amax(-1, keepdim=True))
     whole = _times_power_of_two(weights, bits - exponent).round().long().cumsum(-1)
     shape = (*weights.shape[:-1], num_samples)
-    drawn = random.integers(stream.next_key(), 0, 1 << 63, shape)
+    drawn = philox.integers(stream.next_key(), 0, 1 << 63, shape)
     return torch.searchsorted(whole, drawn % whole[..., -1:], right=True)
 
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from veritrain.errors import UnsupportedOperatorError
-from veritrain.numerics import elementary, integers, sums
+from veritrain.numerics.cpu import elementary, exact_sums, integers
 from veritrain.numerics.rules.table import Kind, aten, cast, require_float32, rule
 
 
 def reduce_sum(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False) -> Tensor:
     """Exact sum of a float32 tensor over `dims` (all if None or empty), rounded once."""
     kept_shape, layout, source = _layout(x, dims)
-    result = sums.total(source, layout).view(kept_shape)
+    result = exact_sums.total(source, layout).view(kept_shape)
     if keepdim:
         reduced = _normal_dims(x, dims)
         return result.view([1 if d in reduced else size for d, size in enumerate(x.shape)])
@@ -164,7 +164,9 @@ def vector_norm(
     dims = sorted(_normal_dims(x, dim))
     if ord == 2:
         whole = len(dims) == x.ndim and not keepdim and x.is_contiguous()
-        squares = sums.sum_of_squares(x) if whole else _sum_of_magnitudes(x * x, dims, keepdim)
+        squares = (
+            exact_sums.sum_of_squares(x) if whole else _sum_of_magnitudes(x * x, dims, keepdim)
+        )
         return elementary.apply("sqrt", squares)
     if ord == 1:
         return _sum_of_magnitudes(x.abs(), dims, keepdim)
@@ -250,7 +252,7 @@ def _prod(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
 
 def scatter_rows(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     """Exact sum of `values` (N, D) by row index (N,): float32 (num_rows, D)."""
-    return sums.accumulate(values.contiguous(), rows.contiguous(), num_rows)
+    return exact_sums.accumulate(values.contiguous(), rows.contiguous(), num_rows)
 
 
 @rule(Kind.SUM, aten.index_add.default)

@@ -16,7 +16,7 @@ from torch._ops import OpOverload
 
 from veritrain.encoding import Value
 from veritrain.errors import NumericsError
-from veritrain.numerics import generators
+from veritrain.numerics.keys import generators
 from veritrain.replay.trace.cells import View
 
 # They change what a tensor looks like, and no memory.

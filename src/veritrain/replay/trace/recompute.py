@@ -16,7 +16,7 @@ from torch._ops import OpOverload
 
 from veritrain.encoding import DIGEST_BYTES, Value
 from veritrain.errors import InconclusiveError, TranscriptError, VerificationError
-from veritrain.numerics import generators
+from veritrain.numerics.keys import generators
 from veritrain.numerics.logged.rounding import Following
 from veritrain.numerics.profile import Exact, resolve
 from veritrain.numerics.rules import lookup
@@ -79,7 +79,7 @@ def recompute(
     ):
         try:
             if func is None:
-                watched.settle(args)
+                watched.round_state(args)
             else:
                 func(*args, **kwargs)
         except (TranscriptError, VerificationError):

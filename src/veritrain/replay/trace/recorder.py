@@ -18,7 +18,7 @@ from veritrain.errors import TranscriptError, UsageError, VerificationError
 from veritrain.job.data import Batch, batch_digest, owned
 from veritrain.job.state import HYPER, SCHEDULER, capture
 from veritrain.job.step import Program, run_step
-from veritrain.numerics import generators
+from veritrain.numerics.keys import generators
 from veritrain.numerics.logged.rounding import Following
 from veritrain.numerics.profile import FLOAT32_BITS, Exact, Logged
 from veritrain.numerics.watched import Compute, Watched
@@ -113,14 +113,16 @@ class Recorder:
             result = self._call(func, some, named, compute)
         return result
 
-    def settle(self, tensors: Iterable[Tensor], settle: Callable[[Iterable[Tensor]], None]) -> None:
-        """See `Watcher.settle`."""
+    def round_state(
+        self, tensors: Iterable[Tensor], round_state: Callable[[Iterable[Tensor]], None]
+    ) -> None:
+        """See `Watcher.round_state`."""
         if not self._settles:
-            settle(tensors)
+            round_state(tensors)
             return
         for tensor in self._origins.ordered(tensors, self._cells):
             body, seen = self._begin([tensor])
-            settle([tensor])
+            round_state([tensor])
             self._end({**body, **calls.settling(tensor, seen)}, None, [tensor])
 
     def know(self, cell: int, tensor: Tensor, last: int, found: Digest) -> None:

@@ -23,7 +23,7 @@ from veritrain.errors import InconclusiveError, JobError
 from veritrain.job.data import Batch
 from veritrain.job.state import HYPER, SCHEDULER, capture
 from veritrain.job.step import Program, run_step
-from veritrain.numerics import generators
+from veritrain.numerics.keys import generators
 from veritrain.numerics.profile import FLOAT32_BITS, Exact, Logged
 from veritrain.numerics.watched import Compute, Watched
 from veritrain.replay.trace import calls
@@ -149,8 +149,10 @@ class _Follower:
             result = self._results(func, some, named, agreed)
         return result
 
-    def settle(self, tensors: Iterable[Tensor], settle: Callable[[Iterable[Tensor]], None]) -> None:
-        """See `Watcher.settle`."""
+    def round_state(
+        self, tensors: Iterable[Tensor], round_state: Callable[[Iterable[Tensor]], None]
+    ) -> None:
+        """See `Watcher.round_state`."""
         if self._settles:
             for tensor in self._origins.ordered(tensors, self._cells):
                 self._next({**self._begin([tensor]), **calls.settling(tensor, self._seen)})
