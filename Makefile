@@ -4,6 +4,7 @@
 #   make test         the tests, the linter, the formatter and the type checker
 #   make test-long    the tests that take minutes
 #   make bench        measure what is claimed
+#   make generated    write the vectors of numerics and the list of operators again
 #
 # The interpreter is python3 (3.11 or newer); for another one: make demo PYTHON=python3.12
 # Further arguments for installing PyTorch, an index with smaller builds for example: PIP_TORCH_ARGS
@@ -18,7 +19,7 @@ pip := $(bin)/python -m pip --disable-pip-version-check install --quiet
 ready := $(venv)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long bench lint format clean
+.PHONY: help demo test test-long bench generated lint format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -34,6 +35,10 @@ test-long: $(ready)
 
 bench: $(ready)
 	$(bin)/python -m benchmarks
+
+generated: $(ready)
+	$(bin)/python -m spec
+	$(bin)/python tests/numerics/test_operator_list.py
 
 lint: $(ready)
 	$(bin)/ruff check .

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from spec.binary32 import Array, div, function, half_even, mul, sub, to_float32
+from spec.binary32 import Array, add, div, function, half_even, mul, sub, to_float32
+from spec.order import Indices
 
 
 def slice_exponent(values: Array) -> int:
@@ -124,6 +125,36 @@ def vector_norm(x: Array, axes: Sequence[int], order: float = 2) -> Array:
     largest = terms.max(tuple(axes), initial=0)
     found = np.where(np.isfinite(largest), found, largest)
     return function("sqrt", found) if order == 2 else found
+
+
+def scatter_reduce(
+    x: Array, index: Indices, source: Array, dim: int, reduce: str, include_self: bool
+) -> Array:
+    """Reduce the values of `source` into the places of x that `index` names along an axis."""
+    places = [(*at[:dim], int(index[at]), *at[dim + 1 :]) for at in np.ndindex(*index.shape)]
+    values = [source[at] for at in np.ndindex(*index.shape)]
+    named = {
+        place: [v for p, v in zip(places, values, strict=True) if p == place] for place in places
+    }
+    out = x.copy()
+    if reduce in ("amax", "amin"):
+        pick = np.max if reduce == "amax" else np.min
+        for place, found in named.items():
+            extreme = pick(np.array([*found, *[x[place]] * include_self], np.float32))
+            out[place] = np.float32(0) if extreme == 0 else extreme
+        return out
+    if not include_self:
+        for place in named:
+            out[place] = np.float32(0)
+    rows = np.array([np.ravel_multi_index(place, x.shape) for place in places], int)
+    column = np.array(values, np.float32).reshape(-1, 1)
+    total = add(out, accumulate(column, rows, x.size).reshape(x.shape))
+    if reduce == "sum":
+        return total
+    for place in np.ndindex(*x.shape):
+        count = len(named.get(place, [])) + include_self
+        total[place] = div(total[place], float(max(count, 1)))
+    return total
 
 
 def accumulate(values: Array, rows: Array, num_rows: int) -> Array:

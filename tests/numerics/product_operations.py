@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spec.cases import CHAPTERS, EVERYDAY, Case
+from spec.vector_files import Stream
 from veritrain.numerics import resolve
 
 aten = torch.ops.aten
@@ -175,9 +177,8 @@ MANY: dict[str, Callable[..., dict[str, Tensor]]] = {
         "dw": aten.embedding_dense_backward(grad, index, num_weights, padding_idx, False)
     },
 }
-ONE: dict[str, Callable[..., Tensor]] = {  # their one result is y
-    "mm": lambda a, b: torch.mm(a, b),
-    "bmm": lambda a, b: torch.bmm(a, b),
+# Their one result is y; what is not here is the operator of that name, with its tensors in the cases' order.
+ONE: dict[str, Callable[..., Tensor]] = {
     "addmm": lambda base, a, b, **factors: torch.addmm(base, a, b, **factors),
     "baddbmm": lambda base, a, b, **factors: torch.baddbmm(base, a, b, **factors),
     "sum": lambda x, axes: x.sum(axes),
@@ -186,44 +187,62 @@ ONE: dict[str, Callable[..., Tensor]] = {  # their one result is y
     "std": lambda x, axes, correction: x.std(axes, correction=correction),
     "vector_norm": lambda x, axes, order: torch.linalg.vector_norm(x, order, axes),
     "scatter_add": lambda x, index, source: x.scatter_add(0, index, source),
+    "scatter_reduce": lambda x, index, source, dim, **how: x.scatter_reduce(
+        dim, index, source, **how
+    ),
     "safe_softmax": lambda x, axis: torch._safe_softmax(x, axis),
     "logsumexp": lambda x, axis: torch.logsumexp(x, axis),
-    "xlogy": lambda x, y: torch.xlogy(x, y),
     "add_alpha": lambda x, y, alpha: torch.add(x, y, alpha=alpha),
     "sub_alpha": lambda x, y, alpha: torch.sub(x, y, alpha=alpha),
-    "addcmul": lambda x, a, b, value: torch.addcmul(x, a, b, value=value),
-    "addcdiv": lambda x, a, b, value: torch.addcdiv(x, a, b, value=value),
-    "lerp": lambda start, end, weight: torch.lerp(start, end, weight),
     "power": lambda x, exponent: x**exponent,
     "div_trunc": lambda x, y: torch.div(x, y, rounding_mode="trunc"),
-    "tanh_backward": lambda grad, y: aten.tanh_backward(grad, y),
-    "sigmoid_backward": lambda grad, y: aten.sigmoid_backward(grad, y),
-    "softplus": F.softplus,
     "softplus_backward": lambda grad, x, **bounds: aten.softplus_backward(
         grad, x, *bounds.values()
     ),
-    "log_sigmoid": lambda x: F.logsigmoid(x),
     "log_sigmoid_backward": lambda grad, x: aten.log_sigmoid_backward(grad, x, torch.zeros(0)),
     "elu": lambda x, **options: aten.elu(x, *options.values()),
     "elu_backward": _elu_backward,
-    "hardswish": lambda x: F.hardswish(x),
-    "hardswish_backward": lambda grad, x: aten.hardswish_backward(grad, x),
-    "hardsigmoid": lambda x: F.hardsigmoid(x),
-    "hardsigmoid_backward": lambda grad, x: aten.hardsigmoid_backward(grad, x),
-    "glu": lambda x: F.glu(x),
     "glu_backward": lambda grad, x: aten.glu_backward(grad, x, -1),
-    "maximum": lambda x, y: torch.maximum(x, y),
-    "minimum": lambda x, y: torch.minimum(x, y),
     "clamp": lambda x, low, high: x.clamp(low, high),
-    "relu": lambda x: x.relu(),
-    "sign": lambda x: x.sign(),
     "amax": _extrema("amax"),
     "amin": _extrema("amin"),
-    "argmax": lambda x: x.argmax(),
     "put_last": lambda x, index, values: x.index_put((index,), values),
     "hardtanh_backward": lambda grad, x, low, high: aten.hardtanh_backward(grad, x, low, high),
-    "linspace": lambda start, end, steps: torch.linspace(start, end, steps),
 }
+
+
+def one_result(operation: str, tensors: dict[str, Tensor], arguments: dict[str, Any]) -> Tensor:
+    """The result of an operation that has one."""
+    if operation in ONE:
+        return ONE[operation](**tensors, **arguments)
+    return getattr(aten, operation)(*tensors.values(), **arguments)
+
+
+def everyday_cases() -> dict[str, tuple[Any, ...]]:
+    """The first case with drawn everyday numbers of each operation with one result, and of each choice of its
+    words and flags: a function of tensors, and the tensors."""
+    found = {}
+    for chapter in CHAPTERS.values():
+        for case in chapter.cases() if chapter.numerics == "exact" else ():
+            values = case.inputs.values()
+            drawn = [x for x in values if isinstance(x, Stream)]
+            integers = [x for x in values if isinstance(x, np.ndarray) and x.dtype == np.int64]
+            is_everyday = drawn and all((x.low, x.high) == EVERYDAY for x in drawn)
+            if case.operation in MANY or not is_everyday or len(drawn + integers) < len(values):
+                continue
+            words = (str(x) for x in case.arguments.values() if isinstance(x, (str, bool)))
+            found.setdefault(" ".join([case.operation, *words]), _as_check(case))
+    return found
+
+
+def _as_check(case: Case) -> tuple[Any, ...]:
+    def function(*tensors: Tensor) -> Tensor:
+        return one_result(
+            case.operation, dict(zip(case.inputs, tensors, strict=True)), case.arguments
+        )
+
+    arrays = (x.array() if isinstance(x, Stream) else x for x in case.inputs.values())
+    return function, *(torch.from_numpy(x.copy()) for x in arrays)
 
 
 def perform(
@@ -238,8 +257,8 @@ def perform(
         for name, x in inputs.items()
     }
     with resolve(numerics).active(seed=0, purpose="test", step=0):
-        if operation in ONE:
-            outputs = {"y": ONE[operation](**tensors, **arguments)}
-        else:
+        if operation in MANY:
             outputs = MANY[operation](**tensors, **arguments)
+        else:
+            outputs = {"y": one_result(operation, tensors, arguments)}
     return {name: y.detach().numpy() for name, y in outputs.items()}

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from product_operations import perform
 from rules_support import exact, numbers, same
-from vector_files import patterns
-from vector_operations import LOSSES, NORMS, OPTIMISERS, SOFTMAX, SUMS, contractions
 
 from spec import Geometry, contraction_bits
+from spec.operations import LOSSES, NORMS, OPTIMISERS, SOFTMAX, SUMS, contractions
 from spec.optimisers import power as plain_power
+from spec.vector_files import patterns
 from veritrain.numerics.rules.optimisers import power
 
 DEFINITIONS = (
@@ -127,6 +127,23 @@ def test_accumulation(count, width, alpha, elements, data):
     column = {"x": x[:, 0], "index": index, "source": source[:, 0]}
     agree("scatter_add", column)
     agree("put_accumulate", column)
+
+
+@given(
+    st.integers(0, 8),
+    st.sampled_from(["sum", "mean", "amax", "amin"]),
+    st.booleans(),
+    kinds,
+    st.data(),
+)
+@brief
+def test_scatter_reduce(count, reduce, include_self, elements, data):
+    index = data.draw(hnp.arrays(np.int64, (2, count), elements=st.integers(0, 3)))
+    x, source = (data.draw(arrays(*shape, elements=elements)) for shape in ((3, 4), (2, count)))
+    how = {"reduce": reduce, "include_self": include_self}
+    agree("scatter_reduce", {"x": x, "index": index, "source": source}, dim=1, **how)
+    tall = {"x": x.T.copy(), "index": index.T.copy(), "source": source.T.copy()}
+    agree("scatter_reduce", tall, dim=0, **how)
 
 
 def draw_all(data, elements, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:

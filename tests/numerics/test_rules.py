@@ -7,6 +7,7 @@ import test_rules_sequence
 import test_rules_vision
 import torch
 import torch.nn.functional as F
+from product_operations import everyday_cases
 from rules_support import check, exact, numbers
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -248,6 +249,7 @@ CASES = {
         IMAGE, Y[0, :3],
     ),
 }  # fmt: skip
+CASES |= {f"of the vectors: {name}": case for name, case in everyday_cases().items()}
 
 
 @pytest.mark.parametrize("name", CASES)

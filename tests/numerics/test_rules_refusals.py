@@ -30,7 +30,7 @@ REFUSED = {
     "scatter add": (lambda: X.scatter(0, INDEX, X, reduce="add"), "scatter.*scatter_add"),
     "scatter add in place": (lambda: X.clone().scatter_(0, INDEX, X, reduce="add"), "scatter"),
     "scatter multiply": (lambda: X.scatter(0, INDEX, 2.0, reduce="multiply"), "scatter"),
-    "scatter_reduce": (lambda: X.scatter_reduce(0, INDEX, X, "sum"), "scatter_reduce"),
+    "scatter_reduce": (lambda: X.scatter_reduce(0, INDEX, X, "prod"), "scatter_reduce.*order"),
     "index_reduce": (lambda: X.index_reduce(0, INDEX[0], X, "mean"), "index_reduce"),
     "put": (lambda: X.clone().put_(INDEX, X, accumulate=True), "put"),
     "norm 3": (lambda: X.norm(p=3), "linalg_vector_norm of order 3"),

@@ -17,8 +17,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from product_operations import perform
-from vector_files import decode, patterns, read
 
+from spec.vector_files import decode, patterns, read
 from veritrain.numerics import resolve
 
 WIDTHS = {

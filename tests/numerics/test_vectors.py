@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from make_vectors import CHAPTERS, write_vectors
 from product_operations import perform
-from vector_files import FOLDER, chapters, decode, encode, read
 
+from spec.cases import CHAPTERS, write_vectors
+from spec.vector_files import FOLDER, chapters, decode, encode, read
 from veritrain.numerics import resolve
 
 CASES = [(chapter, case) for chapter in chapters() for case in read(chapter)["cases"]]

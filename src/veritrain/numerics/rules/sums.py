@@ -284,6 +284,28 @@ def _scatter_add(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
     return x + added.view(x.shape)
 
 
+@rule(Kind.COMPOSITE, aten.scatter_reduce.two)
+def _scatter_reduce(
+    x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
+) -> Tensor:
+    plain = torch.ops.aten.scatter_reduce.two
+    if not x.is_floating_point():
+        return plain(x, dim, index, source, reduce, include_self=include_self)
+    require_float32("scatter_reduce", x, source)
+    if reduce == "prod":
+        raise UnsupportedOperatorError(
+            "scatter_reduce with prod has no exact rule: float32 products have an order; multiply by prod "
+            "along an axis, or add logarithms"
+        )
+    ones = torch.ones(index.shape, dtype=torch.int64)
+    counts = torch.zeros(x.shape, dtype=torch.int64).scatter_add(dim, index, ones)
+    if reduce in ("amax", "amin"):  # no order, but for which zero a zero is
+        extremes = plain(x, dim, index, source, reduce, include_self=include_self)
+        return torch.where((counts > 0) & (extremes == 0), 0.0, extremes)
+    total = _scatter_add(x if include_self else torch.where(counts > 0, 0.0, x), dim, index, source)
+    return total / (counts + include_self).clamp_min(1).float() if reduce == "mean" else total
+
+
 def _flat_places(x: Tensor, dim: int, index: Tensor) -> Tensor:
     """Position in flattened `x` that each element of `index` names along `dim`."""
     strides = torch.empty(x.shape, device="meta").stride()

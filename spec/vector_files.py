@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
-FOLDER = Path(__file__).parents[2] / "vectors" / "numerics"
+FOLDER = Path(__file__).parents[1] / "vectors" / "numerics"
 LARGEST = 600  # values that are written out; larger tensors are a rule or a digest
 NAN = 0x7FC00000
 

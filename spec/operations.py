@@ -1,10 +1,15 @@
-"""What each operation of `vectors/numerics/*.json` is, by the slow definitions alone."""
+"""What each operation of `vectors/numerics/*.json` is, by the slow definitions alone.
+
+An operation is the function of its name in the chapter's module, with the result `y`. Only operations with
+more results, or with another form in the vectors, are written here.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from functools import partial
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,6 +30,22 @@ from spec.binary32 import Array, add, mul
 
 Inputs = dict[str, Any]
 Outputs = dict[str, Any]
+
+
+def _one(function: Callable[..., Array]) -> Callable[..., Outputs]:
+    def one(*parts: Any, **named: Any) -> Outputs:
+        return {"y": function(*parts, **named)}
+
+    return one
+
+
+def _by_name(chapter: ModuleType) -> dict[str, Callable[..., Outputs]]:
+    """The operations that are functions of a chapter."""
+    return {
+        name: _one(function)
+        for name, function in vars(chapter).items()
+        if isinstance(function, FunctionType) and function.__module__ == chapter.__name__
+    }
 
 
 def _convolution(width: Width, x: Array, w: Array, bias: Array | None, **geometry: Any) -> Outputs:
@@ -53,8 +74,8 @@ def contractions(width: Width) -> dict[str, Callable[..., Outputs]]:
     mm = partial(contraction.product, width=width)
     bmm = partial(_bmm, width)
     return {
-        "mm": lambda a, b: {"y": mm(a, b)},
-        "bmm": lambda a, b: {"y": bmm(a, b)},
+        "mm": _one(mm),
+        "bmm": _one(bmm),
         "addmm": partial(add_product, mm),
         "baddbmm": partial(add_product, bmm),
         "convolution": partial(_convolution, width),
@@ -62,8 +83,13 @@ def contractions(width: Width) -> dict[str, Callable[..., Outputs]]:
     }
 
 
-def _axes(x: Array, axes: list[int] | None) -> list[int]:
-    return list(range(x.ndim)) if axes is None else axes
+def _over(function: Callable[..., Array]) -> Callable[..., Outputs]:
+    """A function over axes; None stands for all of them."""
+
+    def over(x: Array, axes: list[int] | None, **options: float) -> Outputs:
+        return {"y": function(x, list(range(x.ndim)) if axes is None else axes, **options)}
+
+    return over
 
 
 def _index_add(x: Array, index: Array, source: Array, alpha: float) -> Outputs:
@@ -86,12 +112,12 @@ def _embedding_backward(grad: Array, index: Array, num_weights: int, padding_idx
     return {"dw": sums.accumulate(grad[keep], index[keep], num_weights)}
 
 
-SUMS: dict[str, Callable[..., Outputs]] = {
-    "sum": lambda x, axes: {"y": sums.sum_over(x, _axes(x, axes))},
-    "mean": lambda x, axes: {"y": sums.mean(x, _axes(x, axes))},
-    "var": lambda x, axes, correction: {"y": sums.variance(x, _axes(x, axes), correction)},
-    "std": lambda x, axes, correction: {"y": sums.deviation(x, _axes(x, axes), correction)},
-    "vector_norm": lambda x, axes, order: {"y": sums.vector_norm(x, _axes(x, axes), order)},
+SUMS = _by_name(sums) | {
+    "sum": _over(sums.sum_over),
+    "mean": _over(sums.mean),
+    "var": _over(sums.variance),
+    "std": _over(sums.deviation),
+    "vector_norm": _over(sums.vector_norm),
     "index_add": _index_add,
     "put_accumulate": _add_at,
     "scatter_add": _add_at,
@@ -154,12 +180,7 @@ def _log_softmax(x: Array, dy: Array, axis: int) -> Outputs:
 
 
 NORMS = {"batch_norm": _batch_norm, "layer_norm": _layer_norm, "group_norm": _group_norm}
-SOFTMAX: dict[str, Callable[..., Outputs]] = {
-    "softmax": _softmax,
-    "log_softmax": _log_softmax,
-    "safe_softmax": lambda x, axis: {"y": norms.safe_softmax(x, axis)},
-    "logsumexp": lambda x, axis: {"y": norms.logsumexp(x, axis)},
-}
+SOFTMAX = _by_name(norms) | {"softmax": _softmax, "log_softmax": _log_softmax}
 
 
 def _loss(forward: Callable[..., Array], backward: Callable[..., Array]) -> Callable[..., Outputs]:
@@ -175,20 +196,17 @@ def _nll(x: Array, classes: Array, weight: Array | None, grad: Array, **argument
     return {"loss": loss, "total_weight": total, "dx": dx}
 
 
-LOSSES: dict[str, Callable[..., Outputs]] = {
+def _binary_cross_entropy_with_logits(**parts: Any) -> Outputs:
+    return {"loss": losses.binary_cross_entropy_with_logits(**parts)}
+
+
+LOSSES = _by_name(losses) | {
     "mse_loss": _loss(losses.mse, losses.mse_backward),
     "smooth_l1_loss": _loss(losses.smooth_l1, losses.smooth_l1_backward),
     "huber_loss": _loss(losses.huber, losses.huber_backward),
     "nll_loss": _nll,
-    "binary_cross_entropy_with_logits": lambda **parts: {
-        "loss": losses.binary_cross_entropy_with_logits(**parts)
-    },
-    "xlogy": lambda x, y: {"y": losses.xlogy(x, y)},
+    "binary_cross_entropy_with_logits": _binary_cross_entropy_with_logits,
 }
-
-
-def _one(function: Callable[..., Array]) -> Callable[..., Outputs]:
-    return lambda **parts: {"y": function(**parts)}
 
 
 def _prelu(x: Array, weight: Array, grad: Array) -> Outputs:
@@ -197,15 +215,7 @@ def _prelu(x: Array, weight: Array, grad: Array) -> Outputs:
     return {"y": pointwise.prelu(x, weight), "dx": dx, "dw": dw}
 
 
-POINTWISE = {
-    name: _one(getattr(pointwise, name))
-    for name in (
-        "add_alpha", "sub_alpha", "addcmul", "addcdiv", "lerp", "power", "div_trunc",
-        "tanh_backward", "sigmoid_backward", "softplus", "softplus_backward", "log_sigmoid",
-        "log_sigmoid_backward", "elu", "elu_backward", "hardswish", "hardswish_backward",
-        "hardsigmoid", "hardsigmoid_backward", "glu", "glu_backward",
-    )
-} | {"prelu": _prelu}  # fmt: skip
+POINTWISE = _by_name(pointwise) | {"prelu": _prelu}
 
 
 def _sgd(param: Array, grads: Array, **options: Any) -> Outputs:
@@ -250,22 +260,10 @@ POOLING: dict[str, Callable[..., Outputs]] = {
 
 
 def _pair(function: Callable[..., tuple[Array, Array]]) -> Callable[..., Outputs]:
-    return lambda **parts: dict(zip(("values", "indices"), function(**parts), strict=True))
+    def pair(**parts: Any) -> Outputs:
+        return dict(zip(("values", "indices"), function(**parts), strict=True))
+
+    return pair
 
 
-OPEN: dict[str, Callable[..., Outputs]] = {
-    name: _one(getattr(order, name))
-    for name in (
-        "maximum",
-        "clamp",
-        "relu",
-        "sign",
-        "minimum",
-        "amax",
-        "amin",
-        "argmax",
-        "put_last",
-        "hardtanh_backward",
-        "linspace",
-    )
-} | {"sort": _pair(order.sort), "topk": _pair(order.topk)}
+OPEN = _by_name(order) | {"sort": _pair(order.sort), "topk": _pair(order.topk)}

@@ -1,15 +1,14 @@
-"""Write vectors/numerics/*.json: inputs and expected bits for the chapters of docs/numerics.md.
+"""The cases of vectors/numerics/*.json: inputs for the chapters of docs/numerics.md.
 
-    python tests/numerics/make_vectors.py [FOLDER]
-
-The expected bits come from the slow definitions (`spec`) alone, no kernel of the
-product takes part. Everything is determined; `test_vectors.py` regenerates the files and compares.
+The expected bits come from the slow definitions alone, no kernel of the product takes part. Everything is
+determined: `python -m spec` writes the same bytes again, and a test compares. The numbers of a case come
+from a label that counts the draws of its chapter. So a new case comes last in its chapter, or the cases
+after it get other numbers.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -17,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from vector_files import FOLDER, Stream, encode
-from vector_operations import (
+
+from spec import Geometry, Width, contraction_bits, narrow_bits
+from spec.operations import (
     LOSSES,
     NORMS,
     OPEN,
@@ -31,8 +31,7 @@ from vector_operations import (
     Outputs,
     contractions,
 )
-
-from spec import Geometry, Width, contraction_bits, narrow_bits
+from spec.vector_files import Stream, encode
 
 INF, NAN = float("inf"), float("nan")
 TINY = 2.0**-149  # smallest subnormal number
@@ -278,6 +277,24 @@ def sum_cases() -> Iterator[Case]:
         {"num_weights": 4, "padding_idx": 1},
     )
     yield Case("padding takes no part", "embedding_backward", inputs, arguments)
+    index = i64(2, 0, 2, 2, 2, 0, 1, 1).reshape(2, 4)
+    for reduce in ("sum", "mean", "amax", "amin"):
+        for include_self in (True, False):
+            arguments = {"dim": 0, "reduce": reduce, "include_self": include_self}
+            inputs = {"x": draw(4, 5), "index": index, "source": draw(2, 4)}
+            yield Case(f"rows, {reduce}, {include_self}", "scatter_reduce", inputs, arguments)
+            inputs = {"x": draw(4, 5), "index": index, "source": draw(3, 4, exponents=WIDE)}
+            name = f"a larger source, magnitudes far apart, {reduce}, {include_self}"
+            yield Case(name, "scatter_reduce", inputs, arguments)
+            inputs = {
+                "x": f32([-0.0, -0.0, 0.0, NAN, 1.0, -0.0]),
+                "index": i64(0, 0, 2, 3, 4, 4),
+                "source": f32([-0.0, -0.0, -0.0, 2.0, NAN, INF]),
+            }
+            name = f"zeros, NaN and places that are not named, {reduce}, {include_self}"
+            yield Case(name, "scatter_reduce", inputs, arguments)
+            inputs = {"x": draw(2, 3), "index": i64().reshape(0, 3), "source": draw(0, 3)}
+            yield Case(f"nothing, {reduce}, {include_self}", "scatter_reduce", inputs, arguments)
 
 
 def vector_norm_cases() -> Iterator[Case]:
@@ -620,7 +637,3 @@ def write_vectors(folder: Path) -> None:
     """Write every chapter's file."""
     for name in CHAPTERS:
         (folder / f"{name}.json").write_text(text(name))
-
-
-if __name__ == "__main__":
-    write_vectors(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER)
