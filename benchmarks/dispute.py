@@ -34,14 +34,14 @@ from veritrain.job.step import Program, run_step
 from veritrain.protocols.dispute.challenge import make_challenge, open_challenge
 from veritrain.protocols.dispute.check import check
 from veritrain.protocols.dispute.claims import Entries
+from veritrain.protocols.dispute.judging.operator_judge import OperatorJudge
 from veritrain.protocols.dispute.messages import PARTIES, Role
 from veritrain.protocols.dispute.party import Party
 from veritrain.protocols.dispute.referee import Deadlines, Referee
-from veritrain.replay.trace.bodies import rows
+from veritrain.protocols.dispute.replayed_claims import ReplayedClaims
+from veritrain.replay.trace.bodies import OperatorBody, read_body
 from veritrain.replay.trace.entry import TraceEntry
-from veritrain.replay.trace.judge import OperatorJudge
-from veritrain.replay.trace.recorder import Recorder
-from veritrain.replay.trace.witness import Witness
+from veritrain.replay.trace.tracer import Tracer
 from veritrain.transcript import Header, Signer, merkle, state_entries, state_root
 from veritrain.transcript.records import Head, Leaf, SignedHead
 
@@ -57,7 +57,7 @@ def dispute() -> list[Row]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """What `Witness` needs of a transcript."""
+    """What `ReplayedClaims` needs of a transcript."""
 
     header: Header
     leaves: Sequence[Leaf]
@@ -91,8 +91,10 @@ class _Stage:
         self.leaves = self._chain(steps, before, self._real)
 
     @cached_property
-    def honest(self) -> Witness:
-        return Witness(self.job, self._run(self.leaves), _encoded(self.leaves[: self.step + 1]))
+    def honest(self) -> ReplayedClaims:
+        return ReplayedClaims(
+            self.job, self._run(self.leaves), _encoded(self.leaves[: self.step + 1])
+        )
 
     @cached_property
     def false_leaves(self) -> list[Leaf]:
@@ -106,11 +108,13 @@ class _Stage:
     def operators(self) -> list[int]:
         """Entries with a float32 result of their own, by what they read and write."""
         found: list[tuple[int, int]] = []
-        for data in self.honest._replay(self.step)._encoded:  # pyright: ignore[reportPrivateUsage]
-            entry = TraceEntry.from_bytes(data, where="own entry")
-            if entry.body["kind"] == "operator" and "float32" in str(entry.body["results"]):
-                sizes = [row[1] for name in ("reads", "writes") for row in rows(entry.body, name)]
-                found.append((sum(sizes), entry.index))
+        for index, data in enumerate(self.honest.replayed(self.step).entries):
+            body = read_body(TraceEntry.from_bytes(data, where="own entry"))
+            if not isinstance(body, OperatorBody) or body.effects is None:
+                continue
+            if "float32" in str(body.effects.results):
+                written = sum(write.size for write in body.effects.writes)
+                found.append((body.operands.num_bytes + written, index))
         return [index for _, index in sorted(found)]
 
     def _run(self, leaves: Sequence[Leaf]) -> Any:
@@ -118,8 +122,8 @@ class _Stage:
             header=self.header, leaves=leaves, checkpoint_steps=(self.step - 1,), state=self._state
         )
 
-    def liar(self) -> Witness:
-        return Witness(self.job, self._run(self.leaves), _encoded(self.false_leaves))
+    def liar(self) -> ReplayedClaims:
+        return ReplayedClaims(self.job, self._run(self.leaves), _encoded(self.false_leaves))
 
     def _chain(self, steps: int, before: Digest, real: dict[str, Any]) -> list[Leaf]:
         made: list[Leaf] = []
@@ -165,17 +169,14 @@ def _row(model: str, steps: int, stage: _Stage, index: int, quantile: float) -> 
     verdict = referee.verdict
     assert (verdict.loser.value, verdict.index) == ("trainer", index), verdict.reason
     bundle = referee.bundle()
-    entries = len(stage.honest._replay(stage.step)._encoded)  # pyright: ignore[reportPrivateUsage]
-    body = TraceEntry.from_bytes(
-        stage.honest._replay(stage.step)._encoded[index],  # pyright: ignore[reportPrivateUsage]
-        where="own entry",
-    ).body
+    entries = stage.honest.replayed(stage.step).entries
+    body = TraceEntry.from_bytes(entries[index], where="own entry").body
     again, memory = _alone(model, steps, bundle)
     return {
         "run": f"{model} {steps} steps, operators' quantile {quantile}",
         "operator": body["operator"],
         "rounds": verdict.rounds,
-        "bound": math.ceil(math.log2(steps)) + math.ceil(math.log2(entries)) + 4,
+        "bound": math.ceil(math.log2(steps)) + math.ceil(math.log2(len(entries))) + 4,
         "messages": verdict.messages,
         "MB sent": verdict.bytes / 1e6,
         "step s": stage.step_seconds,
@@ -220,29 +221,29 @@ def _timed(seconds: dict[Role, float], role: Role, act: Any, *args: Any) -> Any:
 @contextmanager
 def _fault(index: int | None) -> Generator[None]:
     """One bit of a result is wrong, of the operator of that entry."""
-    own = Recorder._own  # pyright: ignore[reportPrivateUsage]
+    own = Tracer._own  # pyright: ignore[reportPrivateUsage]
 
-    def flip(recorder: Recorder, result: Tensor) -> Tensor:
-        result = own(recorder, result)
-        is_there = recorder._index == index  # pyright: ignore[reportPrivateUsage]
+    def flip(tracer: Tracer, result: Tensor) -> Tensor:
+        result = own(tracer, result)
+        is_there = tracer._index == index  # pyright: ignore[reportPrivateUsage]
         if is_there and result.dtype == torch.float32 and result.numel():
             result.reshape(-1).view(torch.int32)[result.numel() // 2] ^= 1
         return result
 
-    with mock.patch.object(Recorder, "_own", flip):
+    with mock.patch.object(Tracer, "_own", flip):
         yield
 
 
 @contextmanager
 def _counted(replays: dict[Role, int], role: Role) -> Generator[None]:
     """Count the steps that a party computes."""
-    from veritrain.replay.trace import recorder
+    from veritrain.replay.trace import tracer
 
     def step(*args: Any) -> float:
         replays[role] += 1
         return run_step(*args)
 
-    with mock.patch.object(recorder, "run_step", step):
+    with mock.patch.object(tracer, "run_step", step):
         yield
 
 

@@ -16,7 +16,7 @@ from tests.hostile import MIB, outcomes, require_line
 from tests.test_encoding import values as any_values
 from veritrain.cli import calibrate as calibrate_command
 from veritrain.encoding import decode, encode
-from veritrain.errors import TranscriptError, UsageError, VerificationError
+from veritrain.errors import FieldError, TranscriptError, UsageError, VerificationError
 from veritrain.job.data import Batches
 from veritrain.job.state import HYPER, SCHEDULER, _plain, _unplain, capture, require_fit, restore
 from veritrain.job.step import Program, run_step
@@ -25,7 +25,7 @@ from veritrain.protocols.dispute.evidence import Bundle, Evidence
 from veritrain.protocols.dispute.messages import Message, Question, SignedMessage
 from veritrain.protocols.dispute.verdict import Verdict, unseal
 from veritrain.replay.trace import calls
-from veritrain.replay.trace.cells import View
+from veritrain.replay.trace.cells import CellView
 from veritrain.replay.trace.entry import TraceEntry
 from veritrain.service import challenger, courier
 from veritrain.training import calibration as calibrate
@@ -224,8 +224,9 @@ def test_a_changed_record_is_of_the_one_form_or_refused(record, data):
 @settings(deadline=None, max_examples=400)
 @given(any_values | st.lists(any_values, min_size=5, max_size=5))
 def test_any_value_is_no_view_and_no_call(value):
-    parsed(View.from_value, value, ValueError)
-    parsed(lambda v: calls.unplain(v, lambda view: torch.empty(0)), value, ValueError)
+    parsed(CellView.from_value, value, FieldError)
+    found = parsed(calls.read_argument, value, FieldError)
+    assert found is None or encode(calls.argument_value(found)) == encode(value)
     parsed(Question.from_value, value, UsageError)
 
 

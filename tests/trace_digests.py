@@ -13,7 +13,7 @@ from veritrain.job.data import Batches
 from veritrain.job.job import Job
 from veritrain.job.state import capture
 from veritrain.job.step import Program, run_step
-from veritrain.replay.trace.recorder import Before, Recorder, trace
+from veritrain.replay.trace.tracer import Before, Tracer, trace
 from veritrain.transcript import state_entries, state_root
 
 
@@ -25,7 +25,7 @@ def second_step(job: Job) -> tuple[Program, Batches, Before]:
     return program, batches, Before(step=2, previous=bytes(32), state=state)
 
 
-def trace_of(job: Job) -> Recorder:
+def trace_of(job: Job) -> Tracer:
     program, batches, before = second_step(job)
     return trace(program, before, batches[2])
 

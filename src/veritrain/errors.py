@@ -6,6 +6,7 @@
     │   └── StorageError        a file of a run cannot be written: a full disk, for example
     ├── NumericsError           a step cannot be given machine-independent bits
     │   └── UnsupportedOperatorError   an operator without a rule, refused by name
+    ├── FieldError              a value that another party wrote is not of its form: names the field
     ├── TranscriptError         bytes that another party wrote are malformed: names file and place
     ├── VerificationError       the bytes are well formed, the claim they make is false
     └── InconclusiveError       neither true nor false could be shown (missing data, other environment)
@@ -41,6 +42,10 @@ class NumericsError(VeritrainError):
 
 class UnsupportedOperatorError(NumericsError):
     """An operator has no rule under the job's numerics; it is refused by name."""
+
+
+class FieldError(VeritrainError):
+    """A field of a value that another party wrote is missing, unknown or not of its form."""
 
 
 class TranscriptError(VeritrainError):

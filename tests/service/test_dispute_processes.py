@@ -15,7 +15,7 @@ from tests.service.conftest import JOB
 from tests.service.disputants import Command
 from veritrain.adversaries import trainers
 from veritrain.cli import main
-from veritrain.replay.trace import dissent
+from veritrain.protocols.dispute import find_difference
 from veritrain.service.kept import Shelf
 from veritrain.transcript import Header, Signer
 
@@ -229,7 +229,7 @@ def test_a_run_of_another_data_set_is_rejected_without_a_dispute(scene, tmp_path
 
 
 def test_what_does_not_fit_shows_before_the_run_is_recomputed(court, capfd, monkeypatch):
-    monkeypatch.setattr(dissent, "first_difference", pytest.fail)
+    monkeypatch.setattr(find_difference, "first_difference", pytest.fail)
     assert main(words_of(court, "http://127.0.0.1:9")) == 2
     assert "127.0.0.1:9" in capfd.readouterr().err
     url = court.referee(court.trainer("honest").url()).url()

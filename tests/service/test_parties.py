@@ -25,7 +25,9 @@ from veritrain.protocols.dispute.challenge import make_challenge, open_challenge
 from veritrain.protocols.dispute.check import check, check_equivocation
 from veritrain.protocols.dispute.claims import Entries
 from veritrain.protocols.dispute.evidence import Bundle
+from veritrain.protocols.dispute.find_difference import challenger_claims, first_difference
 from veritrain.protocols.dispute.judge import Ask, Loser, Ruling
+from veritrain.protocols.dispute.judging.operator_judge import OperatorJudge
 from veritrain.protocols.dispute.limits import LIMITS
 from veritrain.protocols.dispute.messages import (
     DetailOf,
@@ -41,10 +43,9 @@ from veritrain.protocols.dispute.messages import (
 )
 from veritrain.protocols.dispute.party import Party, Reply
 from veritrain.protocols.dispute.referee import Deadlines
+from veritrain.protocols.dispute.replayed_claims import ReplayedClaims
 from veritrain.protocols.dispute.verdict import Verdict, unseal
-from veritrain.replay.trace.dissent import challenger_witness, first_difference
-from veritrain.replay.trace.judge import OperatorJudge
-from veritrain.replay.trace.witness import Witness, _StepReplay
+from veritrain.replay.trace.replayed_step import ReplayedStep
 from veritrain.service.court import RefereeCourt
 from veritrain.service.kept import KeptReplies, Shelf
 from veritrain.service.problems import StoppedError
@@ -79,7 +80,7 @@ def challenge(scene, liar, **changes):
 
 
 def leaves_of(side):
-    return side.leaves if isinstance(side, Witness) else Entries(encoded(side.leaves))
+    return side.leaves if isinstance(side, ReplayedClaims) else Entries(encoded(side.leaves))
 
 
 def ask(scene, data, number=1, topic=None, signer=None):
@@ -221,11 +222,11 @@ def nonce(number):
 def test_what_is_at_hand_is_answered_while_another_dispute_is_replayed(
     scene, liar, trainer, monkeypatch
 ):
-    real, goes_on = _StepReplay._trace, threading.Event()
+    real, goes_on = ReplayedStep._trace, threading.Event()
     second, entry = traced(scene, liar, trainer)
     trainer.restart()
     monkeypatch.setattr(
-        _StepReplay, "_trace", lambda self, kept: goes_on.wait(60) and real(self, kept)
+        ReplayedStep, "_trace", lambda self, kept: goes_on.wait(60) and real(self, kept)
     )
     first, third = (challenge(scene, liar, nonce=nonce(n)) for n in (1, 2))
     for data in (first, second, third):
@@ -239,7 +240,7 @@ def test_what_is_at_hand_is_answered_while_another_dispute_is_replayed(
 
 
 def test_one_replay_runs_at_a_time(scene, liar, trainer, monkeypatch):
-    real, running, most = _StepReplay._trace, [], []
+    real, running, most = ReplayedStep._trace, [], []
 
     def slow(self, kept):
         running.append(self)
@@ -248,7 +249,7 @@ def test_one_replay_runs_at_a_time(scene, liar, trainer, monkeypatch):
         running.pop()
         return real(self, kept)
 
-    monkeypatch.setattr(_StepReplay, "_trace", slow)
+    monkeypatch.setattr(ReplayedStep, "_trace", slow)
     every = [challenge(scene, liar, nonce=nonce(n)) for n in range(6)]
     questions = [ask(scene, one, topic=TraceOf(step=STEP)) for one in every]
     for one, asked in zip(every, questions, strict=True):
@@ -274,12 +275,12 @@ def no_replay(monkeypatch):
     def fail(self, kept):
         raise AssertionError("replayed")
 
-    monkeypatch.setattr(_StepReplay, "_trace", fail)
+    monkeypatch.setattr(ReplayedStep, "_trace", fail)
 
 
 def test_a_trace_is_not_computed_again_after_a_restart(scene, liar, trainer, monkeypatch):
     data, asked = traced(scene, liar, trainer)
-    expected = scene.witness().operator(STEP, 1)
+    expected = scene.claims().operator(STEP, 1)
     no_replay(monkeypatch)
     trainer.restart()
     trainer.reply(data)
@@ -382,7 +383,7 @@ class Hall:
 def parties(scene, liar, data):
     contest = open_challenge(data, referee=scene.referee.public_key)
     made = [
-        (Role.TRAINER, scene.trainer, scene.witness()),
+        (Role.TRAINER, scene.trainer, scene.claims()),
         (Role.CHALLENGER, scene.challenger, liar),
     ]
     return {
@@ -619,14 +620,14 @@ def test_the_first_difference_and_the_own_leaf(scene):
     assert first_difference(scene.job, scene.transcript) is None
     cheat = trainers.wrong_rate(scene.job, 1, 2.0)  # counts from each checkpoint
     assert first_difference(cheat, scene.transcript) == 1
-    own = challenger_witness(scene.job, scene.transcript, STEP)
+    own = challenger_claims(scene.job, scene.transcript, STEP)
     assert own.leaf(STEP).entry == scene.leaves[STEP].to_bytes()
-    start = challenger_witness(scene.job, scene.transcript, 0)
+    start = challenger_claims(scene.job, scene.transcript, 0)
     assert start.leaf(0).entry == scene.leaves[0].to_bytes()
-    lying = challenger_witness(cheat, scene.transcript, STEP)
+    lying = challenger_claims(cheat, scene.transcript, STEP)
     assert lying.leaf(STEP).entry != scene.leaves[STEP].to_bytes()
     with pytest.raises(UsageError, match="steps 0 to 4"):
-        challenger_witness(scene.job, scene.transcript, 5)
+        challenger_claims(scene.job, scene.transcript, 5)
 
 
 def test_a_log_that_cannot_be_followed(tmp_path):
@@ -634,7 +635,7 @@ def test_a_log_that_cannot_be_followed(tmp_path):
     with rounders.rounding_by(rounders.Huge):
         scene = Scene.of(zoo.jobs(2, "logged")["convnet-sgd"], tmp_path / "run")
     assert first_difference(scene.job, scene.transcript) == 1
-    own = challenger_witness(scene.job, scene.transcript, 1)
+    own = challenger_claims(scene.job, scene.transcript, 1)
     data = challenge(scene, own)
     hall = Hall(scene, tmp_path / "out")
     hold(hall, hall.court.open(data), parties(scene, own, data))

@@ -16,8 +16,8 @@ from veritrain.runtime.progress import Step, tell
 if TYPE_CHECKING:
     from veritrain.encoding import Digest
     from veritrain.job.job import Job
+    from veritrain.protocols.dispute.replayed_claims import ReplayedClaims
     from veritrain.protocols.dispute.verdict import Verdict
-    from veritrain.replay.trace.witness import Witness
     from veritrain.service.challenger import CourtAt
     from veritrain.service.kept import Shelf
     from veritrain.transcript import Signer, Transcript
@@ -130,17 +130,17 @@ class _Side:
 
         Raises:
             UsageError: the run is of another job.
-            VerificationError, InconclusiveError: as `dissent.require_agreed`.
+            VerificationError, InconclusiveError: as `find_difference.require_agreed`.
         """
         from veritrain.job.sources import require_job
-        from veritrain.replay.trace.dissent import require_agreed
+        from veritrain.protocols.dispute.find_difference import require_agreed
 
         require_job(self.job, self.transcript.header.job, self.transcript.location)
         require_agreed(self.job, self.transcript)
 
     def difference(self) -> int | None:
         """The first step that comes to something else here."""
-        from veritrain.replay.trace.dissent import first_difference
+        from veritrain.protocols.dispute.find_difference import first_difference
 
         total = len(self.transcript.leaves) - 1
         with output.progress():
@@ -152,15 +152,17 @@ class _Side:
                 ),
             )
 
-    def witness(self, step: int) -> Witness | None:
+    def witness(self, step: int) -> ReplayedClaims | None:
         """What this side says about a step; None if it says the same."""
-        from veritrain.replay.trace.dissent import challenger_witness
+        from veritrain.protocols.dispute.find_difference import challenger_claims
 
-        witness = challenger_witness(self.job, self.transcript, step)
+        witness = challenger_claims(self.job, self.transcript, step)
         own = witness.leaf(step).entry
         return None if own == self.transcript.leaves[step].to_bytes() else witness
 
-    def dispute(self, court: CourtAt, witness: Witness, referee: bytes, shelf: Shelf) -> _Ended:
+    def dispute(
+        self, court: CourtAt, witness: ReplayedClaims, referee: bytes, shelf: Shelf
+    ) -> _Ended:
         """Lead a dispute before the referee with this key to its end; the one that was interrupted, if there is one."""
         from veritrain.protocols.dispute.challenge import open_challenge
         from veritrain.protocols.dispute.messages import Role
@@ -181,7 +183,7 @@ class _Side:
         bundle = contend(court, challenge, party, contest.dispute, output.warn)
         return _Ended(dispute=contest.dispute, referee=referee, bundle=bundle)
 
-    def _challenge(self, referee: bytes, witness: Witness, shelf: Shelf) -> bytes:
+    def _challenge(self, referee: bytes, witness: ReplayedClaims, shelf: Shelf) -> bytes:
         """The one of an interrupted dispute, or a new one."""
         from veritrain.protocols.dispute.challenge import make_challenge
         from veritrain.service.challenger import unfinished
@@ -212,8 +214,8 @@ class _Side:
             InconclusiveError: it does not, or cannot say.
         """
         from veritrain.protocols.dispute.check import check
+        from veritrain.protocols.dispute.judging.operator_judge import OperatorJudge
         from veritrain.protocols.dispute.versions import SameVersions
-        from veritrain.replay.trace.judge import OperatorJudge
         from veritrain.transcript.record import check_equal
 
         run, judge = self.transcript.header.digest, SameVersions(OperatorJudge(self.job))

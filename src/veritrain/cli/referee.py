@@ -99,9 +99,9 @@ def command(
     prepared = serving.prepared()
     from veritrain.job.load import load_job
     from veritrain.job.sources import require_job
+    from veritrain.protocols.dispute.judging.operator_judge import OperatorJudge
     from veritrain.protocols.dispute.referee import Deadlines
     from veritrain.protocols.dispute.versions import require_versions
-    from veritrain.replay.trace.judge import OperatorJudge
     from veritrain.service.app import make_app
     from veritrain.service.courier import attend
     from veritrain.service.court import RefereeCourt

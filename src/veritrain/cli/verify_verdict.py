@@ -147,8 +147,8 @@ def _replayed(data: bytes, bundle: Bundle, job: Path | None) -> tuple[Verdict, l
 
 def _judge(job: Path | None) -> Judge:
     from veritrain.job.load import load_job
+    from veritrain.protocols.dispute.judging.operator_judge import OperatorJudge
     from veritrain.protocols.dispute.versions import SameVersions
-    from veritrain.replay.trace.judge import OperatorJudge
 
     return SameVersions(OperatorJudge(None if job is None else load_job(job)))
 

@@ -25,8 +25,8 @@ from veritrain.protocols.dispute.challenge import Challenge, Contest, open_chall
 from veritrain.protocols.dispute.limits import LIMITS
 from veritrain.protocols.dispute.messages import Kind, Message, Role, SignedMessage
 from veritrain.protocols.dispute.party import Party
+from veritrain.protocols.dispute.replayed_claims import ReplayedClaims
 from veritrain.protocols.dispute.verdict import Verdict, unseal
-from veritrain.replay.trace.witness import Witness
 from veritrain.runtime.progress import Stage, tell
 from veritrain.service.kept import Docket, Shelf
 from veritrain.transcript import Transcript
@@ -80,7 +80,7 @@ class _Dispute:
     def party(self) -> Party:
         leaves = self._transcript.leaves[: self.contest.head.size]
         replies = self.docket.replies()
-        witness = Witness(
+        witness = ReplayedClaims(
             self._job,
             self._transcript,
             [leaf.to_bytes() for leaf in leaves],

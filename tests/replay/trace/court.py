@@ -20,13 +20,13 @@ from veritrain.errors import UsageError
 from veritrain.job.job import Job
 from veritrain.protocols.dispute.challenge import make_challenge, open_challenge
 from veritrain.protocols.dispute.claims import Entries
+from veritrain.protocols.dispute.judging.operator_judge import OperatorJudge
 from veritrain.protocols.dispute.messages import Opening, Role, TraceClaim
 from veritrain.protocols.dispute.party import Party
 from veritrain.protocols.dispute.referee import Deadlines, Referee
+from veritrain.protocols.dispute.replayed_claims import ReplayedClaims
 from veritrain.protocols.dispute.verdict import Verdict
 from veritrain.replay.trace.entry import TraceEntry
-from veritrain.replay.trace.judge import OperatorJudge
-from veritrain.replay.trace.witness import Witness
 from veritrain.transcript import Signer, Transcript, merkle
 from veritrain.transcript.records import Head, Leaf, SignedHead
 
@@ -55,8 +55,8 @@ class Scene:
     def leaves(self) -> list[Leaf]:
         return list(self.transcript.leaves)
 
-    def witness(self, leaves: int | None = None) -> Witness:
-        return Witness(self.job, self.transcript, encoded(self.leaves[:leaves]))
+    def claims(self, leaves: int | None = None) -> ReplayedClaims:
+        return ReplayedClaims(self.job, self.transcript, encoded(self.leaves[:leaves]))
 
 
 class Liar:
@@ -70,8 +70,8 @@ class Liar:
         change: Change | None = None,
         leaf: Leaf | None = None,
     ) -> None:
-        self._witness = Witness(job or scene.job, scene.transcript, encoded(scene.leaves))
-        bodies = [e.body for e in read(self._witness._replay(step)._encoded)]
+        self._claims = ReplayedClaims(job or scene.job, scene.transcript, encoded(scene.leaves))
+        bodies = [e.body for e in read(self._claims.replayed(step).entries)]
         bodies = change(bodies) if change is not None else bodies
         before = scene.leaves[step].previous
         self.entries = chained(bodies, before)
@@ -105,7 +105,7 @@ class Liar:
         return Entries(self.entries).opening(index)
 
     def detail(self, step: int, index: int, what: Any) -> Any:
-        return self._witness.detail(step, index, what)
+        return self._claims.detail(step, index, what)
 
 
 def settle(scene: Scene, step: int, trainer: Any = None, challenger: Any = None) -> Verdict:
@@ -126,11 +126,11 @@ def hold(scene: Scene, step: int, trainer: Any = None, challenger: Any = None) -
     parties = {
         Role.TRAINER: Party(
             role=Role.TRAINER, signer=scene.trainer, contest=contest, replies={},
-            claims=trainer or scene.witness(),
+            claims=trainer or scene.claims(),
         ),
         Role.CHALLENGER: Party(
             role=Role.CHALLENGER, signer=scene.challenger, contest=contest, replies={},
-            claims=challenger.up_to(step) if challenger else scene.witness(step + 1),
+            claims=challenger.up_to(step) if challenger else scene.claims(step + 1),
         ),
     }  # fmt: skip
     referee = Referee(

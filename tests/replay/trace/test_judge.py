@@ -20,12 +20,12 @@ from veritrain.job.data import Batches
 from veritrain.numerics.logged.grid import follow, round_to
 from veritrain.numerics.logged.rounding import Following
 from veritrain.protocols.dispute.check import check
+from veritrain.protocols.dispute.find_difference import challenger_claims, first_difference
 from veritrain.protocols.dispute.judge import Loser
-from veritrain.replay.trace import judge
-from veritrain.replay.trace.dissent import challenger_witness, first_difference
-from veritrain.replay.trace.judge import OperatorJudge
-from veritrain.replay.trace.recorder import Recorder
-from veritrain.replay.trace.witness import Witness
+from veritrain.protocols.dispute.judging import parts
+from veritrain.protocols.dispute.judging.operator_judge import OperatorJudge
+from veritrain.protocols.dispute.replayed_claims import ReplayedClaims
+from veritrain.replay.trace.tracer import Tracer
 
 STEP = 3
 
@@ -232,8 +232,8 @@ class Showing(Liar):
     """Opens the records that the data set has."""
 
     def detail(self, step, index, what):
-        witness = Witness(self._scene.job, self._scene.transcript, [])
-        return (witness if what["open"] == "records" else self._witness).detail(step, index, what)
+        claims = ReplayedClaims(self._scene.job, self._scene.transcript, [])
+        return (claims if what["open"] == "records" else self._claims).detail(step, index, what)
 
     def __init__(self, scene, step, job):
         super().__init__(scene, step, job)
@@ -336,23 +336,23 @@ class Faulty(Liar):
             return super().detail(step, index, what)
 
     def _fault(self):
-        own, index, place = Recorder._own, self._index, self._place
+        own, index, place = Tracer._own, self._index, self._place
 
-        def flip(recorder, result):
-            result = own(recorder, result)
-            if recorder._index == index and result.numel() and result.dtype == torch.float32:
+        def flip(tracer, result):
+            result = own(tracer, result)
+            if tracer._index == index and result.numel() and result.dtype == torch.float32:
                 result.reshape(-1).view(torch.int32)[place % result.numel()] ^= 1
             return result
 
-        return mock.patch.object(Recorder, "_own", flip)
+        return mock.patch.object(Tracer, "_own", flip)
 
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_one_wrong_bit_of_a_result_is_found_whole_or_in_parts(scene, monkeypatch, whole):
-    monkeypatch.setattr(judge, "_WHOLE_BYTES", 1 << 30 if whole else 0)
-    entries = read(scene.witness()._replay(STEP)._encoded)
+    monkeypatch.setattr(parts, "WHOLE_BYTES", 1 << 30 if whole else 0)
+    entries = read(scene.claims().replayed(STEP).entries)
     operators = [e for e in entries if e.body["kind"] == "operator" and e.body["results"]]
-    parts = 0
+    in_parts = 0
     for entry in operators[::3]:
         liar = Faulty(scene, STEP, entry.index, place=entry.index)
         if liar.entries[entry.index] == entries[entry.index].to_bytes():
@@ -363,8 +363,8 @@ def test_one_wrong_bit_of_a_result_is_found_whole_or_in_parts(scene, monkeypatch
         assert without_the_job(scene, referee) == verdict
         assert f"entry {entry.index}" in verdict.reason
         assert settle(scene, STEP, challenger=liar).loser is Loser.CHALLENGER
-        parts += "in bytes" in verdict.reason
-    assert (parts == 0) if whole else (parts > 5)
+        in_parts += "in bytes" in verdict.reason
+    assert (in_parts == 0) if whole else (in_parts > 5)
 
 
 class Meddling:
@@ -385,7 +385,7 @@ class Meddling:
 @pytest.mark.parametrize("seed", range(12))
 def test_what_is_opened_falsely_helps_nobody(scene, monkeypatch, seed):
     rng = random.Random(seed)
-    monkeypatch.setattr(judge, "_WHOLE_BYTES", rng.choice([0, 1 << 18]))
+    monkeypatch.setattr(parts, "WHOLE_BYTES", rng.choice([0, 1 << 18]))
     cheat = rng.choice([*CHEATS, "bit", "bit", "bit"])
     if cheat == "bit":
         liar = Faulty(scene, STEP, rng.randrange(1, 40), rng.randrange(100))
@@ -425,7 +425,7 @@ def misnamed(request, tmp_path_factory):
 def test_a_leaf_that_is_false_about_its_rounding_log_can_be_disputed(misnamed):
     scene, run = misnamed
     assert first_difference(scene.job, run) == STEP
-    own = challenger_witness(scene.job, run, STEP)
+    own = challenger_claims(scene.job, run, STEP)
     assert own.leaf(STEP).entry == scene.leaves[STEP].to_bytes()
     challenger = Plainly(own, scene.leaves[: STEP + 1])
     for change in (None, change_somewhere(1, [])):
@@ -445,12 +445,12 @@ def test_a_challenger_that_is_false_about_a_rounding_log_loses(misnamed):
 
 
 class Plainly:
-    """A witness as a party's claims."""
+    """Claims of a challenger, with its leaves at hand."""
 
-    def __init__(self, witness, leaves):
+    def __init__(self, claims, leaves):
         self.leaves = leaves
-        self.leaf, self.trace = witness.leaf, witness.trace
-        self.operator, self.detail = witness.operator, witness.detail
+        self.leaf, self.trace = claims.leaf, claims.trace
+        self.operator, self.detail = claims.operator, claims.detail
 
     def up_to(self, step):
         return self

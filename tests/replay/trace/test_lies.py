@@ -20,7 +20,7 @@ from tests.replay.trace.court import Liar, Scene, read, settle
 from tests.replay.trace.test_judge import CHEATS, STEP, Faulty, build
 from veritrain.encoding import digest, encode
 from veritrain.protocols.dispute.judge import Loser
-from veritrain.replay.trace import judge
+from veritrain.protocols.dispute.judging import judged_case, parts
 from veritrain.transcript import TensorEntry, merkle
 
 SIDES = ("trainer", "challenger")
@@ -207,10 +207,10 @@ def test_a_job_that_acts_upon_hidden_values_is_left_open(tmp_path, change):
 
 def test_traces_do_not_depend_on_the_checkpoint_that_a_replay_began_at(tmp_path):
     scene = Scene.of(job(Last), tmp_path / "run")
-    near, far = scene.witness(), scene.witness()
-    replay = far._replay(STEP)
+    near, far = scene.claims(), scene.claims()
+    replay = far.replayed(STEP)
     replay._transcript = Far(scene.transcript)
-    assert list(replay._encoded) == list(near._replay(STEP)._encoded)
+    assert list(replay.entries) == list(near.replayed(STEP).entries)
 
 
 class Far:
@@ -308,12 +308,12 @@ LARGE = {
 def test_nobody_loses_for_a_tensor_that_is_too_long_to_open(tmp_path, monkeypatch, name, side):
     model, tensor = LARGE[name]
     most = 1 << 16
-    monkeypatch.setattr(judge, "_MOST_BYTES", most)
+    monkeypatch.setattr(judged_case, "MOST_BYTES", most)
     scene = Scene.of(job(model), tmp_path / "run")
     liar = Liar(scene, STEP, change=of_met(["state", tensor], "other"))
     sides = {
-        "trainer": Terse(scene.witness(), scene.leaves, most),
-        "challenger": Terse(scene.witness(STEP + 1), scene.leaves, most),
+        "trainer": Terse(scene.claims(), scene.leaves, most),
+        "challenger": Terse(scene.claims(STEP + 1), scene.leaves, most),
     }
     liar = liar if side == "trainer" else liar.up_to(STEP)
     sides[side] = Terse(liar, liar.leaves, most)
@@ -325,11 +325,11 @@ def test_nobody_loses_for_a_tensor_that_is_too_long_to_open(tmp_path, monkeypatc
 @pytest.mark.parametrize("most", [1 << 9, 1 << 30])
 @pytest.mark.parametrize("side", SIDES)
 def test_nobody_loses_for_parts_that_are_too_long_to_open(scene, monkeypatch, most, side):
-    monkeypatch.setattr(judge, "_WHOLE_BYTES", 0)
-    monkeypatch.setattr(judge, "_MOST_BYTES", most)
-    product = next(e for e in read(scene.witness()._replay(STEP)._encoded) if is_product(e.body))
+    monkeypatch.setattr(parts, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(judged_case, "MOST_BYTES", most)
+    product = next(e for e in read(scene.claims().replayed(STEP).entries) if is_product(e.body))
     liar = Faulty(scene, STEP, product.index)
-    sides = {"trainer": Terse(scene.witness(), scene.leaves, 4 * most)}
+    sides = {"trainer": Terse(scene.claims(), scene.leaves, 4 * most)}
     verdict = settle(scene, STEP, **{**sides, side: liar})
     assert verdict.loser.value == (side if most > 1 << 9 else "none"), verdict.reason
 
@@ -341,8 +341,8 @@ def other_strides(bodies):
 
 @pytest.mark.parametrize("side", SIDES)
 def test_a_false_layout_of_a_result_needs_no_operands(scene, monkeypatch, side):
-    monkeypatch.setattr(judge, "_MOST_BYTES", 64)
-    monkeypatch.setattr(judge, "_WHOLE_BYTES", 0)
+    monkeypatch.setattr(judged_case, "MOST_BYTES", 64)
+    monkeypatch.setattr(parts, "WHOLE_BYTES", 0)
     verdict = settle(scene, STEP, **{side: Liar(scene, STEP, change=other_strides)})
     assert verdict.loser.value == side, verdict.reason
 
@@ -384,6 +384,6 @@ def test_a_liar_who_opens_no_entries_is_convicted_by_the_other_party(scene):
 
 def test_entries_that_neither_party_can_open_leave_the_dispute_open(scene):
     liar = Liar(scene, STEP, change=false_read)
-    mute = Mute(scene.witness(STEP + 1), scene.leaves)
+    mute = Mute(scene.claims(STEP + 1), scene.leaves)
     verdict = settle(scene, STEP, trainer=Mute(liar, liar.leaves), challenger=mute)
     assert verdict.loser is Loser.NONE, verdict.reason

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as npst
 from tests.hostile import MIB, outcomes, require_line
 from tests.test_encoding import values as any_values
 from veritrain.encoding import decode, encode
-from veritrain.errors import JobError, UsageError
+from veritrain.errors import FieldError, JobError
 from veritrain.job.data import canonical
 from veritrain.replay.trace import packing
 from veritrain.replay.trace.packing import pack, unpack
@@ -132,14 +132,14 @@ UNPACK = "from veritrain.replay.trace.packing import unpack as parse"
 
 
 def test_hostile_values_are_refused_in_bounds():
-    assert outcomes(UNPACK, list(HOSTILE.values()), room=64 * MIB) == ["UsageError"] * len(HOSTILE)
+    assert outcomes(UNPACK, list(HOSTILE.values()), room=64 * MIB) == ["FieldError"] * len(HOSTILE)
 
 
 def test_a_deep_value_is_refused():
     value = ["int", b"\0"]
     for _ in range(100_000):
         value = ["list", value]
-    with pytest.raises(UsageError, match="nested deeper than 16"):
+    with pytest.raises(FieldError, match="nested deeper than 16"):
         unpack(value)
 
 
@@ -160,7 +160,7 @@ def test_keys_with_one_hash_are_no_work(monkeypatch):
     keys = [(2**61 - 1) * i for i in range(1000)]
     assert len(set(map(hash, keys))) == 1
     Counted.compared = 0
-    with pytest.raises(UsageError, match="1000 keys share one hash"):
+    with pytest.raises(FieldError, match="1000 keys share one hash"):
         unpack(["dict", *([pack(key), None] for key in keys)])
     assert Counted.compared == 0
 
@@ -207,7 +207,7 @@ def refused(value):
     """Was it refused? Whatever else is raised, or comes back in another form, is a fault."""
     try:
         found = unpack(value)
-    except UsageError as error:
+    except FieldError as error:
         require_line(error)
         return True
     assert encode(pack(found)) == encode(value)

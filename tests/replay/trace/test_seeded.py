@@ -17,11 +17,11 @@ from veritrain.encoding import encode
 from veritrain.job.state import capture, restore
 from veritrain.job.step import Program
 from veritrain.replay.trace.arithmetic import Arithmetic
-from veritrain.replay.trace.bodies import check_entry
-from veritrain.replay.trace.openings import StateBefore, state_opening
+from veritrain.replay.trace.bodies import OperatorBody, read_body
 from veritrain.replay.trace.recompute import recompute
-from veritrain.replay.trace.recorder import Recorder, trace
+from veritrain.replay.trace.state_openings import StateBefore, state_opening
 from veritrain.replay.trace.structure import UNKNOWN, next_structure, structure_of
+from veritrain.replay.trace.tracer import Tracer, trace
 from veritrain.transcript import state_entries, state_root
 
 STEP = 3
@@ -78,30 +78,29 @@ def test_every_entry_follows_from_the_job_and_can_be_computed_again() -> None:
     made, batches, before = second_step(job())
     state = {name: tensor.clone() for name, tensor in capture(made).items()}
 
-    def traced(kept: int | None = None) -> Recorder:
+    def traced(kept: int | None = None) -> Tracer:
         program = Program.build(job())
         restore(program, state)
         return trace(program, before, batches[2], None, kept)
 
-    entries = read(traced().entries)
+    bodies = [read_body(entry) for entry in read(traced().entries)]
     kinds: set[str] = set()
     tensors = state_entries(state)
     opened = StateBefore.opened(state_opening(tensors, state), state_root(tensors))
-    for entry in entries:
-        check_entry(entry)
-        body = entry.body
-        if body["kind"] != "operator":
+    for index, body in enumerate(bodies):
+        if not isinstance(body, OperatorBody):
             continue
-        draw = body["draw"]
+        draw = body.call.draw
         kinds.add(f"{type(draw).__name__} {len(draw) if isinstance(draw, bytes) else ''}")
         programs = [Program.build(job()) for _ in UNKNOWN]
         for program, unknown in zip(programs, UNKNOWN, strict=True):
             opened.restore(program, unknown)
-        found, _ = next_structure(programs, 2, batches[2], entries[: entry.index])
-        assert encode(found) == encode(structure_of(body))
-        again = recompute(Arithmetic.of(job()), 2, body, traced(entry.index).operands, None)
-        for name in ("results", "writes", "drawn"):
-            assert encode(again[name]) == encode(body[name])
+        found = next_structure(programs, 2, batches[2], bodies[:index])
+        assert encode(found.structure) == encode(structure_of(body))
+        again = recompute(Arithmetic.of(job()), 2, body, traced(index).operands, None)
+        assert again is not None
+        assert body.effects is not None
+        assert encode(again.to_value()) == encode(body.effects.to_value())
     assert kinds == {"int ", "bytes 0", "bytes 8"}
 
 

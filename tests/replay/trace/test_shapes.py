@@ -8,12 +8,18 @@ import pytest
 import torch
 
 from tests.replay.trace.test_trace import SMALL, Step, read
-from veritrain.encoding import digest, encode
+from veritrain.encoding import digest
 from veritrain.errors import InconclusiveError
 from veritrain.replay.trace import calls
 from veritrain.replay.trace.arithmetic import Arithmetic
-from veritrain.replay.trace.recompute import _operator, recompute
-from veritrain.replay.trace.shapes import layout_of, require_affordable, results_of
+from veritrain.replay.trace.bodies import (
+    LastWrite,
+    Operands,
+    OperatorBody,
+    ReadCell,
+)
+from veritrain.replay.trace.recompute import operator_named, recompute
+from veritrain.replay.trace.shapes import Layout, layout_of, require_affordable, results_of
 from veritrain.replay.trace.tiles import has_parts
 
 ONE = b"\0\0\x80?"
@@ -31,22 +37,18 @@ def laid_out(tensors):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_honest_operators_are_affordable_and_make_what_is_expected(name):
-    for entry in read(Step(name).trace()):
-        body = entry.body
-        if body["kind"] != "operator":
+    for body in read(Step(name).trace()):
+        if not isinstance(body, OperatorBody):
             continue
-        func = _operator(body["operator"])
-        args = calls.unplain(body["arguments"], bare)
-        named = {key: calls.unplain(value, bare) for key, value in body["named"].items()}
+        func = operator_named(body.call.operator)
+        args, named = body.call.with_tensors(bare)
         require_affordable(func, args, named)
         found = results_of(func, args, named)
         if found is not None:
-            results = list(calls.tensors_in(calls.unplain(body["results"], bare)))
+            results = list(calls.tensors_in(calls.filled(body.effects.results, bare)))
             assert laid_out(found) == laid_out(results), func
-        if has_parts(body):
-            expected = [body["results"], [row[:2] for row in body["writes"]]]
-            found = layout_of(func, body)
-            assert found is None or encode([*found]) == encode(expected), func
+        if has_parts(body.call):
+            assert layout_of(func, body) in (None, Layout.of(body.effects)), func
 
 
 def meta(*shape, dtype=torch.float32):
@@ -107,10 +109,18 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_call_is_not_computed(name):
     operator, arguments = HOSTILE[name]
-    body = {
-        "kind": "operator", "operator": f"aten.{operator}", "draw": 0, "arguments": arguments, "named": {},
-        "met": [], "cells": 1, "reads": [[0, 4, 1, digest("tensor", ONE)]], "log": None,
-    }  # fmt: skip
+    last = LastWrite(index=1, digest=digest("tensor", ONE))
+    read_cell = ReadCell(cell=0, size=4, last=last)
+    body = OperatorBody(
+        operands=Operands(met=(), cells=1, reads=(read_cell,), log=None),
+        call=calls.Call(
+            operator=f"aten.{operator}",
+            draw=0,
+            arguments=tuple(calls.read_argument(value) for value in arguments),
+            named={},
+        ),
+        effects=None,
+    )
     start = time.monotonic()
     with pytest.raises((InconclusiveError, ValueError, OverflowError)):
         recompute(EXACT, 1, body, {0: ONE}, None)

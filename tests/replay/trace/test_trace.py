@@ -17,12 +17,11 @@ from veritrain.job.state import capture, restore
 from veritrain.job.step import Program, run_step
 from veritrain.replay.trace import calls
 from veritrain.replay.trace.arithmetic import Arithmetic
-from veritrain.replay.trace.bodies import check_entry, rows
+from veritrain.replay.trace.bodies import Body, OperatorBody, OutcomeBody, read_body
 from veritrain.replay.trace.cells import cell_digest, is_short
 from veritrain.replay.trace.entry import TraceEntry
-from veritrain.replay.trace.openings import StateBefore, state_opening
 from veritrain.replay.trace.recompute import recompute, recompute_tile
-from veritrain.replay.trace.recorder import Recorder, trace
+from veritrain.replay.trace.state_openings import StateBefore, state_opening
 from veritrain.replay.trace.structure import (
     UNKNOWN,
     CannotFollowError,
@@ -30,6 +29,7 @@ from veritrain.replay.trace.structure import (
     structure_of,
 )
 from veritrain.replay.trace.tiles import tile
+from veritrain.replay.trace.tracer import Tracer, trace
 from veritrain.transcript import state_entries, state_root
 from veritrain.transcript.slices import Tree, verify
 
@@ -72,13 +72,13 @@ class Step:
             opened.restore(program, unknown)
         return made
 
-    def trace(self, kept: int | None = None) -> Recorder:
+    def trace(self, kept: int | None = None) -> Tracer:
         program = self.program()
         return trace(program, self.before, self.batches[2], program.following(self.log), kept)
 
 
-def read(recorder: Recorder) -> list[TraceEntry]:
-    return [TraceEntry.from_bytes(entry, where="own") for entry in recorder.entries]
+def read(tracer: Tracer) -> list[Body]:
+    return [read_body(TraceEntry.from_bytes(entry, where="own")) for entry in tracer.entries]
 
 
 @pytest.mark.timeout(900)
@@ -96,14 +96,12 @@ def test_traces_are_the_same_on_every_machine(families):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_trace_is_of_the_step_and_leads_to_its_state(name):
     step = Step(name)
-    entries = read(step.trace())
-    for entry in entries:
-        check_entry(entry)
+    outcome = read(step.trace())[-1]
     program = step.program()
     loss = run_step(program, 2, step.batches[2])
-    outcome = entries[-1].body
-    assert outcome["state"] == state_root(state_entries(capture(program)))
-    assert outcome["loss"] == loss
+    assert isinstance(outcome, OutcomeBody)
+    assert outcome.state == state_root(state_entries(capture(program)))
+    assert outcome.loss == loss
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -112,25 +110,24 @@ def test_what_comes_next_is_found_without_values(name):
     entries = read(step.trace())
     rng = random.Random(name)
     for index in [len(entries) - 1, rng.randrange(1, len(entries))]:
-        found, _ = next_structure(step.blank(), 2, step.batches[2], entries[:index])
-        assert encode(found) == encode(structure_of(entries[index].body))
+        found = next_structure(step.blank(), 2, step.batches[2], entries[:index])
+        assert encode(found.structure) == encode(structure_of(entries[index]))
 
 
 @pytest.mark.parametrize("numerics", ["logged", "logged-bf16"])
 def test_logged_steps_have_traces_too(numerics):
     step = Step("convnet-sgd", numerics)
     entries = read(step.trace())
-    found, _ = next_structure(step.blank(), 2, step.batches[2], entries[:-1])
-    assert encode(found) == encode(structure_of(entries[-1].body))
+    found = next_structure(step.blank(), 2, step.batches[2], entries[:-1])
+    assert encode(found.structure) == encode(structure_of(entries[-1]))
     for index in random.Random(1).sample(range(1, len(entries) - 20), 10):
-        body = entries[index].body
-        if body["kind"] == "operator":
-            again = recompute(
-                Arithmetic.of(step.job), 2, body, step.trace(index).operands, step.log
-            )
-            assert all(
-                encode(again[key]) == encode(body[key]) for key in ("results", "writes", "logged")
-            )
+        body = entries[index]
+        if isinstance(body, OperatorBody):
+            operands = step.trace(index).operands
+            again = recompute(Arithmetic.of(step.job), 2, body, operands, step.log)
+            assert again is not None
+            assert body.effects is not None
+            assert encode(again.to_value()) == encode(body.effects.to_value())
 
 
 @pytest.mark.parametrize("name", FEW)
@@ -139,16 +136,15 @@ def test_operators_are_computed_again_whole_and_in_parts(name):
     entries = read(step.trace())
     by_name: dict[str, int] = {}
     rng = random.Random(name)
-    for entry in rng.sample(entries, len(entries)):
-        if entry.body["kind"] == "operator":
-            by_name[str(entry.body["operator"])] = entry.index
+    for index, body in rng.sample([*enumerate(entries)], len(entries)):
+        if isinstance(body, OperatorBody):
+            by_name[body.call.operator] = index
     for index in by_name.values():
-        body, kept = entries[index].body, step.trace(index)
+        body, kept = entries[index], step.trace(index)
         again = recompute(Arithmetic.of(step.job), 2, body, kept.operands, None)
-        assert all(
-            encode(again[key]) == encode(body[key]) for key in ("results", "writes", "drawn")
-        )
-        for cell, size, _, _ in rows(body, "writes"):
+        assert encode(again.to_value()) == encode(body.effects.to_value())
+        for write in body.effects.writes:
+            cell, size = write.cell, write.size
             start = 1024 * rng.randrange(max(1, size // 1024))
             part = tile(body, cell, start, min(size, start + 1024)) if size else None
             if part is not None:
@@ -157,7 +153,7 @@ def test_operators_are_computed_again_whole_and_in_parts(name):
                     for number, r in part.ranges().items()
                 }
                 data = recompute_tile(Arithmetic.of(step.job), 2, body, part, opened)
-                assert data == kept.results[cell][part.start : part.stop], body["operator"]
+                assert data == kept.results[cell][part.start : part.stop], body.call.operator
 
 
 def opened_of(content, ranges):
@@ -170,18 +166,18 @@ def opened_of(content, ranges):
 def test_no_operator_writes_what_its_entry_does_not_say(name):
     """Digests of all cells that are alive, before and after each operator."""
     seen: dict[int, torch.Tensor] = {}
-    end = Recorder._end
+    add = Tracer._add_operator
 
-    def checked(recorder, body, results, written):
-        end(recorder, body, results, written)
+    def checked(tracer, operands, call, results, written):
+        add(tracer, operands, call, results, written)
         for tensor in calls.tensors_in([results, written]):
-            seen[recorder._cells[tensor]] = tensor
+            seen[tracer._cells[tensor]] = tensor
         for number, tensor in seen.items():
             if is_short(tensor):  # looked at when it is read
                 continue
-            assert recorder._known[number][1] == cell_digest(tensor), body["operator"]
+            assert tracer._known[number].digest == cell_digest(tensor), call.operator
 
-    with mock.patch.object(Recorder, "_end", checked):
+    with mock.patch.object(Tracer, "_add_operator", checked):
         Step(name).trace()
 
 

@@ -1,23 +1,40 @@
-"""What an operator's call looks like in a trace: its name, its arguments, and where its tensors lie.
+"""Calls: what an operator is given and what it makes, without the values of tensors.
 
-Values of tensors are not part of it, so whoever has the job's code can say what call comes next without
-computing anything.
+A call names its operator, its arguments, and where its tensors lie. So the reader of a job's code can say which
+call comes next without computing anything.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
 from veritrain.encoding import Value
-from veritrain.errors import NumericsError
+from veritrain.errors import FieldError, NumericsError
 from veritrain.numerics.keys import generators
-from veritrain.replay.trace.cells import View
+from veritrain.replay.trace.cells import CellView
+
+_Plain: TypeAlias = (
+    bool
+    | int
+    | float
+    | str
+    | torch.dtype
+    | torch.device
+    | torch.layout
+    | torch.memory_format
+    | None
+)
+Argument: TypeAlias = "_Plain | CellView | tuple[Argument, ...]"
+"""What a call takes or makes: tensors are views of cells, lists and tuples both are tuples."""
+
+ToView = Callable[[Tensor], CellView]
 
 # They change what a tensor looks like, and no memory.
 _SHAPE_ONLY = {
@@ -26,9 +43,67 @@ _SHAPE_ONLY = {
 # The running statistics are written, though the schema does not say so.
 _UNANNOUNCED = {"native_batch_norm": ("running_mean", "running_var")}
 
-SETTLE = "settle"  # no operator of PyTorch's
+# The name, in entries, of the rounding of a state's tensor after a step: no operator of PyTorch's.
+ROUNDING = "settle"
 
-ToValue = Callable[[Tensor], Value]
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A call before its operator runs.
+
+    Attributes:
+        operator: its name with its overload, or `ROUNDING`.
+        draw: what its random numbers follow from, see `generators.State`.
+        arguments: by position.
+        named: by name.
+    """
+
+    operator: str
+    draw: generators.State
+    arguments: tuple[Argument, ...]
+    named: Mapping[str, Argument]
+
+    @classmethod
+    def of(
+        cls, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], to_view: ToView
+    ) -> Call:
+        """The call of an operator that runs next.
+
+        Raises:
+            NumericsError: an argument has no form in a trace.
+        """
+        return cls(
+            operator=str(func),
+            draw=generators.state(),
+            arguments=tuple(described(value, to_view) for value in args),
+            named={name: described(value, to_view) for name, value in sorted(kwargs.items())},
+        )
+
+    @classmethod
+    def of_rounding(cls, tensor: Tensor, to_view: ToView) -> Call:
+        """The call that rounds a tensor of the state to the numbers of the numerics, after a step."""
+        return cls(
+            operator=ROUNDING, draw=generators.state(), arguments=(to_view(tensor),), named={}
+        )
+
+    def to_value(self) -> dict[str, Value]:
+        """The fields that an entry has for it."""
+        return {
+            "operator": self.operator,
+            "draw": self.draw,
+            "arguments": [argument_value(value) for value in self.arguments],
+            "named": {name: argument_value(value) for name, value in self.named.items()},
+        }
+
+    @property
+    def short_name(self) -> str:
+        """The operator's name without `aten` and overload."""
+        return self.operator.removeprefix("aten.").partition(".")[0]
+
+    def with_tensors(self, make: Callable[[CellView], Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Arguments by position and by name, with what `make` gives in the place of each view."""
+        args = [filled(value, make) for value in self.arguments]
+        return args, {name: filled(value, make) for name, value in self.named.items()}
 
 
 def is_view(func: OpOverload) -> bool:
@@ -91,28 +166,6 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
-def described(
-    func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], to_view: ToValue
-) -> dict[str, Value]:
-    """The call without its results: `operator`, `draw`, `arguments` and `named`."""
-    return {
-        "operator": str(func),
-        "draw": generators.state(),
-        "arguments": [plain(value, to_view) for value in args],
-        "named": {name: plain(value, to_view) for name, value in sorted(kwargs.items())},
-    }
-
-
-def settling(tensor: Tensor, to_view: ToValue) -> dict[str, Value]:
-    """The call that rounds a tensor of the state to the numbers of the numerics, after a step."""
-    return {
-        "operator": SETTLE,
-        "draw": generators.state(),
-        "arguments": [plain(tensor, to_view)],
-        "named": {},
-    }
-
-
 def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """Results with `function` applied to each tensor."""
     if isinstance(value, Tensor):
@@ -123,8 +176,8 @@ def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
-def plain(value: Any, to_view: ToValue) -> Value:
-    """An argument or result as a value.
+def described(value: Any, to_view: ToView) -> Argument:
+    """What PyTorch takes or makes, without the values of tensors.
 
     Raises:
         NumericsError: it has no form in a trace.
@@ -132,45 +185,72 @@ def plain(value: Any, to_view: ToValue) -> Value:
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, Tensor):
-        return {"view": to_view(value)}
+        return to_view(value)
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
-        return {"float": "nan"} if math.isnan(value) else float(value)
+        return float(value)
     if isinstance(value, (list, tuple)):
-        return [plain(item, to_view) for item in cast("Sequence[Any]", value)]
-    for kind in (torch.dtype, torch.device, torch.layout, torch.memory_format):
-        if isinstance(value, kind):
-            return {kind.__name__: str(value)}
+        return tuple(described(item, to_view) for item in cast("Sequence[Any]", value))
+    if isinstance(value, (torch.dtype, torch.device, torch.layout, torch.memory_format)):
+        return value
     raise NumericsError(f"a trace cannot hold an argument of type {type(value).__name__}")
 
 
-def unplain(value: Value, to_tensor: Callable[[View], Tensor]) -> Any:
-    """What `plain` wrote.
+def filled(argument: Argument, make: Callable[[CellView], Any]) -> Any:
+    """An argument as PyTorch takes it, with what `make` gives in the place of each view."""
+    if isinstance(argument, CellView):
+        return make(argument)
+    if isinstance(argument, tuple):
+        return [filled(item, make) for item in argument]
+    return argument
+
+
+def views_in(argument: Argument) -> Iterator[CellView]:
+    """All views in an argument, in order."""
+    if isinstance(argument, CellView):
+        yield argument
+    elif isinstance(argument, tuple):
+        for item in argument:
+            yield from views_in(item)
+
+
+def argument_value(argument: Argument) -> Value:
+    """The form that an argument has in an entry."""
+    if isinstance(argument, CellView):
+        return {"view": argument.to_value()}
+    if isinstance(argument, tuple):
+        return [argument_value(item) for item in argument]
+    if isinstance(argument, float) and math.isnan(argument):
+        return {"float": "nan"}
+    if argument is None or isinstance(argument, (bool, int, float, str)):
+        return argument
+    return {type(argument).__name__: str(argument)}
+
+
+def read_argument(value: Value) -> Argument:
+    """Read what `argument_value` wrote; another party may have written it.
 
     Raises:
-        ValueError: it is not of that form.
+        FieldError: it is not of that form.
     """
     if isinstance(value, list):
-        return [unplain(item, to_tensor) for item in value]
-    if isinstance(value, bytes):
-        raise ValueError("not an argument of an operator")
-    if not isinstance(value, dict):
+        return tuple(read_argument(item) for item in value)
+    if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if len(value) != 1:
-        raise ValueError("not an argument of an operator")
-    ((tag, content),) = value.items()
-    if tag == "view":
-        return to_tensor(View.from_value(content))
-    if tag == "float" and content == "nan":
-        return math.nan
-    known = _NAMES.get((tag, content if isinstance(content, str) else ""))
-    if known is None:
-        raise ValueError("not an argument of an operator")
-    return known
+    if isinstance(value, dict) and len(value) == 1:
+        ((tag, content),) = value.items()
+        if tag == "view":
+            return CellView.from_value(content)
+        if tag == "float" and content == "nan":
+            return math.nan
+        known = _NAMED_VALUES.get((tag, content)) if isinstance(content, str) else None
+        if known is not None:
+            return known
+    raise FieldError("not an argument of an operator")
 
 
-_NAMES: dict[tuple[str, str], Any] = {
+_NAMED_VALUES: dict[tuple[str, str], Argument] = {
     (type(value).__name__, str(value)): value
     for value in (
         *(v for v in vars(torch).values() if isinstance(v, (torch.dtype, torch.layout, torch.memory_format))),

@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from veritrain.encoding import Digest, Value, digest
-from veritrain.errors import NumericsError
+from veritrain.errors import FieldError, NumericsError
 from veritrain.transcript.limits import LIMITS
 from veritrain.transcript.tensors import DTYPES, dtype_name
 
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _SHORT_BYTES = 64
 _SHORT_INTEGERS = 8192  # bytes; lengths of sequences, for example
 
@@ -57,22 +58,9 @@ class Cells:
         self._next = number
 
 
-def view(tensor: Tensor, number: int) -> Value:
-    """How the tensor lies in its cell.
-
-    Raises:
-        NumericsError: it has no plain bytes, or is of a dtype that has none.
-    """
-    if tensor.layout is not torch.strided or tensor.is_neg() or tensor.is_conj():
-        raise NumericsError("a trace covers dense tensors")
-    shape: list[Value] = [int(size) for size in tensor.shape]
-    strides: list[Value] = [int(stride) for stride in tensor.stride()]
-    return [number, dtype_name(tensor), int(tensor.storage_offset()), shape, strides]
-
-
 @dataclass(frozen=True, kw_only=True)
-class View:
-    """A view as it was read from an entry."""
+class CellView:
+    """How a tensor lies in its cell. Offset and strides count elements."""
 
     cell: int
     dtype: torch.dtype
@@ -81,25 +69,48 @@ class View:
     strides: tuple[int, ...]
 
     @classmethod
-    def from_value(cls, value: Value) -> View:
-        """Read what `view` wrote.
+    def of(cls, tensor: Tensor, cell: int) -> CellView:
+        """The view that a tensor is.
 
         Raises:
-            ValueError: it is not of that form, or no tensor is so large.
+            NumericsError: it has no plain bytes.
+            UsageError: it is of a dtype that the format does not have.
+        """
+        if tensor.layout is not torch.strided or tensor.is_neg() or tensor.is_conj():
+            raise NumericsError("a trace covers dense tensors")
+        dtype_name(tensor)
+        return cls(
+            cell=cell,
+            dtype=tensor.dtype,
+            offset=int(tensor.storage_offset()),
+            shape=tuple(int(size) for size in tensor.shape),
+            strides=tuple(int(stride) for stride in tensor.stride()),
+        )
+
+    def to_value(self) -> Value:
+        """`[cell, dtype, offset, shape, strides]`."""
+        return [self.cell, _NAMES[self.dtype], self.offset, [*self.shape], [*self.strides]]
+
+    @classmethod
+    def from_value(cls, value: Value) -> CellView:
+        """Read what `to_value` wrote; another party may have written it.
+
+        Raises:
+            FieldError: it is not of that form, or no tensor is so large.
         """
         if not isinstance(value, list) or len(value) != 5 or not isinstance(value[1], str):
-            raise ValueError("not a view of a cell")
+            raise FieldError("not a view of a cell")
         cell, dtype, offset, shape, strides = cast("list[Any]", value)
         sizes, steps = _naturals(shape), _naturals(strides)
         number, start = _naturals([cell, offset])
         if dtype not in DTYPES or len(sizes) != len(steps) or len(sizes) > LIMITS.dimensions:
-            raise ValueError("not a view of a cell")
+            raise FieldError("not a view of a cell")
         found = cls(cell=number, dtype=DTYPES[dtype], offset=start, shape=sizes, strides=steps)
         # PyTorch multiplies in 64 bits, also of an empty tensor
         widest = sum(max(0, n - 1) * s for n, s in zip(sizes, steps, strict=True))
         most = max(start + widest + 1, math.prod(n or 1 for n in sizes))
         if max(number, *steps, most * found.dtype.itemsize) >= 2**63:
-            raise ValueError("a view beyond any cell")
+            raise FieldError("a view beyond any cell")
         return found
 
     @property
@@ -119,8 +130,12 @@ class View:
         last = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         return (self.offset + last + 1) * self.dtype.itemsize
 
-    def of(self, storage: torch.UntypedStorage) -> Tensor:
-        """The tensor.
+    def fills(self, num_bytes: int) -> bool:
+        """Whether the tensor is all of a cell of so many bytes, in C order."""
+        return self.is_whole and not self.offset and self.end() == num_bytes
+
+    def tensor(self, storage: torch.UntypedStorage) -> Tensor:
+        """The tensor, in the memory of its cell.
 
         Raises:
             ValueError: it does not fit into the cell.
@@ -133,9 +148,13 @@ class View:
 
 def cell_bytes(tensor: Tensor) -> memoryview:
     """All bytes of the tensor's cell, in place."""
-    storage = tensor.untyped_storage()
-    whole = torch.empty(0, dtype=torch.uint8).set_(cast(Any, storage), 0, (storage.nbytes(),), (1,))
-    return whole.numpy().data
+    return whole(tensor.untyped_storage()).numpy().data
+
+
+def whole(storage: torch.UntypedStorage) -> Tensor:
+    """A cell as one tensor of bytes."""
+    empty = torch.empty(0, dtype=torch.uint8)
+    return empty.set_(cast(Any, storage), 0, (storage.nbytes(),), (1,))
 
 
 def cell_digest(tensor: Tensor) -> Digest:
@@ -154,11 +173,9 @@ def is_short_content(nbytes: int, dtype: torch.dtype) -> bool:
 
 
 def fill(storage: torch.UntypedStorage, data: bytes) -> None:
-    """Write the bytes of a cell."""
-    if not data:
-        return
-    whole = torch.empty(0, dtype=torch.uint8).set_(cast(Any, storage), 0, (len(data),), (1,))
-    whole.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    """Write all bytes of a cell, which has room for just these."""
+    if data:
+        whole(storage).copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
 
 
 def tight(tensor: Tensor) -> Tensor:
@@ -190,5 +207,5 @@ def _address(tensor: Tensor) -> int:
 
 def _naturals(values: object) -> tuple[int, ...]:
     if not isinstance(values, list) or any(type(v) is not int or v < 0 for v in values):
-        raise ValueError("not a view of a cell")
+        raise FieldError("not a view of a cell")
     return tuple(cast("list[int]", values))

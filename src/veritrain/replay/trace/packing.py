@@ -1,11 +1,11 @@
-"""Records and batches as values that hold their contents, for whoever lacks the data set.
+"""Packing: records and batches as values that hold their contents, for a referee without the data set.
 
-The forms are those of `data.canonical` with contents in the place of digests, so that what was unpacked has the
-digest of what was packed or is refused. Named tuples and images have classes that bytes do not bring along.
+The forms are those of `data.canonical` with contents in the place of digests. So an unpacked value has the digest of
+the value that was packed, or is refused. Named tuples and images have classes that bytes do not bring along.
 
 Packed values come from the parties of a dispute. Nothing in them reaches a library before it was found to be of the
-one form: a dtype is looked up in a table and never parsed, contents are bytes of just the size that dtype and shape
-give, truth values are 0 or 1 and text is made of code points, since compiled code acts upon them unchecked.
+one form, since compiled code acts upon it unchecked: `unpack` looks a dtype up in a table and never parses it; contents
+are bytes of just the size that dtype and shape give; truth values are 0 or 1, and text is made of code points.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from veritrain.encoding import Value, encode
-from veritrain.errors import JobError, UsageError
+from veritrain.errors import FieldError, JobError, UsageError
 from veritrain.transcript import fields as check
 from veritrain.transcript.limits import LIMITS
 from veritrain.transcript.tensors import DTYPES, content, dtype_name
@@ -67,20 +67,22 @@ def pack(value: object) -> Value:
 
 
 def unpack(value: Value) -> Any:
-    """What `pack` wrote; someone else may have written these bytes.
+    """What `pack` wrote; another party may have written these bytes.
 
     Memory is taken for the bytes that are there, and once more to compare.
 
     Raises:
-        UsageError: they are not of that form, or not of the one that `pack` gives the value.
+        FieldError: they are not of that form, or not of the one that `pack` gives the value.
     """
     try:
         given = encode(value)
         found = _unpacked(value)
         if encode(pack(found)) != given:
-            raise UsageError("not the one form of a packed value")
+            raise FieldError("not the one form of a packed value")
     except (JobError, TypeError, ValueError, ArithmeticError) as error:  # times compare so
-        raise UsageError(f"not a packed value: {error}") from None
+        raise FieldError(f"not a packed value: {error}") from None
+    except UsageError as error:  # of the checks that callers' own values have too
+        raise FieldError(str(error)) from None
     return found
 
 
@@ -90,7 +92,7 @@ def _unpacked(value: Value) -> Any:
     kind, *parts = value if isinstance(value, list) and value else [None]
     read = _READERS.get(kind) if isinstance(kind, str) else None
     if read is None:
-        raise UsageError("not a packed value")
+        raise FieldError("not a packed value")
     return read(parts)
 
 
@@ -180,7 +182,7 @@ def _require_size(shape: list[int], itemsize: int, data: bytes) -> None:
     if (
         math.prod(size or 1 for size in shape) * itemsize >= 2**63
     ):  # strides overflow, even if empty
-        raise UsageError("field shape: too large")
+        raise FieldError("field shape: too large")
     check.check_bytes("contents", data, math.prod(shape) * itemsize)
 
 

@@ -1,13 +1,14 @@
-"""What a call would take and make, found without memory for it: entries are hostile, and a referee is small.
+"""Shapes: what a call would take and make, found without memory for it. Entries are hostile, and a referee is small.
 
-PyTorch computes shapes on tensors without memory (the device "meta") for most operators. Those without are
-known here by name; others are refused.
+PyTorch computes shapes on tensors without memory (the device "meta") for most operators. Operators for which it
+cannot are named in this module, or refused.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -17,12 +18,12 @@ from torch._ops import OpOverload
 from veritrain.encoding import Value
 from veritrain.errors import InconclusiveError
 from veritrain.replay.trace import calls
-from veritrain.replay.trace.bodies import rows
-from veritrain.replay.trace.cells import View, tight, view
+from veritrain.replay.trace.bodies import Effects, OperatorBody
+from veritrain.replay.trace.calls import Argument
+from veritrain.replay.trace.cells import CellView, tight
 
-MOST_BYTES = (
-    1 << 29
-)  # of operands as they are viewed, elements that share memory counted each; of results
+# Of operands as they are viewed, elements that share memory counted each; of results.
+MOST_BYTES = 1 << 29
 MOST_WORK = 1 << 35  # products of numbers, or elements looked at
 _META = torch.device("meta")
 _UNKNOWN = object()  # what a call makes
@@ -48,44 +49,56 @@ def results_of(
     return None if found is _UNKNOWN else list(calls.tensors_in(found))
 
 
-def layout_of(
-    func: OpOverload, body: Mapping[str, Value]
-) -> tuple[Value, list[list[Value]]] | None:
-    """`results` of a call's entry, and cells and sizes of its `writes`; None where nobody can tell.
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How results lie, and cells and sizes of all that is written."""
+
+    results: Argument
+    writes: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, effects: Effects) -> Layout:
+        """The layout that an entry claims."""
+        writes = tuple((write.cell, write.size) for write in effects.writes)
+        return cls(results=effects.results, writes=writes)
+
+    def to_value(self) -> Value:
+        """The layout as an entry writes it."""
+        return [calls.argument_value(self.results), [[*write] for write in self.writes]]
+
+
+def layout_of(func: OpOverload, body: OperatorBody) -> Layout | None:
+    """The layout that an operator gives to its results; None where nobody can tell.
 
     Raises:
         ValueError: the entry's call has no meaning.
     """
-    numbers: dict[int, int] = {}  # cells of tensors without memory, by identity
-    views: dict[int, Value] = {}
+    views: dict[int, CellView] = {}  # of tensors without memory, by identity
+    sizes = body.operands.sizes()
 
-    def bare(found: View) -> Tensor:
+    def bare(found: CellView) -> Tensor:
+        if found.cell not in sizes:
+            raise ValueError("an argument in a cell that is not read")
         made = torch.empty_strided(found.shape, found.strides, dtype=found.dtype, device=_META)
-        numbers[id(made)] = found.cell
-        _, dtype, _, shape, strides = cast("list[Value]", view(made, 0))
-        views[id(made)] = [found.cell, dtype, found.offset, shape, strides]
+        laid_out = CellView.of(made, found.cell)
+        views[id(made)] = replace(laid_out, offset=found.offset)
         return made
 
-    args = calls.unplain(body["arguments"], bare)
-    named = {n: calls.unplain(v, bare) for n, v in cast("dict[str, Value]", body["named"]).items()}
+    args, named = body.call.with_tensors(bare)
     found = _made(func, args, named)
     if found is _UNKNOWN:
         return None
-    results = calls.mapped(found, lambda x: x if id(x) in numbers else tight(x))
-    sizes = {row[0]: row[1] for row in rows(body, "reads")}
-    written = {numbers[id(x)] for x in calls.written_tensors(func, args, named)}
+    results = calls.mapped(found, lambda x: x if id(x) in views else tight(x))
+    written = {views[id(x)].cell for x in calls.written_tensors(func, args, named)}
+    cell = body.operands.cells
     for tensor in calls.tensors_in(results):
-        if id(tensor) not in numbers:
-            number = cast(int, body["cells"]) + len(sizes.keys() - _read(body))
-            numbers[id(tensor)], views[id(tensor)] = number, view(tensor, number)
-            sizes[number] = tensor.nbytes
-            written.add(number)
-    writes = [[number, sizes[number]] for number in sorted(written)]
-    return calls.plain(results, lambda x: views[id(x)]), writes
-
-
-def _read(body: Mapping[str, Value]) -> set[int]:
-    return {row[0] for row in rows(body, "reads")}
+        if id(tensor) not in views:
+            views[id(tensor)] = CellView.of(tensor, cell)
+            sizes[cell] = tensor.nbytes
+            written.add(cell)
+            cell += 1
+    writes = tuple((number, sizes[number]) for number in sorted(written))
+    return Layout(results=calls.described(results, lambda x: views[id(x)]), writes=writes)
 
 
 def _made(func: OpOverload, args: list[Any], named: dict[str, Any]) -> Any:

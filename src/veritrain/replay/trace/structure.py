@@ -1,17 +1,20 @@
-"""What comes next in a step, found without computing it: the job's own Python, led by entries that are agreed.
+"""The structure of the next entry of a step: the job's own Python says it, led by the entries that are agreed.
 
-The step runs with real tensors whose values nobody computes: each operator's results are laid out as its agreed
+The *structure* of an entry is the part that follows from the job's code and the entries before without computing
+anything (docs/disputes.md, section 2).
+
+The step runs with real tensors whose values nobody computes. Each operator's results are laid out as its agreed
 entry says, and numbers that Python reads are the recorded ones. So the calls are those of the step itself, up to
-the first one that is not agreed, which is the answer. A job that looks at values in any other way (through numpy,
-say) cannot be followed, and nothing is concluded.
+the first one that is not agreed: the answer. A job that looks at values in any other way (through numpy, for
+example) cannot be followed, and nothing is concluded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,20 +27,30 @@ from veritrain.job.data import Batch
 from veritrain.job.state import HYPER, SCHEDULER, capture
 from veritrain.job.step import Program, run_step
 from veritrain.numerics.keys import generators
-from veritrain.numerics.profile import FLOAT32_BITS, Exact, Logged
+from veritrain.numerics.profile import Exact
 from veritrain.numerics.watched import Compute, Watched
 from veritrain.replay.trace import calls
-from veritrain.replay.trace.bodies import rows
-from veritrain.replay.trace.cells import Cells, View, cell_digest, fill, is_short, view
-from veritrain.replay.trace.entry import TraceEntry
-from veritrain.replay.trace.recorder import Origins
+from veritrain.replay.trace.bodies import (
+    Body,
+    Constant,
+    Effects,
+    FromBatch,
+    InputsBody,
+    MetCell,
+    Operands,
+    OperatorBody,
+    OutcomeBody,
+    StateBody,
+)
+from veritrain.replay.trace.calls import Call
+from veritrain.replay.trace.cells import Cells, CellView, cell_digest, fill, is_short
+from veritrain.replay.trace.tracer import Origins, rounds_state
+from veritrain.transcript import TensorEntry
 from veritrain.transcript.tensors import entry
 
-_STRUCTURE = (
-    "kind", "operator", "draw", "arguments", "named", "met", "cells", "view", "place", "loss", "batch",
-    "rounding",
-)  # fmt: skip
-UNKNOWN = (0x00, 0x5A)  # bytes of values that nobody computes: whoever acts upon them shows
+Structure: TypeAlias = dict[str, Value]
+
+UNKNOWN = (0x00, 0x5A)  # bytes of values that nobody computes: code that acts upon them shows
 _MOST_BYTES = 1 << 31  # of one cell; the referee holds those that are alive
 _READERS = ("numpy", "tolist", "__array__", "data_ptr")
 
@@ -46,29 +59,63 @@ class CannotFollowError(InconclusiveError):
     """The job's Python does something that agreed entries do not lead to."""
 
 
-def structure_of(body: Mapping[str, Value]) -> dict[str, Value]:
+def structure_of(body: Body) -> Structure:
     """The part of an entry's body that follows from the job and the entries before."""
-    found = {name: body[name] for name in _STRUCTURE if name in body}
-    reads = body.get("reads")
-    if isinstance(reads, list):
-        found["reads"] = [read[:2] if isinstance(read, list) else None for read in reads]
-    tensor = body.get("tensor")
-    if isinstance(tensor, dict):
-        known = ("name", "dtype", "shape") + (() if found.get("view") is not None else ("digest",))
-        found["tensor"] = {name: tensor.get(name) for name in known}
-    return found
+    match body:
+        case OperatorBody():
+            return {"kind": body.kind, **_of_operands(body.operands), **body.call.to_value()}
+        case StateBody():
+            return {
+                "kind": body.kind,
+                **_of_operands(body.operands),
+                **_of_state(body.view, body.place, body.tensor),
+            }
+        case InputsBody():
+            return {"kind": body.kind, "batch": body.batch, "rounding": body.rounding}
+        case OutcomeBody():
+            given: Structure = {"batch": body.batch, "rounding": body.rounding}
+            return {"kind": body.kind, "loss": body.loss, **given}
+
+
+def _of_operands(operands: Operands) -> Structure:
+    return _memory(operands.met, operands.cells, operands.sizes())
+
+
+def _memory(met: Sequence[MetCell], cells: int, sizes: Mapping[int, int]) -> Structure:
+    reads: list[Value] = [[cell, size] for cell, size in sizes.items()]
+    return {"met": [cell.to_value() for cell in met], "cells": cells, "reads": reads}
+
+
+def _of_state(view: CellView | None, place: int, tensor: TensorEntry) -> Structure:
+    known: Structure = {"name": tensor.name, "dtype": tensor.dtype, "shape": [*tensor.shape]}
+    if view is None:  # of a text of the state, which the code makes
+        return {"view": None, "place": place, "tensor": {**known, "digest": tensor.digest}}
+    return {"view": view.to_value(), "place": place, "tensor": known}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextEntry:
+    """What the job does after the agreed entries.
+
+    Attributes:
+        structure: of the entry.
+        constants: digests of the constants that the entry meets, by cell.
+    """
+
+    structure: Structure
+    constants: Mapping[int, Digest]
 
 
 def next_structure(
-    programs: Sequence[Program], step: int, batch: Batch, agreed: Sequence[TraceEntry]
-) -> tuple[dict[str, Value], dict[int, Digest]]:
-    """The structure of the entry after the agreed ones, and the digests of the constants that it meets.
+    programs: Sequence[Program], step: int, batch: Batch, agreed: Sequence[Body]
+) -> NextEntry:
+    """What the job does after the agreed entries.
 
     Args:
         programs: one for each of `UNKNOWN`, with a state before the step in which unknown values have those bytes.
         step: which.
         batch: of the step.
-        agreed: entries from 0 on.
+        agreed: bodies of the entries from 0 on.
 
     Raises:
         CannotFollowError: the job does something else than what is agreed, or acts upon unknown values.
@@ -78,56 +125,59 @@ def next_structure(
         _followed(program, step, tree_map_only(Tensor, torch.clone, batch), agreed, unknown)
         for program, unknown in zip(programs, UNKNOWN, strict=True)
     ]
-    if any(encode(other[0]) != encode(found[0][0]) or other[1] != found[0][1] for other in found):
-        raise CannotFollowError("the job acts upon values past PyTorch's operators")
-    return found[0]
+    first = found[0]
+    for other in found:
+        same = encode(other.structure) == encode(first.structure)
+        if not same or other.constants != first.constants:
+            raise CannotFollowError("the job acts upon values past PyTorch's operators")
+    return first
 
 
 def _followed(
-    program: Program, step: int, batch: Batch, agreed: Sequence[TraceEntry], unknown: int
-) -> tuple[dict[str, Value], dict[int, Digest]]:
+    program: Program, step: int, batch: Batch, agreed: Sequence[Body], unknown: int
+) -> NextEntry:
     plain = program.profile
     if not isinstance(plain, Exact):
         raise CannotFollowError(f"{plain.name} numerics have no traces")
-    settles = isinstance(plain, Logged) and plain.bits < FLOAT32_BITS
-    origins = Origins(capture(program), batch)
-    follower = _Follower(origins, agreed, settles=settles, unknown=unknown)
+    follower = _Follower(
+        Origins(capture(program), batch), agreed, rounds_state=rounds_state(plain), unknown=unknown
+    )
     watched = replace(program, profile=Watched(plain, follower))
     try:
         with follower.no_hidden_reads():
             loss = run_step(watched, step, batch)
         follower.finish(capture(program), loss)
-    except _Found as found:
-        return found.structure, follower.constants
+    except _FoundNext as found:
+        return found.entry
     except JobError as error:  # the job's code was left by it
         cause = error.__cause__
-        if isinstance(cause, _Found):
-            return cause.structure, follower.constants
+        if isinstance(cause, _FoundNext):
+            return cause.entry
         if isinstance(cause, CannotFollowError):
             raise cause from None
         raise
     raise CannotFollowError("the step is over before the agreed entries are")
 
 
-class _Found(BaseException):  # no `except Exception` of the job's stops it
+class _FoundNext(BaseException):  # no `except Exception` of the job's stops it
     """The entry that was looked for."""
 
-    def __init__(self, structure: dict[str, Value]) -> None:
+    def __init__(self, entry: NextEntry) -> None:
         super().__init__()
-        self.structure = structure
+        self.entry = entry
 
 
 class _Follower:
     """Leads a step by agreed entries; a `Watcher`."""
 
     def __init__(
-        self, origins: Origins, agreed: Sequence[TraceEntry], *, settles: bool, unknown: int
+        self, origins: Origins, agreed: Sequence[Body], *, rounds_state: bool, unknown: int
     ) -> None:
-        self.constants: dict[int, Digest] = {}  # by cell, of the last entry
         self._origins = origins
         self._agreed = agreed
-        self._settles = settles
+        self._rounds_state = rounds_state
         self._unknown = unknown
+        self._constants: dict[int, Digest] = {}  # by cell, of the last entry
         self._cells = Cells()
         self._index = 1  # entry 0 has the inputs
         self._short: dict[int, Digest] = {}  # of cells whose bytes are known here
@@ -142,31 +192,36 @@ class _Follower:
             return compute(func, args, kwargs)
         result = None
         for some, named in calls.pieces(func, args, kwargs):
-            tensors = list(calls.tensors_in([some, named]))
-            body = self._begin(tensors)
-            body |= calls.described(func, some, named, self._seen)
-            agreed = self._next(body)
-            result = self._results(func, some, named, agreed)
+            memory = self._met(list(calls.tensors_in([some, named])))
+            call = Call.of(func, some, named, self._view)
+            agreed = self._next({"kind": "operator", **memory, **call.to_value()})
+            if not isinstance(agreed, OperatorBody) or agreed.effects is None:
+                raise CannotFollowError(f"entry {self._index - 1} ends the step")
+            result = self._results(func, some, named, agreed.call, agreed.effects)
         return result
 
     def round_state(
         self, tensors: Iterable[Tensor], round_state: Callable[[Iterable[Tensor]], None]
     ) -> None:
         """See `Watcher.round_state`."""
-        if self._settles:
+        if self._rounds_state:
             for tensor in self._origins.ordered(tensors, self._cells):
-                self._next({**self._begin([tensor]), **calls.settling(tensor, self._seen)})
+                memory = self._met([tensor])
+                call = Call.of_rounding(tensor, self._view)
+                self._next({"kind": "operator", **memory, **call.to_value()})
 
     def finish(self, state: Mapping[str, Tensor], loss: float) -> None:
         """The entries after the last operator."""
         for place, name in enumerate(sorted(state)):
-            body: dict[str, Value] = {**self._begin([]), "view": None}
-            if name not in (HYPER, SCHEDULER):
-                body = {**self._begin([state[name]]), "view": self._seen(state[name])}
-            found = entry(name, state[name]).to_value()
-            self._next({**body, "kind": "state", "place": place, "tensor": found})
-        given = {name: self._agreed[0].body.get(name) for name in ("batch", "rounding")}
-        self._next({"kind": "outcome", "loss": loss, **given})
+            is_text = name in (HYPER, SCHEDULER)
+            memory = self._met([] if is_text else [state[name]])
+            view = None if is_text else self._view(state[name])
+            tensor = _of_state(view, place, entry(name, state[name]))
+            self._next({"kind": "state", **memory, **tensor})
+        inputs = self._agreed[0]
+        if isinstance(inputs, InputsBody):
+            given: Structure = {"batch": inputs.batch, "rounding": inputs.rounding}
+            self._next({"kind": "outcome", "loss": loss, **given})
 
     @contextmanager
     def no_hidden_reads(self) -> Generator[None]:
@@ -189,71 +244,84 @@ class _Follower:
             for name, original in originals.items():
                 setattr(Tensor, name, original)
 
-    def _begin(self, tensors: list[Tensor]) -> dict[str, Value]:
-        self.constants = {}
-        met: list[list[Value]] = []
+    def _met(self, tensors: list[Tensor]) -> Structure:
+        """What an entry says of the cells of these tensors, without what they hold."""
+        self._constants = {}
+        met: list[MetCell] = []
         for tensor in tensors:
             number, size = self._cells.number(tensor), tensor.untyped_storage().nbytes()
             if number is None:
-                number = self._cells.add(tensor)
-                met.append([number, size, self._origins.of(tensor)])
+                number, origin = self._cells.add(tensor), self._origins.of(tensor)
             elif is_short(tensor) and self._short.get(number) != self._digest(tensor):
-                met.append([number, size, ["constant"]])  # written past the operators
+                origin = Constant()  # written past the operators
             else:
                 continue
-            if is_short(tensor) or met[-1][2] == ["constant"]:
+            met.append(MetCell(cell=number, size=size, origin=origin))
+            is_constant = isinstance(origin, Constant)
+            if is_short(tensor) or is_constant:
                 self._short[number] = self._digest(tensor)
-            if met[-1][2] == ["constant"]:
-                self.constants[number] = self._short[number]
-        sizes = {self._cells.number(x): x.untyped_storage().nbytes() for x in tensors}
-        reads: list[Value] = [[n, sizes[n]] for n in sorted(n for n in sizes if n is not None)]
-        return {"kind": "operator", "met": [*met], "cells": len(self._cells), "reads": reads}
+            if is_constant:
+                self._constants[number] = self._short[number]
+        numbered = {self._cells[x]: x.untyped_storage().nbytes() for x in tensors}
+        return _memory(met, len(self._cells), dict(sorted(numbered.items())))
 
-    def _next(self, body: dict[str, Value]) -> dict[str, Value]:
-        """The agreed body of the call that was just described, or the end."""
-        structure = structure_of(body)
+    def _next(self, structure: Structure) -> Body:
+        """The agreed body of the entry that was just described, or the end."""
         if self._index == len(self._agreed):
-            raise _Found(structure)
-        agreed = self._agreed[self._index].body
+            raise _FoundNext(NextEntry(structure=structure, constants=self._constants))
+        agreed = self._agreed[self._index]
         self._index += 1
-        if structure_of(agreed) != structure or not self._are_constants(agreed):
+        if structure_of(agreed) != structure or not self._has_constants(agreed):
             raise CannotFollowError(f"entry {self._index - 1} is not what the job does next here")
         return agreed
 
-    def _are_constants(self, agreed: dict[str, Value]) -> bool:
-        reads = {read[0]: read[3] for read in rows(agreed, "reads")} if self.constants else {}
-        return all(reads[number] == found for number, found in self.constants.items())
+    def _has_constants(self, agreed: Body) -> bool:
+        """Does the agreed entry read the constants that the job has here?"""
+        if not self._constants:
+            return True
+        if not isinstance(agreed, (OperatorBody, StateBody)):
+            return False
+        reads = {read.cell: read.digest for read in agreed.operands.reads}
+        return all(reads[cell] == found for cell, found in self._constants.items())
 
     def _results(
         self,
         func: OpOverload,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        agreed: dict[str, Value],
+        call: Call,
+        effects: Effects,
     ) -> Any:
         """Results as the entry lays them out."""
         tensors = calls.tensors_in([args, kwargs])
         storages = {self._cells.number(x): x.untyped_storage() for x in tensors}
-        sizes: dict[int, int] = {write[0]: write[1] for write in rows(agreed, "writes")}
-        if isinstance(agreed["draw"], int) and isinstance(drawn := agreed["drawn"], int):
-            generators.set_state(drawn)  # a generator of the job's has its state already
+        sizes = {write.cell: write.size for write in effects.writes}
+        if isinstance(call.draw, int) and isinstance(effects.drawn, int):
+            generators.set_state(effects.drawn)  # a generator of the job's has its state already
 
-        def to_tensor(found: View) -> Tensor:
+        def to_tensor(found: CellView) -> Tensor:
             if found.cell not in storages:
+                if found.cell not in sizes:
+                    raise CannotFollowError(f"entry {self._index - 1} makes a cell and writes none")
                 if sizes[found.cell] > _MOST_BYTES:
                     raise InconclusiveError(
                         f"{func}: {sizes[found.cell]} bytes are too many to hold"
                     )
                 data = torch.full((sizes[found.cell],), self._unknown, dtype=torch.uint8)
                 storages[found.cell] = data.untyped_storage()
-            return found.of(storages[found.cell])
+            return found.tensor(storages[found.cell])
 
-        results = calls.unplain(agreed["results"], to_tensor)
-        for number, _, found, short in rows(agreed, "writes"):
-            self._written.add(number)
-            if short is not None:
-                fill(storages[number], short)
-                self._short[number] = found
+        results = calls.filled(effects.results, to_tensor)
+        for write in effects.writes:
+            self._written.add(write.cell)
+            if write.content is not None:
+                storage = storages.get(write.cell)
+                if storage is None or storage.nbytes() != len(write.content):
+                    raise CannotFollowError(
+                        f"entry {self._index - 1} writes a cell that it has not"
+                    )
+                fill(storage, write.content)
+                self._short[write.cell] = write.digest
         for tensor in calls.tensors_in(results):
             if self._cells.number(tensor) is None:
                 self._cells.add(tensor)
@@ -266,11 +334,11 @@ class _Follower:
     def _is_known(self, tensor: Tensor) -> bool:
         """Whether the bytes of its cell are the true ones here: short, or of the batch and never written."""
         number = self._cells.number(tensor)
-        origin = self._origins.of(tensor)
-        return number in self._short or (number not in self._written and origin[0] == "batch")
+        is_of_batch = isinstance(self._origins.of(tensor), FromBatch)
+        return number in self._short or (number not in self._written and is_of_batch)
 
-    def _seen(self, tensor: Tensor) -> Value:
-        return view(tensor, self._cells[tensor])
+    def _view(self, tensor: Tensor) -> CellView:
+        return CellView.of(tensor, self._cells[tensor])
 
     def _digest(self, tensor: Tensor) -> Digest:
         self._reading = True

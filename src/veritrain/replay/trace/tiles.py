@@ -1,9 +1,10 @@
-"""Parts of an operator: for a range of its result, the parts of its operands that decide it.
+"""Tiles: for a range of an operator's result, the parts of its operands that decide it.
 
 Under `exact` numerics an element of a result does not depend on how many others are computed with it. So the same
 operator on parts of its operands gives that part of its result, and a referee needs no more than these: some rows
-and columns of a product, one sample and some filters of a convolution. Which parts is a matter of the operator's
-definition alone (docs/numerics.md, "Contraction", "Sum"); operators that are not here are computed whole.
+and columns of a product, one sample and some filters of a convolution. The operator's definition alone
+(docs/numerics.md, "Contraction", "Sum") says which parts. Operators without a family in this module are computed
+whole.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from veritrain.encoding import CHUNK_BYTES, Value
+from veritrain.encoding import CHUNK_BYTES
 from veritrain.errors import InconclusiveError
 from veritrain.replay.trace import calls
-from veritrain.replay.trace.bodies import rows
-from veritrain.replay.trace.cells import View
+from veritrain.replay.trace.bodies import OperatorBody
+from veritrain.replay.trace.calls import Call
+from veritrain.replay.trace.cells import CellView
 
 Box = tuple[slice, ...]  # one slice for each axis
 _ALL = slice(None)
@@ -33,7 +35,7 @@ _MOST_ELEMENTS = 1 << 24  # of a part; finding their chunks takes 24 bytes for e
 class Part:
     """Part of a tensor operand; `needed` is false where its shape alone matters."""
 
-    view: View
+    view: CellView
     box: Box
     needed: bool = True
 
@@ -75,7 +77,7 @@ class Part:
         """The part, in memory of its own."""
         if not self.needed:
             return torch.zeros(self.shape, dtype=self.view.dtype)
-        return self.view.of(storages[self.view.cell])[self.box].clone(
+        return self.view.tensor(storages[self.view.cell])[self.box].clone(
             memory_format=torch.contiguous_format
         )
 
@@ -101,7 +103,7 @@ class Tile:
     @property
     def parts(self) -> list[Part]:
         """The parts of operands."""
-        return [part for part in _flat(self.args, Part) if part.needed]
+        return [part for part in _parts_in(self.args) if part.needed]
 
     def ranges(self) -> dict[int, list[tuple[int, int]]]:
         """The byte ranges of each cell that are needed."""
@@ -127,13 +129,9 @@ class Tile:
         return data[self.skip :][: self.stop - self.start]
 
 
-def has_parts(body: Mapping[str, Value]) -> bool:
-    """Whether the entry's operator is one of those here."""
-    return _name(body) in _FAMILIES
-
-
-def _name(body: Mapping[str, Value]) -> str:
-    return str(body["operator"]).removeprefix("aten.").partition(".")[0]
+def has_parts(call: Call) -> bool:
+    """Whether parts of this call's operands decide parts of its results."""
+    return call.short_name in _FAMILIES
 
 
 def group_chunks(size: int) -> int:
@@ -142,62 +140,54 @@ def group_chunks(size: int) -> int:
     return 1 << max(0, math.ceil(math.log2(max(1, chunks / _MOST_GROUPS))))
 
 
-def tile(body: Mapping[str, Value], cell: int, start: int, stop: int) -> Tile | None:
-    """The parts that decide bytes [start, stop) of a cell; None where the operator has no parts.
+def tile(body: OperatorBody, cell: int, start: int, stop: int) -> Tile | None:
+    """The parts that decide bytes [start, stop) of a written cell; None where the operator has no parts.
 
     Raises:
         ValueError: the entry's call has no meaning.
     """
-    family = _FAMILIES.get(_name(body))
-    named = cast("dict[str, Value]", body["named"])
-    if family is None or any(
-        _flat(calls.unplain(value, _as_view), View) for value in named.values()
-    ):
+    family = _FAMILIES.get(body.call.short_name)
+    sizes = {} if body.effects is None else {w.cell: w.size for w in body.effects.writes}
+    named = any(any(calls.views_in(value)) for value in body.call.named.values())
+    if family is None or body.effects is None or named or cell not in sizes:
         return None
-    args = calls.unplain(body["arguments"], _as_view)
-    results = calls.unplain(body["results"], _as_view)
-    results = results if isinstance(results, list) else [results]
-    own = _flat(args, View)
-    size = {row[0]: row[1] for row in rows(body, "writes")}[cell]
+    found = body.effects.results
+    results = list(found) if isinstance(found, tuple) else [found]
+    args = [calls.filled(value, _as_it_is) for value in body.call.arguments]
+    own = [view for value in body.call.arguments for view in calls.views_in(value)]
     for is_result, views in ((True, results), (False, own)):
         for place, view in enumerate(views):
-            if (
-                isinstance(view, View)
-                and view.cell == cell
-                and view.is_whole
-                and view.end() == size
-                and not view.offset
-            ):
-                return _tile(family, view, args, (cell, start, stop), place, is_result)
+            if isinstance(view, CellView) and view.cell == cell and view.fills(sizes[cell]):
+                return _tile(family, view, args, (start, stop), place, is_result)
     return None
 
 
-Family = Callable[[list[Any], Box, View, int], "tuple[list[Any], Box] | None"]
+Family = Callable[[list[Any], Box, CellView, int], "tuple[list[Any], Box] | None"]
 
 
 def _tile(
     family: Family,
-    view: View,
+    view: CellView,
     args: list[Any],
-    span: tuple[int, int, int],
+    span: tuple[int, int],
     place: int,
     is_result: bool,
 ) -> Tile | None:
-    cell, start, stop = span
+    start, stop = span
     width = view.dtype.itemsize
     box, before = _covering(view.shape, start // width, -(-stop // width))
     found = family(args, box, view, place if is_result else -1)
     if found is None:
         return None
     parts, wider = found
+    whole = [slice(*part.indices(n)[:2]) for part, n in zip(wider, view.shape, strict=True)]
     inside = tuple(
-        slice(part.start - whole.start, part.stop - whole.start)
-        for part, whole in zip(box, _plain(wider, view.shape), strict=True)
+        slice(part.start - around.start, part.stop - around.start)
+        for part, around in zip(box, whole, strict=True)
     )
-    skip = start - before * width
     return Tile(
-        cell=cell, start=start, stop=stop, args=parts, place=place, is_result=is_result, inside=inside,
-        skip=skip,
+        cell=view.cell, start=start, stop=stop, args=parts, place=place, is_result=is_result, inside=inside,
+        skip=start - before * width,
     )  # fmt: skip
 
 
@@ -217,10 +207,6 @@ def _covering(shape: Sequence[int], start: int, stop: int) -> tuple[Box, int]:
     return tuple(box), first
 
 
-def _plain(box: Box, shape: Sequence[int]) -> Box:
-    return tuple(slice(*part.indices(size)[:2]) for part, size in zip(box, shape, strict=True))
-
-
 def _filled(value: Any, make: Callable[[Part], Tensor]) -> Any:
     if isinstance(value, Part):
         return make(value)
@@ -229,35 +215,35 @@ def _filled(value: Any, make: Callable[[Part], Tensor]) -> Any:
     return value
 
 
-def _broadcast(view: View, box: Box) -> Part:
+def _broadcast(view: CellView, box: Box) -> Part:
     """The part of an operand that is broadcast to the result."""
     own = box[len(box) - len(view.shape) :] if view.shape else ()
     parts = [slice(0, 1) if size == 1 else part for size, part in zip(view.shape, own, strict=True)]
     return Part(view=view, box=tuple(parts))
 
 
-def _mapped(value: Any, function: Callable[[View], Part]) -> Any:
-    if isinstance(value, View):
+def _mapped(value: Any, function: Callable[[CellView], Part]) -> Any:
+    if isinstance(value, CellView):
         return function(value)
     if isinstance(value, list):
         return [_mapped(item, function) for item in cast("list[Any]", value)]
     return value
 
 
-def _pointwise(args: list[Any], box: Box, out: View, _: int) -> tuple[list[Any], Box]:
+def _pointwise(args: list[Any], box: Box, out: CellView, _: int) -> tuple[list[Any], Box]:
     return _mapped(args, lambda view: _broadcast(view, box)), box
 
 
-def _fused(args: list[Any], box: Box, out: View, _: int) -> tuple[list[Any], Box]:
+def _fused(args: list[Any], box: Box, out: CellView, _: int) -> tuple[list[Any], Box]:
     """Updates of one parameter; counters are single numbers."""
 
-    def part(view: View) -> Part:
+    def part(view: CellView) -> Part:
         return Part(view=view, box=box if view.shape == out.shape else (_ALL,) * len(view.shape))
 
     return _mapped(args, part), box
 
 
-def _matmul(args: list[Any], box: Box, out: View, _: int) -> tuple[list[Any], Box]:
+def _matmul(args: list[Any], box: Box, out: CellView, _: int) -> tuple[list[Any], Box]:
     """`mm` and `bmm`: rows of one and columns of the other."""
     left, right = args[:2]
     batch, row, column = box[:-2], box[-2], box[-1]
@@ -266,11 +252,11 @@ def _matmul(args: list[Any], box: Box, out: View, _: int) -> tuple[list[Any], Bo
     return [rows_of, columns_of, *args[2:]], box
 
 
-def _addmm(args: list[Any], box: Box, out: View, _: int) -> tuple[list[Any], Box]:
+def _addmm(args: list[Any], box: Box, out: CellView, _: int) -> tuple[list[Any], Box]:
     return [_broadcast(args[0], box), *_matmul(args[1:], box, out, 0)[0]], box
 
 
-def _convolution(args: list[Any], box: Box, out: View, _: int) -> tuple[list[Any], Box] | None:
+def _convolution(args: list[Any], box: Box, out: CellView, _: int) -> tuple[list[Any], Box] | None:
     """A sample and some filters."""
     x, weight, bias, *rest = args
     if rest[3] or rest[5] != 1:  # transposed, groups
@@ -282,7 +268,7 @@ def _convolution(args: list[Any], box: Box, out: View, _: int) -> tuple[list[Any
 
 
 def _convolution_backward(
-    args: list[Any], box: Box, out: View, place: int
+    args: list[Any], box: Box, out: CellView, place: int
 ) -> tuple[list[Any], Box] | None:
     grad, x, weight, _, *rest = args
     if rest[3] or rest[5] != 1 or len(box) < 2:
@@ -301,11 +287,13 @@ def _convolution_backward(
     return [*parts, None, *rest[:-1], mask], wider
 
 
-def _batch_norm(args: list[Any], box: Box, out: View, place: int) -> tuple[list[Any], Box] | None:
+def _batch_norm(
+    args: list[Any], box: Box, out: CellView, place: int
+) -> tuple[list[Any], Box] | None:
     """Some channels of all samples; forward and backward."""
     channels = box[:2][-1]
 
-    def part(view: View) -> Part:
+    def part(view: CellView) -> Part:
         return (
             Part(view=view, box=(channels,)) if len(view.shape) == 1 else _columns(view, channels)
         )
@@ -314,7 +302,7 @@ def _batch_norm(args: list[Any], box: Box, out: View, place: int) -> tuple[list[
     return _mapped(args, part), wider
 
 
-def _last_axis(args: list[Any], box: Box, out: View, _: int) -> tuple[list[Any], Box] | None:
+def _last_axis(args: list[Any], box: Box, out: CellView, _: int) -> tuple[list[Any], Box] | None:
     """Softmax and its gradient over the last axis: whole rows."""
     dim = next(value for value in args if isinstance(value, int))
     if dim not in (-1, len(out.shape) - 1):
@@ -323,7 +311,7 @@ def _last_axis(args: list[Any], box: Box, out: View, _: int) -> tuple[list[Any],
     return _mapped(args, lambda view: Part(view=view, box=wider)), wider
 
 
-def _layer_norm(args: list[Any], box: Box, out: View, place: int) -> tuple[list[Any], Box]:
+def _layer_norm(args: list[Any], box: Box, out: CellView, place: int) -> tuple[list[Any], Box]:
     x, shape, *rest = args
     leading = len(x.shape) - len(shape)
     wider = (*box[:leading], *(_ALL,) * len(shape))
@@ -331,24 +319,22 @@ def _layer_norm(args: list[Any], box: Box, out: View, place: int) -> tuple[list[
     return [Part(view=x, box=wider), shape, *whole], wider
 
 
-def _rows(view: View, part: slice) -> Part:
+def _rows(view: CellView, part: slice) -> Part:
     return Part(view=view, box=(part, *(_ALL,) * (len(view.shape) - 1)))
 
 
-def _columns(view: View, part: slice) -> Part:
+def _columns(view: CellView, part: slice) -> Part:
     return Part(view=view, box=(_ALL, part, *(_ALL,) * (len(view.shape) - 2)))
 
 
-def _as_view(view: View) -> Any:
+def _as_it_is(view: CellView) -> CellView:
     return view
 
 
-def _flat(value: Any, kind: type) -> list[Any]:
-    if isinstance(value, kind):
-        return [value]
+def _parts_in(value: Any) -> list[Part]:
     if isinstance(value, list):
-        return [found for item in cast("list[Any]", value) for found in _flat(item, kind)]
-    return []
+        return [found for item in cast("list[Any]", value) for found in _parts_in(item)]
+    return [value] if isinstance(value, Part) else []
 
 
 _POINTWISE = """

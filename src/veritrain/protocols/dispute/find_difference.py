@@ -1,6 +1,6 @@
-"""What a challenger holds against a run: the first step that it computes differently, and its own leaf of it.
+"""What a challenger does before a dispute: find the first step that it computes differently, and its own leaf of it.
 
-A dispute takes the header for agreed, so look at it first: `require_agreed`.
+A dispute takes the header for agreed, so a challenger looks at it first: `require_agreed`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from veritrain.errors import InconclusiveError, UsageError, VerificationError, V
 from veritrain.job.data import Batches
 from veritrain.job.job import Job
 from veritrain.job.step import Program
+from veritrain.protocols.dispute.replayed_claims import ReplayedClaims
 from veritrain.replay.header import other_dataset, other_versions, require_numerics
 from veritrain.replay.segments import Replayer, plan, require_prescribed
-from veritrain.replay.trace.witness import Witness
 from veritrain.transcript import Transcript
 
 
@@ -75,22 +75,22 @@ def first_difference(
     return None
 
 
-def challenger_witness(job: Job, transcript: Transcript, step: int) -> Witness:
-    """A witness whose leaf of `step` is its own; those before are the run's.
+def challenger_claims(job: Job, transcript: Transcript, step: int) -> ReplayedClaims:
+    """Claims whose leaf of `step` is the challenger's own; those before are the run's.
 
     Raises:
         UsageError: there is no such step.
-        InconclusiveError: the step cannot be recomputed here, or comes to the run's own leaf.
+        InconclusiveError: the step cannot be recomputed here.
     """
     if not 0 <= step < len(transcript.leaves):
         raise UsageError(f"the run has steps 0 to {len(transcript.leaves) - 1}, got {step}")
     before = [leaf.to_bytes() for leaf in transcript.leaves[:step]]
-    witness = Witness(job, transcript, before)
+    claims = ReplayedClaims(job, transcript, before)
     try:
-        own = witness.own_leaf(step)
+        own = claims.own_leaf(step)
     except VeritrainError as error:
         raise InconclusiveError(f"step {step} cannot be recomputed here: {error}") from error
-    return witness.with_leaves([*before, own.to_bytes()])
+    return claims.with_leaves([*before, own.to_bytes()])
 
 
 def _require_disputable(job: Job) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.replay.trace.court import Scene
 from tests.replay.trace.test_judge import Other, Plain, build
 from veritrain.errors import InconclusiveError, UsageError, VerificationError
-from veritrain.replay.trace.dissent import require_agreed
+from veritrain.protocols.dispute.find_difference import require_agreed
 from veritrain.transcript.records import Header
 
 
