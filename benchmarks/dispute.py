@@ -39,8 +39,8 @@ from veritrain.protocols.dispute.messages import PARTIES, Role
 from veritrain.protocols.dispute.party import Party
 from veritrain.protocols.dispute.referee import Deadlines, Referee
 from veritrain.protocols.dispute.replayed_claims import ReplayedClaims
-from veritrain.replay.trace.bodies import OperatorBody, read_body
 from veritrain.replay.trace.entry import TraceEntry
+from veritrain.replay.trace.entry_bodies import OperatorBody, read_body
 from veritrain.replay.trace.tracer import Tracer
 from veritrain.transcript import Header, Signer, merkle, state_entries, state_root
 from veritrain.transcript.records import Head, Leaf, SignedHead

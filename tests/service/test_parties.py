@@ -479,7 +479,7 @@ def test_what_the_referee_computes_is_not_taken_from_the_parties_time(scene, lia
 
 
 class AskingJudge:
-    """Wants the log opened twice, then decides; `meanwhile` happens each time."""
+    """Wants entries opened twice, then decides; `meanwhile` happens each time."""
 
     def __init__(self, meanwhile):
         self._meanwhile = meanwhile
@@ -487,7 +487,9 @@ class AskingJudge:
     def next(self, case, answered):
         self._meanwhile(len(answered))
         if len(answered) < 2:
-            return Ask(of=(Role.TRAINER, Role.CHALLENGER), what={"open": "log", "n": len(answered)})
+            return Ask(
+                of=(Role.TRAINER, Role.CHALLENGER), what={"open": "entries", "from": len(answered)}
+            )
         return Ruling(loser=Loser.CHALLENGER, reason="it is so")
 
 

@@ -35,13 +35,14 @@ from veritrain.errors import (
     VerificationError,
     VeritrainError,
 )
-from veritrain.job.data import Batches, batch_digest
+from veritrain.job.data import Batches
 from veritrain.job.job import Job
 from veritrain.job.load import load_job, reload
 from veritrain.job.sources import commitment
-from veritrain.job.state import capture, refuse_nan, require_fit, restore
+from veritrain.job.state import capture, refuse_nan, require_fit
 from veritrain.job.step import Program, run_step
 from veritrain.numerics.logged.tally import Tally, combined
+from veritrain.replay.redone import redo_step, restore_stored, start_of
 from veritrain.replay.report import Finding
 from veritrain.runtime.started import as_started
 from veritrain.transcript import Leaf, TensorEntry, Transcript, state_entries, state_root
@@ -101,11 +102,6 @@ def require_prescribed(job: Job, transcript: Transcript) -> None:
         )
 
 
-def start_of(step: int, every: int) -> int:
-    """The step from whose stored state a replay of `step` begins: the job prescribes which are stored."""
-    return (step - 1) // every * every
-
-
 class Replayer:
     """Recomputes segments of one run."""
 
@@ -137,8 +133,7 @@ class Replayer:
         self._batches = Batches(job)
         program = Program.build(job, device=self._device)
         try:
-            if segment.start > 0:
-                restore(program, self._load_state(program, segment.start))
+            restore_stored(program, self._transcript, segment.start)
             findings = self._compare_state(program, segment.leaves[0])
         except VeritrainError:
             raise
@@ -166,12 +161,10 @@ class Replayer:
 
     def _advance(self, program: Program, leaf: Leaf) -> tuple[Finding, ...]:
         """Recompute the leaf's step; what differs, in the order of cause and effect."""
-        batch = self._batches[leaf.step]
-        got = batch_digest(batch)
         log = self._transcript.rounding_log(leaf.step)
         try:
             rounding = program.following(log)
-            loss = run_step(program, leaf.step, batch, rounding)
+            redone = redo_step(program, self._batches, leaf.step, rounding)
             if rounding is not None:
                 rounding.finish()
                 self._roundings = combined(self._roundings, rounding.tally)
@@ -180,10 +173,10 @@ class Replayer:
             return (finding,)
         refuse_nan(capture(program), leaf.step)
         findings: list[Finding] = []
-        if got != leaf.batch:
-            findings.append(differ(leaf.step, "batch", got, leaf.batch))
-        if repr(loss) != repr(leaf.loss):  # tells -0.0 from 0.0, as the leaf's digest does
-            findings.append(differ(leaf.step, "loss", loss, leaf.loss))
+        if redone.batch != leaf.batch:
+            findings.append(differ(leaf.step, "batch", redone.batch, leaf.batch))
+        if repr(redone.loss) != repr(leaf.loss):  # tells -0.0 from 0.0, as the leaf's digest does
+            findings.append(differ(leaf.step, "loss", redone.loss, leaf.loss))
         return (*findings, *self._compare_state(program, leaf))
 
     def _compare_state(self, program: Program, leaf: Leaf) -> tuple[Finding, ...]:

@@ -1,7 +1,9 @@
-"""Whole disputes in one process: two witnesses, a referee with the real judge, no network.
+"""Whole disputes in one process: two parties, a referee with the real judge, no network.
 
-A cheat is a party that computes something else at the disputed step and signs a leaf that fits it, or one that
-changes its trace. The honest state before the step is common ground.
+How to use it: `Scene.of(job, folder)` trains an honest run. `settle(scene, step, trainer=liar)` is the
+verdict on a leaf; a party that is not given tells the truth. `Liar(scene, step, job, change)` is a
+party that computes another job at the disputed step, or changes the bodies of its trace, and signs a
+leaf that fits. The state before the step is common ground.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Two liars who agree on something false: the referee decides nothing, and says why instead of failing."""
+"""Two liars who agree on something false: the referee decides nothing, and says why instead of
+failing."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def first(bodies, wanted):
 
 
 def verdict_on(scene, agree, differ):
-    """The verdict where both parties made the change `agree`, and each another change at the index that it names."""
+    """The verdict where both parties made the change `agree`, and each another change at the index
+    that it names."""
 
     def lie(number):
         def change(bodies):
@@ -72,6 +74,26 @@ def met_as(bodies, origin):
     return index
 
 
+def of_no_operator(bodies):
+    index = first(bodies, lambda body: body["kind"] == "operator" and body["writes"])
+    bodies[index]["operator"] = "aten.nothing.default"
+    return index
+
+
+def of_a_view_beyond_its_cell(bodies):
+    index = first(bodies, lambda body: body.get("operator") == "aten.relu.default")
+    bodies[index]["arguments"][0]["view"][2] = 10**6
+    return index
+
+
+def other_result(body, number):
+    body["drawn"] = number
+
+
+def other_write(body, number):
+    body["writes"][0][2] = digest("tensor", bytes([number]))
+
+
 def other_state(body, number):
     body["state"] = digest("tensor", bytes([number]))
 
@@ -83,6 +105,8 @@ def other_state(body, number):
         (no_peaks_before, other_state, "tree of another form"),
         (of_no_batch, other_read, "the batch has no tensor 99"),
         (of_no_state, other_read, "no tensor 'model/nothing'"),
+        (of_no_operator, other_result, "no operator: 'aten.nothing.default'"),
+        (of_a_view_beyond_its_cell, other_write, "a view beyond its cell"),
     ],
 )
 def test_what_both_agree_on_falsely_is_named(scene, agree, differ, reason):

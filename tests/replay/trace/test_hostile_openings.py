@@ -20,7 +20,7 @@ from veritrain.errors import FieldError, UsageError, VeritrainError
 from veritrain.protocols.dispute.judge import Ask, Loser, Ruling
 from veritrain.protocols.dispute.messages import PARTIES
 from veritrain.replay.trace import openings, record_openings, state_openings
-from veritrain.replay.trace.bodies import OperatorBody, read_body
+from veritrain.replay.trace.entry_bodies import OperatorBody, read_body
 from veritrain.replay.trace.openings import FalseOpeningError
 from veritrain.replay.trace.tiles import group_chunks, tile
 from veritrain.transcript import TensorEntry, state_root

@@ -1,4 +1,5 @@
-"""A referee's question may ask for anything: a party opens what there is, and refuses the rest by `FieldError`."""
+"""A referee's question may ask for anything: a party opens what there is, and refuses the rest by
+`FieldError`."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from tests.replay.trace.test_judge import STEP, build
 from tests.test_encoding import values as any_values
 from veritrain.encoding import encode
 from veritrain.errors import FieldError
-from veritrain.replay.trace.bodies import OperatorBody, read_body
+from veritrain.replay.trace.entry_bodies import OperatorBody, read_body
 from veritrain.replay.trace.requests import read_request
 
 GOOD = [

@@ -17,7 +17,7 @@ from veritrain.encoding import encode
 from veritrain.job.state import capture, restore
 from veritrain.job.step import Program
 from veritrain.replay.trace.arithmetic import Arithmetic
-from veritrain.replay.trace.bodies import OperatorBody, read_body
+from veritrain.replay.trace.entry_bodies import OperatorBody, read_body
 from veritrain.replay.trace.recompute import recompute
 from veritrain.replay.trace.state_openings import StateBefore, state_opening
 from veritrain.replay.trace.structure import UNKNOWN, next_structure, structure_of

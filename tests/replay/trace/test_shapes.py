@@ -12,7 +12,7 @@ from veritrain.encoding import digest
 from veritrain.errors import InconclusiveError
 from veritrain.replay.trace import calls
 from veritrain.replay.trace.arithmetic import Arithmetic
-from veritrain.replay.trace.bodies import (
+from veritrain.replay.trace.entry_bodies import (
     LastWrite,
     Operands,
     OperatorBody,
@@ -113,7 +113,7 @@ def test_a_hostile_call_is_not_computed(name):
     read_cell = ReadCell(cell=0, size=4, last=last)
     body = OperatorBody(
         operands=Operands(met=(), cells=1, reads=(read_cell,), log=None),
-        call=calls.Call(
+        call=calls.TracedCall(
             operator=f"aten.{operator}",
             draw=0,
             arguments=tuple(calls.read_argument(value) for value in arguments),

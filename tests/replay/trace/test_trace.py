@@ -17,9 +17,9 @@ from veritrain.job.state import capture, restore
 from veritrain.job.step import Program, run_step
 from veritrain.replay.trace import calls
 from veritrain.replay.trace.arithmetic import Arithmetic
-from veritrain.replay.trace.bodies import Body, OperatorBody, OutcomeBody, read_body
 from veritrain.replay.trace.cells import cell_digest, is_short
 from veritrain.replay.trace.entry import TraceEntry
+from veritrain.replay.trace.entry_bodies import Body, OperatorBody, OutcomeBody, read_body
 from veritrain.replay.trace.recompute import recompute, recompute_tile
 from veritrain.replay.trace.state_openings import StateBefore, state_opening
 from veritrain.replay.trace.structure import (

@@ -1,4 +1,5 @@
-"""What a challenger does before a dispute: find the first step that it computes differently, and its own leaf of it.
+"""What a challenger does before a dispute: find the first step that it computes differently, and
+its own leaf of it.
 
 A dispute takes the header for agreed, so a challenger looks at it first: `require_agreed`.
 """
@@ -18,8 +19,8 @@ from veritrain.transcript import Transcript
 
 
 def require_agreed(job: Job, transcript: Transcript) -> None:
-    """Check that a run has this job's numerics and data set, which a dispute cannot tell, and stored states
-    where the job says.
+    """Check that a run has this job's numerics and data set, which a dispute cannot tell, and
+    stored states where the job says.
 
     Args:
         job: the challenger's own, whose `sources.require_job` the run has passed.

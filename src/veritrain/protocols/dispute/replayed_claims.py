@@ -22,12 +22,14 @@ from veritrain.transcript import Leaf, Transcript
 class ReplayedClaims:
     """Answers for one side of a dispute; `Claims` of a `Party`.
 
-    A referee's question may ask for anything, so each answer raises `FieldError` where there is nothing of the kind.
+    A referee's question may ask for anything, so each answer raises `FieldError` where there is
+    nothing of the kind.
 
     Args:
         job: the party's own.
         transcript: the run in dispute.
-        leaves: encoded; those under the challenged head for its trainer, up to the challenge's for a challenger.
+        leaves: encoded; those under the challenged head for its trainer, up to the challenge's for
+            a challenger.
         traces: where the computed traces are kept; None for in memory alone.
         replaying: is held while the job computes; what is at hand is opened without it. Reentrant.
     """

@@ -35,8 +35,8 @@ class Arithmetic:
         """Those that a run's header commits to, whoever wrote it.
 
         Raises:
-            InconclusiveError: they are not of the form that `Job.settings` has, or of numerics that this
-                software does not compute.
+            InconclusiveError: they are not of the form that `Job.settings` has, or of numerics that
+                this software does not compute.
         """
         try:
             found = _read(header.job.get("config"))

@@ -1,7 +1,7 @@
 """Calls: what an operator is given and what it makes, without the values of tensors.
 
-A call names its operator, its arguments, and where its tensors lie. So the reader of a job's code can say which
-call comes next without computing anything.
+A call names its operator, its arguments, and where its tensors lie. So the reader of a job's code
+can say which call comes next without computing anything.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ ToView = Callable[[Tensor], CellView]
 
 # They change what a tensor looks like, and no memory.
 _SHAPE_ONLY = {
-    "detach_", "squeeze_", "t_", "transpose_", "unsqueeze_", "swapaxes_", "swapdims_", "as_strided_",
+    "detach_", "squeeze_", "t_", "transpose_", "unsqueeze_", "swapaxes_", "swapdims_",
+    "as_strided_",
 }  # fmt: skip
 # The running statistics are written, though the schema does not say so.
 _UNANNOUNCED = {"native_batch_norm": ("running_mean", "running_var")}
@@ -48,7 +49,7 @@ ROUNDING = "settle"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class TracedCall:
     """A call before its operator runs.
 
     Attributes:
@@ -66,7 +67,7 @@ class Call:
     @classmethod
     def of(
         cls, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], to_view: ToView
-    ) -> Call:
+    ) -> TracedCall:
         """The call of an operator that runs next.
 
         Raises:
@@ -80,8 +81,9 @@ class Call:
         )
 
     @classmethod
-    def of_rounding(cls, tensor: Tensor, to_view: ToView) -> Call:
-        """The call that rounds a tensor of the state to the numbers of the numerics, after a step."""
+    def of_rounding(cls, tensor: Tensor, to_view: ToView) -> TracedCall:
+        """The call that rounds a tensor of the state to the numbers of the numerics, after a
+        step."""
         return cls(
             operator=ROUNDING, draw=generators.state(), arguments=(to_view(tensor),), named={}
         )
@@ -107,7 +109,8 @@ class Call:
 
 
 def is_view(func: OpOverload) -> bool:
-    """Whether the operator computes nothing, and only looks at memory in another way: traces leave it out."""
+    """Whether the operator computes nothing, and only looks at memory in another way: traces leave
+    it out."""
     schema = func._schema  # pyright: ignore[reportPrivateUsage]
     if func.namespace == "profiler" or func.overloadpacket.__name__ in _SHAPE_ONLY:
         return True
@@ -118,7 +121,8 @@ def is_view(func: OpOverload) -> bool:
 def pieces(
     func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """The calls that a call is made of: fused updates of lists of tensors, one for each parameter."""
+    """The calls that a call is made of: fused updates of lists of tensors, one for each
+    parameter."""
     if not func.overloadpacket.__name__.startswith("_fused_") or not isinstance(args[0], list):
         yield args, kwargs
         return
@@ -143,7 +147,8 @@ def written_tensors(
 
 
 def returned_argument(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """The argument that the operator writes to and returns; None where its result is another tensor."""
+    """The argument that the operator writes to and returns; None where its result is another
+    tensor."""
     schema = func._schema  # pyright: ignore[reportPrivateUsage]
     info = schema.returns[0].alias_info if len(schema.returns) == 1 else None
     if info is None or not info.is_write:
@@ -253,7 +258,11 @@ def read_argument(value: Value) -> Argument:
 _NAMED_VALUES: dict[tuple[str, str], Argument] = {
     (type(value).__name__, str(value)): value
     for value in (
-        *(v for v in vars(torch).values() if isinstance(v, (torch.dtype, torch.layout, torch.memory_format))),
+        *(
+            v
+            for v in vars(torch).values()
+            if isinstance(v, (torch.dtype, torch.layout, torch.memory_format))
+        ),
         torch.device("cpu"),
     )
-}  # fmt: skip
+}

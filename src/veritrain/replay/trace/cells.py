@@ -1,7 +1,9 @@
-"""Cells: the pieces of memory that a step's tensors lie in, numbered in the order of their appearance.
+"""Cells: the pieces of memory that a step's tensors lie in, numbered in the order of their
+appearance.
 
-A tensor is a view of a cell: dtype, offset, shape and strides. Views of one cell share it, so that a write
-through one shows in all, as in PyTorch. A number is never given twice, although memory is used again.
+A tensor is a view of a cell: dtype, offset, shape and strides. Views of one cell share it, so that
+a write through one shows in all, as in PyTorch. A number is never given twice, although memory is
+used again.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from veritrain.encoding import Digest, Value, digest
-from veritrain.errors import FieldError, NumericsError
+from veritrain.errors import FieldError, InconclusiveError, NumericsError
 from veritrain.transcript.limits import LIMITS
 from veritrain.transcript.tensors import DTYPES, dtype_name
 
@@ -138,10 +140,10 @@ class CellView:
         """The tensor, in the memory of its cell.
 
         Raises:
-            ValueError: it does not fit into the cell.
+            InconclusiveError: it does not fit into the cell, so nobody can have computed with it.
         """
         if self.end() > storage.nbytes():
-            raise ValueError("a view beyond its cell")
+            raise InconclusiveError("a view beyond its cell")
         empty = torch.empty(0, dtype=self.dtype)
         return empty.set_(cast(Any, storage), self.offset, self.shape, self.strides)
 
@@ -158,12 +160,14 @@ def whole(storage: torch.UntypedStorage) -> Tensor:
 
 
 def cell_digest(tensor: Tensor) -> Digest:
-    """Digest of the whole cell. Of a tensor that fills its cell in C order it is the one that states have."""
+    """Digest of the whole cell. Of a tensor that fills its cell in C order it is the one that
+    states have."""
     return digest("tensor", cell_bytes(tensor))
 
 
 def is_short(tensor: Tensor) -> bool:
-    """Whether an entry holds the cell's bytes themselves: Python and PyTorch may act upon such values."""
+    """Whether an entry holds the cell's bytes themselves: Python and PyTorch may act upon such
+    values."""
     return is_short_content(tensor.untyped_storage().nbytes(), tensor.dtype)
 
 
@@ -179,8 +183,8 @@ def fill(storage: torch.UntypedStorage, data: bytes) -> None:
 
 
 def tight(tensor: Tensor) -> Tensor:
-    """The tensor if it fills its cell, else a copy that does: what lies between and behind the elements of a
-    result is not defined.
+    """The tensor if it fills its cell, else a copy that does: what lies between and behind the
+    elements of a result is not defined.
 
     A copy has the strides of a dense tensor, else those of C order.
     """

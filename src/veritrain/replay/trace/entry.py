@@ -1,4 +1,5 @@
-"""One entry of a trace: what one operator of a step did. The body is opaque here (docs/disputes.md)."""
+"""One entry of a trace: what one operator of a step did. The body is opaque here
+(docs/disputes.md)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Openings of entries, cells and logs: what a party shows of its trace for the judge.
 
-Each form has a function that makes it, for a party that has it all, and one that reads it. A reader takes the bytes
-as hostile: it checks every part against what both parties signed. The readers of fields at the end serve the other
-two rooms too: `state_openings` and `record_openings`.
+Each form has a function that makes it, for a party that has it all, and one that reads it. A reader
+takes the bytes as hostile: it checks every part against what both parties signed. The readers of
+fields at the end serve the other two rooms too: `state_openings` and `record_openings`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from veritrain.errors import (
     VerificationError,
     VeritrainError,
 )
-from veritrain.replay.trace.bodies import Body, ReadCell, WrittenCell, read_body
 from veritrain.replay.trace.entry import TraceEntry
+from veritrain.replay.trace.entry_bodies import Body, ReadCell, WrittenCell, read_body
 from veritrain.replay.trace.tiles import Tile, clipped
 from veritrain.transcript.slices import Opened, Slices, Tree, opened_size, verify, verify_groups
 
@@ -31,8 +31,8 @@ class FalseOpeningError(VeritrainError):
 def opened_entries(detail: Value, first: int, last: TraceEntry) -> tuple[Body, ...]:
     """Bodies of the entries from `first` to the agreed `last`, which are its chain.
 
-    From the last one back each is hashed before it is read, since a body of empty arrays takes a hundred times its
-    bytes. So entries that are not the agreed ones are never read.
+    From the last one back each is hashed before it is read, since a body of empty arrays takes a
+    hundred times its bytes. So entries that are not the agreed ones are never read.
 
     Raises:
         FalseOpeningError: they are not its chain.

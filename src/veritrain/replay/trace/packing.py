@@ -1,11 +1,14 @@
-"""Packing: records and batches as values that hold their contents, for a referee without the data set.
+"""Packing: records and batches as values that hold their contents, for a referee without the data
+set.
 
-The forms are those of `data.canonical` with contents in the place of digests. So an unpacked value has the digest of
-the value that was packed, or is refused. Named tuples and images have classes that bytes do not bring along.
+The forms are those of `data.canonical` with contents in the place of digests. So an unpacked value
+has the digest of the value that was packed, or is refused. Named tuples and images have classes
+that bytes do not bring along.
 
-Packed values come from the parties of a dispute. Nothing in them reaches a library before it was found to be of the
-one form, since compiled code acts upon it unchecked: `unpack` looks a dtype up in a table and never parses it; contents
-are bytes of just the size that dtype and shape give; truth values are 0 or 1, and text is made of code points.
+Packed values come from the parties of a dispute. Nothing in them reaches a library before it was
+found to be of the one form, since compiled code acts upon it unchecked: `unpack` looks a dtype up
+in a table and never parses it; contents are bytes of just the size that dtype and shape give; truth
+values are 0 or 1, and text is made of code points.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from veritrain.transcript.limits import LIMITS
 from veritrain.transcript.tensors import DTYPES, content, dtype_name
 
 _NUMPY_KINDS = "biufcSUMm"
-# By the name of their little-endian form. Long doubles have bytes that mean nothing: `data.canonical`.
+# By the name of their little-endian form. Long doubles have bytes that mean nothing:
+# `data.canonical`.
 _NUMBERS = {np.dtype(code).newbyteorder("<").str for code in "?bBhHiIlLqQefdFD"}
 _TEXT = re.compile(r"(?:\|S|<U)([1-9][0-9]{0,9})", re.ASCII)  # so many bytes, or code points
 _TIME = re.compile(r"<[Mm]8(?:\[([1-9][0-9]{0,9})?(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?", re.ASCII)

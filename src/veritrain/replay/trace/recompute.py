@@ -1,7 +1,7 @@
 """One operator, computed again from its operands: the referee's last word.
 
-The call runs under the job's numerics with the tracer that makes traces. So it comes to the part of an entry that a
-trace would have.
+The call runs under the job's numerics with the tracer that makes traces. So it comes to the part of
+an entry that a trace would have.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from veritrain.encoding import DIGEST_BYTES
-from veritrain.errors import InconclusiveError, TranscriptError, VerificationError
+from veritrain.errors import (
+    InconclusiveError,
+    TranscriptError,
+    UnsupportedOperatorError,
+    VerificationError,
+)
 from veritrain.numerics.keys import generators
 from veritrain.numerics.logged.rounding import Following
 from veritrain.numerics.profile import Exact, resolve
@@ -23,9 +28,9 @@ from veritrain.numerics.rules import lookup
 from veritrain.numerics.watched import Watched
 from veritrain.replay.trace import calls
 from veritrain.replay.trace.arithmetic import Arithmetic
-from veritrain.replay.trace.bodies import Effects, Operands, OperatorBody
 from veritrain.replay.trace.calls import ROUNDING
 from veritrain.replay.trace.cells import CellView, fill, whole
+from veritrain.replay.trace.entry_bodies import Effects, Operands, OperatorBody
 from veritrain.replay.trace.shapes import require_affordable
 from veritrain.replay.trace.tiles import Tile, clipped
 from veritrain.replay.trace.tracer import Origins, Tracer
@@ -56,8 +61,7 @@ def recompute(
         log: the step's rounding log.
 
     Raises:
-        InconclusiveError: this machine cannot say.
-        ValueError: the entry's call has no meaning.
+        InconclusiveError: this machine cannot say, or the call has no meaning.
     """
     plain = _definite(arithmetic)
     storages = {cell: _storage(data) for cell, data in contents.items()}
@@ -69,7 +73,7 @@ def recompute(
 
     def to_tensor(view: CellView) -> Tensor:
         if view.cell not in storages:
-            raise ValueError("an argument in a cell that is not read")
+            raise InconclusiveError("an argument in a cell that is not read")
         return view.tensor(storages[view.cell])
 
     args, kwargs = body.call.with_tensors(to_tensor)
@@ -113,9 +117,8 @@ def recompute_tile(
     """Bytes of a tile, from the opened parts of its operands.
 
     Raises:
-        InconclusiveError: this machine cannot say.
+        InconclusiveError: this machine cannot say, or the call has no meaning.
         VerificationError: a part is not opened.
-        ValueError: the entry's call has no meaning.
     """
     plain = _definite(arithmetic)
     func = operator_named(body.call.operator)
@@ -132,7 +135,7 @@ def state_tensor(name: str, view: CellView, content: bytes) -> TensorEntry:
     """The entry of a state's tensor, from the content of its cell.
 
     Raises:
-        ValueError: the view does not fit into the cell.
+        InconclusiveError: the view does not fit into the cell.
     """
     return entry(name, view.tensor(_storage(content)))
 
@@ -141,15 +144,17 @@ def operator_named(name: str) -> OpOverload:
     """The operator that an entry calls.
 
     Raises:
-        ValueError: there is none of that name.
-        UnsupportedOperatorError: it has no rule.
+        InconclusiveError: there is none of that name, or it has no rule.
     """
     match = _OPERATOR.fullmatch(name)
     packet = None if match is None else getattr(torch.ops.aten, match[1], None)
     func = None if match is None else getattr(packet, match[2], None)
     if not isinstance(func, OpOverload):
-        raise ValueError(f"no operator: {name!a}")
-    lookup(func)  # refuses those without a rule
+        raise InconclusiveError(f"no operator: {name!a}")
+    try:
+        lookup(func)
+    except UnsupportedOperatorError as error:
+        raise InconclusiveError(f"no operator with a rule: {error}") from None
     return func
 
 
@@ -179,4 +184,4 @@ def _sparse(opened: Opened, ranges: Sequence[tuple[int, int]]) -> torch.UntypedS
 
 
 def _no_view(view: CellView) -> Tensor:
-    raise ValueError("a tensor among named arguments")
+    raise InconclusiveError("a tensor among named arguments")

@@ -62,7 +62,8 @@ def opened_records(job: Job, header: Header, step: int, detail: Value) -> Digest
         drawing += [index] * drew
     if drawing:
         raise InconclusiveError(
-            f"record {drawing[0]} of the batch draws random numbers, which only the data set's own code makes"
+            f"record {drawing[0]} of the batch draws random numbers, "
+            "which only the data set's own code makes"
         )
     return batch_digest(batches[step])
 

@@ -1,7 +1,8 @@
-"""One step of a run, replayed by a party of a dispute: its trace, and what a judge may want opened of it.
+"""One step of a run, replayed by a party of a dispute: its trace, and what a judge may want opened
+of it.
 
-It takes two replays at most: one for the trace, from the checkpoint before, and one of the step itself for what the
-judge wants opened of one entry.
+It takes two replays at most: one for the trace, from the checkpoint before, and one of the step
+itself for what the judge wants opened of one entry.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from torch import Tensor
 
 from veritrain.encoding import Digest, Value, digest
 from veritrain.errors import FieldError, InconclusiveError, JobError
-from veritrain.job.data import Batches, batch_digest
+from veritrain.job.data import Batches
 from veritrain.job.job import Job
-from veritrain.job.state import capture, require_fit, restore
-from veritrain.job.step import Program, run_step
+from veritrain.job.state import capture, restore
+from veritrain.job.step import Program
 from veritrain.numerics.logged.rounding import Following
-from veritrain.replay.segments import start_of
-from veritrain.replay.trace.bodies import Body, Effects, OperatorBody, OutcomeBody, read_body
+from veritrain.replay.redone import redo_step, restore_stored, start_of
 from veritrain.replay.trace.entry import TraceEntry
+from veritrain.replay.trace.entry_bodies import Body, Effects, OperatorBody, OutcomeBody, read_body
 from veritrain.replay.trace.openings import cells_opening, groups_opening, tile_opening
 from veritrain.replay.trace.record_openings import records_opening
 from veritrain.replay.trace.requests import (
@@ -83,8 +84,8 @@ class ReplayedStep:
         self._kept: dict[int, Tracer] = {}  # of one entry at most
         self._entries: Sequence[bytes] | None = None
 
-    # No cached property for what a replay makes: in Python 3.11 the cached properties of all instances share one
-    # lock, which the replay would hold.
+    # No cached property for what a replay makes: in Python 3.11 the cached properties of all
+    # instances share one lock, which the replay would hold.
     @property
     def entries(self) -> Sequence[bytes]:
         """The encoded entries of the trace."""
@@ -198,18 +199,16 @@ class ReplayedStep:
         """The step as a trainer records it, and its rounding log."""
         program = Program.build(self._job)
         restore(program, self._state)
-        batch = self._batches[self._step]
-        found = batch_digest(batch)
         rounding = program.recording()
-        loss = run_step(program, self._step, batch, rounding)
+        redone = redo_step(program, self._batches, self._step, rounding)
         log = None if rounding is None else rounding.finish()
         state = state_root(state_entries(capture(program)))
         leaf = Leaf(
             step=self._step,
             previous=self._previous,
             state=state,
-            batch=found,
-            loss=loss,
+            batch=redone.batch,
+            loss=redone.loss,
             rounding=_log_digest(log),
         )
         return leaf, log
@@ -226,7 +225,8 @@ class ReplayedStep:
 
     @cached_property
     def _log(self) -> bytes | None:
-        """The run's rounding log of the step; this side's own where the run's leaf names none and should."""
+        """The run's rounding log of the step; this side's own where the run's leaf names none and
+        should."""
         if self._step == 0 or not self._batches.profile.has_log:
             return None
         log = self._transcript.rounding_log(self._step)
@@ -245,13 +245,10 @@ class ReplayedStep:
         """
         program, before = Program.build(self._job), self._step - 1
         start = start_of(self._step, self._job.checkpoint_every)
-        if start > 0:
-            restore(
-                program, self._transcript.load_state(start, check=partial(require_fit, program))
-            )
+        restore_stored(program, self._transcript, start)
         for step in range(start + 1, before + 1):
             rounding = program.following(self._transcript.rounding_log(step))
-            run_step(program, step, self._batches[step], rounding)
+            redo_step(program, self._batches, step, rounding)
         state = {name: tensor.clone() for name, tensor in capture(program).items()}
         if state_root(state_entries(state)) != self._transcript.leaves[before].state:
             raise InconclusiveError(f"step {before} does not come to the state of its leaf here")

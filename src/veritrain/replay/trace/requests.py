@@ -1,7 +1,7 @@
 """Requests: what a judge wants opened of an entry (docs/disputes.md, "What the judge looks at").
 
-A judge makes them, and `read_request` reads them for the party that is asked: the bytes are the referee's, so they are
-hostile.
+A judge makes them, and `read_request` reads them for the party that is asked: the bytes are the
+referee's, so they are hostile.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Shapes: what a call would take and make, found without memory for it. Entries are hostile, and a referee is small.
+"""Shapes: what a call would take and make, found without memory for it. Entries are hostile, and a
+referee is small.
 
-PyTorch computes shapes on tensors without memory (the device "meta") for most operators. Operators for which it
-cannot are named in this module, or refused.
+PyTorch computes shapes on tensors without memory (the device "meta") for most operators. Operators
+for which it cannot are named in this module, or refused.
 """
 
 from __future__ import annotations
@@ -18,19 +19,21 @@ from torch._ops import OpOverload
 from veritrain.encoding import Value
 from veritrain.errors import InconclusiveError
 from veritrain.replay.trace import calls
-from veritrain.replay.trace.bodies import Effects, OperatorBody
 from veritrain.replay.trace.calls import Argument
 from veritrain.replay.trace.cells import CellView, tight
+from veritrain.replay.trace.entry_bodies import Effects, OperatorBody
 
 # Of operands as they are viewed, elements that share memory counted each; of results.
 MOST_BYTES = 1 << 29
 MOST_WORK = 1 << 35  # products of numbers, or elements looked at
 _META = torch.device("meta")
 _UNKNOWN = object()  # what a call makes
-# Without a meta kernel. What they make is no longer than what they get, but for what `_by_value` counts.
+# Without a meta kernel. What they make is no longer than what they get, but for what `_by_value`
+# counts.
 _KNOWN = {
-    "_assert_async", "_fused_adam_", "_fused_adamw_", "_fused_sgd_", "_grouped_mm", "_local_scalar_dense",
-    "_pack_padded_sequence", "_unique2", "bincount", "masked_select", "nonzero", "repeat_interleave",
+    "_assert_async", "_fused_adam_", "_fused_adamw_", "_fused_sgd_", "_grouped_mm",
+    "_local_scalar_dense", "_pack_padded_sequence", "_unique2", "bincount", "masked_select",
+    "nonzero", "repeat_interleave",
 }  # fmt: skip
 _PRODUCTS = {"mm": (0, 1), "bmm": (0, 1), "_grouped_mm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
 _BY_VALUE = {"bincount": Tensor.amax, "repeat_interleave": Tensor.sum}
@@ -71,14 +74,14 @@ def layout_of(func: OpOverload, body: OperatorBody) -> Layout | None:
     """The layout that an operator gives to its results; None where nobody can tell.
 
     Raises:
-        ValueError: the entry's call has no meaning.
+        InconclusiveError: the entry's call has no meaning.
     """
     views: dict[int, CellView] = {}  # of tensors without memory, by identity
     sizes = body.operands.sizes()
 
     def bare(found: CellView) -> Tensor:
         if found.cell not in sizes:
-            raise ValueError("an argument in a cell that is not read")
+            raise InconclusiveError("an argument in a cell that is not read")
         made = torch.empty_strided(found.shape, found.strides, dtype=found.dtype, device=_META)
         laid_out = CellView.of(made, found.cell)
         views[id(made)] = replace(laid_out, offset=found.offset)
@@ -119,7 +122,8 @@ def _made(func: OpOverload, args: list[Any], named: dict[str, Any]) -> Any:
 
 
 def require_affordable(func: OpOverload, args: Sequence[Any], named: Mapping[str, Any]) -> None:
-    """Check before an operator is computed that a small machine can do it. `args` may be without memory.
+    """Check before an operator is computed that a small machine can do it. `args` may be without
+    memory.
 
     Raises:
         InconclusiveError: it takes too much memory or time, or nobody can tell.
@@ -139,7 +143,8 @@ def _work(
     operands: Sequence[Tensor],
     results: Sequence[Tensor],
 ) -> int:
-    """Roughly, and no less: the contraction's products, or windows, or one step for each element."""
+    """Roughly, and no less: the contraction's products, or windows, or one step for each
+    element."""
     name, given = _name(func), _by_name(func, args, named)
     elements = sum(x.numel() for x in (*operands, *results))
     if name in _PRODUCTS:

@@ -1,7 +1,7 @@
 """Openings of the state before a step, and of the step up to an entry.
 
-A referee has neither. It learns what all tensors are called, their shapes, and those contents that the job's Python
-may look at.
+A referee has neither. It learns what all tensors are called, their shapes, and those contents that
+the job's Python may look at.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from veritrain.errors import (
 from veritrain.job.data import Batch, batch_digest
 from veritrain.job.state import HYPER, SCHEDULER, require_fit, restore
 from veritrain.job.step import Program
-from veritrain.replay.trace.bodies import Body, InputsBody
 from veritrain.replay.trace.cells import is_short_content
 from veritrain.replay.trace.entry import TraceEntry
+from veritrain.replay.trace.entry_bodies import Body, InputsBody
 from veritrain.replay.trace.openings import (
     FalseOpeningError,
     fields_of,
@@ -41,7 +41,8 @@ from veritrain.transcript.tensors import DTYPES, content, require_truth
 
 @dataclass(frozen=True, kw_only=True)
 class StateBefore:
-    """The state that a step starts from: what all its tensors are called, and some of their contents."""
+    """The state that a step starts from: what all its tensors are called, and some of their
+    contents."""
 
     tensors: tuple[TensorEntry, ...]
     contents: Mapping[str, bytes]
@@ -79,7 +80,8 @@ class StateBefore:
         return cls(tensors=tensors, contents=given)
 
     def restore(self, program: Program, unknown: int = 0) -> None:
-        """Put the state into a program; the bytes of tensors whose contents are not known are `unknown`.
+        """Put the state into a program; the bytes of tensors whose contents are not known are
+        `unknown`.
 
         Raises:
             FalseOpeningError: it does not fit the job.
@@ -120,7 +122,8 @@ class Prefix:
         """Check what `prefix_opening` made.
 
         Raises:
-            FalseOpeningError: it does not lead from the state of that root to the last agreed entry.
+            FalseOpeningError: it does not lead from the state of that root to the last agreed
+                entry.
         """
         entries_, state, packed = fields_of(detail, "entries", "state", "batch")
         entries = opened_entries({"entries": entries_}, 0, last)

@@ -1,12 +1,13 @@
-"""The structure of the next entry of a step: the job's own Python says it, led by the entries that are agreed.
+"""The structure of the next entry of a step: the job's own Python says it, led by the entries that
+are agreed.
 
-The *structure* of an entry is the part that follows from the job's code and the entries before without computing
-anything (docs/disputes.md, section 2).
+The *structure* of an entry is the part that follows from the job's code and the entries before
+without computing anything (docs/disputes.md, section 2).
 
-The step runs with real tensors whose values nobody computes. Each operator's results are laid out as its agreed
-entry says, and numbers that Python reads are the recorded ones. So the calls are those of the step itself, up to
-the first one that is not agreed: the answer. A job that looks at values in any other way (through numpy, for
-example) cannot be followed, and nothing is concluded.
+The step runs with real tensors whose values nobody computes. Each operator's results are laid out
+as its agreed entry says, and numbers that Python reads are the recorded ones. So the calls are
+those of the step itself, up to the first one that is not agreed: the answer. A job that looks at
+values in any other way (through numpy, for example) cannot be followed, and nothing is concluded.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from veritrain.numerics.keys import generators
 from veritrain.numerics.profile import Exact
 from veritrain.numerics.watched import Compute, Watched
 from veritrain.replay.trace import calls
-from veritrain.replay.trace.bodies import (
+from veritrain.replay.trace.calls import TracedCall
+from veritrain.replay.trace.cells import Cells, CellView, cell_digest, fill, is_short
+from veritrain.replay.trace.entry_bodies import (
     Body,
     Constant,
     Effects,
@@ -42,8 +45,6 @@ from veritrain.replay.trace.bodies import (
     OutcomeBody,
     StateBody,
 )
-from veritrain.replay.trace.calls import Call
-from veritrain.replay.trace.cells import Cells, CellView, cell_digest, fill, is_short
 from veritrain.replay.trace.tracer import Origins, rounds_state
 from veritrain.transcript import TensorEntry
 from veritrain.transcript.tensors import entry
@@ -112,13 +113,15 @@ def next_structure(
     """What the job does after the agreed entries.
 
     Args:
-        programs: one for each of `UNKNOWN`, with a state before the step in which unknown values have those bytes.
+        programs: one for each of `UNKNOWN`, with a state before the step in which unknown values
+            have those bytes.
         step: which.
         batch: of the step.
         agreed: bodies of the entries from 0 on.
 
     Raises:
-        CannotFollowError: the job does something else than what is agreed, or acts upon unknown values.
+        CannotFollowError: the job does something else than what is agreed, or acts upon unknown
+            values.
         JobError, NumericsError: the job's code fails.
     """
     found = [
@@ -193,7 +196,7 @@ class _Follower:
         result = None
         for some, named in calls.pieces(func, args, kwargs):
             memory = self._met(list(calls.tensors_in([some, named])))
-            call = Call.of(func, some, named, self._view)
+            call = TracedCall.of(func, some, named, self._view)
             agreed = self._next({"kind": "operator", **memory, **call.to_value()})
             if not isinstance(agreed, OperatorBody) or agreed.effects is None:
                 raise CannotFollowError(f"entry {self._index - 1} ends the step")
@@ -207,7 +210,7 @@ class _Follower:
         if self._rounds_state:
             for tensor in self._origins.ordered(tensors, self._cells):
                 memory = self._met([tensor])
-                call = Call.of_rounding(tensor, self._view)
+                call = TracedCall.of_rounding(tensor, self._view)
                 self._next({"kind": "operator", **memory, **call.to_value()})
 
     def finish(self, state: Mapping[str, Tensor], loss: float) -> None:
@@ -289,7 +292,7 @@ class _Follower:
         func: OpOverload,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        call: Call,
+        call: TracedCall,
         effects: Effects,
     ) -> Any:
         """Results as the entry lays them out."""
@@ -332,7 +335,8 @@ class _Follower:
         return results if is_single or not isinstance(results, list) else tuple(results)
 
     def _is_known(self, tensor: Tensor) -> bool:
-        """Whether the bytes of its cell are the true ones here: short, or of the batch and never written."""
+        """Whether the bytes of its cell are the true ones here: short, or of the batch and never
+        written."""
         number = self._cells.number(tensor)
         is_of_batch = isinstance(self._origins.of(tensor), FromBatch)
         return number in self._short or (number not in self._written and is_of_batch)

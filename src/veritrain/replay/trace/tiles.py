@@ -1,10 +1,10 @@
 """Tiles: for a range of an operator's result, the parts of its operands that decide it.
 
-Under `exact` numerics an element of a result does not depend on how many others are computed with it. So the same
-operator on parts of its operands gives that part of its result, and a referee needs no more than these: some rows
-and columns of a product, one sample and some filters of a convolution. The operator's definition alone
-(docs/numerics.md, "Contraction", "Sum") says which parts. Operators without a family in this module are computed
-whole.
+Under `exact` numerics an element of a result does not depend on how many others are computed with
+it. So the same operator on parts of its operands gives that part of its result, and a referee needs
+no more than these: some rows and columns of a product, one sample and some filters of a
+convolution. The operator's definition alone (docs/numerics.md, "Contraction", "Sum") says which
+parts. Operators without a family in this module are computed whole.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from torch import Tensor
 from veritrain.encoding import CHUNK_BYTES
 from veritrain.errors import InconclusiveError
 from veritrain.replay.trace import calls
-from veritrain.replay.trace.bodies import OperatorBody
-from veritrain.replay.trace.calls import Call
+from veritrain.replay.trace.calls import TracedCall
 from veritrain.replay.trace.cells import CellView
+from veritrain.replay.trace.entry_bodies import OperatorBody
 
 Box = tuple[slice, ...]  # one slice for each axis
 _ALL = slice(None)
@@ -129,7 +129,7 @@ class Tile:
         return data[self.skip :][: self.stop - self.start]
 
 
-def has_parts(call: Call) -> bool:
+def has_parts(call: TracedCall) -> bool:
     """Whether parts of this call's operands decide parts of its results."""
     return call.short_name in _FAMILIES
 
@@ -141,11 +141,8 @@ def group_chunks(size: int) -> int:
 
 
 def tile(body: OperatorBody, cell: int, start: int, stop: int) -> Tile | None:
-    """The parts that decide bytes [start, stop) of a written cell; None where the operator has no parts.
-
-    Raises:
-        ValueError: the entry's call has no meaning.
-    """
+    """The parts that decide bytes [start, stop) of a written cell; None where the operator has no
+    parts."""
     family = _FAMILIES.get(body.call.short_name)
     sizes = {} if body.effects is None else {w.cell: w.size for w in body.effects.writes}
     named = any(any(calls.views_in(value)) for value in body.call.named.values())
@@ -186,8 +183,8 @@ def _tile(
         for part, around in zip(box, whole, strict=True)
     )
     return Tile(
-        cell=view.cell, start=start, stop=stop, args=parts, place=place, is_result=is_result, inside=inside,
-        skip=start - before * width,
+        cell=view.cell, start=start, stop=stop, args=parts, place=place, is_result=is_result,
+        inside=inside, skip=start - before * width,
     )  # fmt: skip
 
 
@@ -338,18 +335,20 @@ def _parts_in(value: Any) -> list[Part]:
 
 
 _POINTWISE = """
-    abs add add_ addcdiv addcdiv_ addcmul addcmul_ clamp clamp_ clamp_max clamp_min clone copy_ cos div div_ elu
-    elu_backward eq erf exp fill_ ge gelu gelu_backward gt hardswish hardtanh le leaky_relu leaky_relu_backward
-    lerp lerp_ log logical_not lt masked_fill masked_fill_ maximum minimum mul mul_ ne neg ones_like pow
-    reciprocal relu relu_ rsqrt sigmoid sigmoid_backward sign silu silu_backward sin sqrt sqrt_ sub sub_ tanh
-    tanh_backward threshold_backward where zero_ zeros_like
+    abs add add_ addcdiv addcdiv_ addcmul addcmul_ clamp clamp_ clamp_max clamp_min clone copy_
+    cos div div_ elu elu_backward eq erf exp fill_ ge gelu gelu_backward gt hardswish hardtanh
+    le leaky_relu leaky_relu_backward lerp lerp_ log logical_not lt masked_fill masked_fill_
+    maximum minimum mul mul_ ne neg ones_like pow reciprocal relu relu_ rsqrt sigmoid
+    sigmoid_backward sign silu silu_backward sin sqrt sqrt_ sub sub_ tanh tanh_backward
+    threshold_backward where zero_ zeros_like
 """.split()
 _OTHERS: dict[str, Family] = {
     "mm": _matmul, "bmm": _matmul, "addmm": _addmm, "convolution": _convolution,
     "convolution_backward": _convolution_backward, "native_batch_norm": _batch_norm,
     "native_batch_norm_backward": _batch_norm, "_softmax": _last_axis, "_log_softmax": _last_axis,
     "_safe_softmax": _last_axis, "_softmax_backward_data": _last_axis,
-    "_log_softmax_backward_data": _last_axis, "native_layer_norm": _layer_norm, "_fused_adamw_": _fused,
+    "_log_softmax_backward_data": _last_axis, "native_layer_norm": _layer_norm,
+    "_fused_adamw_": _fused,
     "_fused_adam_": _fused, "_fused_sgd_": _fused,
 }  # fmt: skip
 _FAMILIES: dict[str, Family] = {**dict.fromkeys(_POINTWISE, _pointwise), **_OTHERS}

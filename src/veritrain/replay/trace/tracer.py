@@ -1,7 +1,8 @@
 """The trace of a step: replay it, look at every operator, and chain what was seen.
 
-docs/disputes.md, section 2, specifies what entries say. A tracer keeps nothing but digests, so that a trace takes
-as much memory as the step; `kept` names one entry whose operands and results it keeps whole.
+docs/disputes.md, section 2, specifies what entries say. A tracer keeps nothing but digests, so that
+a trace takes as much memory as the step; `kept` names one entry whose operands and results it keeps
+whole.
 """
 
 from __future__ import annotations
@@ -23,7 +24,17 @@ from veritrain.numerics.logged.rounding import Following
 from veritrain.numerics.profile import FLOAT32_BITS, Exact, Logged
 from veritrain.numerics.watched import Compute, Watched
 from veritrain.replay.trace import calls
-from veritrain.replay.trace.bodies import (
+from veritrain.replay.trace.calls import TracedCall
+from veritrain.replay.trace.cells import (
+    Cells,
+    CellView,
+    cell_bytes,
+    cell_digest,
+    is_short,
+    tight,
+)
+from veritrain.replay.trace.entry import TraceEntry
+from veritrain.replay.trace.entry_bodies import (
     Body,
     Constant,
     Effects,
@@ -41,16 +52,6 @@ from veritrain.replay.trace.bodies import (
     WrittenCell,
     is_final,
 )
-from veritrain.replay.trace.calls import Call
-from veritrain.replay.trace.cells import (
-    Cells,
-    CellView,
-    cell_bytes,
-    cell_digest,
-    is_short,
-    tight,
-)
-from veritrain.replay.trace.entry import TraceEntry
 from veritrain.transcript import TensorEntry, merkle
 from veritrain.transcript.tensors import entry
 
@@ -83,8 +84,8 @@ class Origins:
         return self._known.get(tensor.untyped_storage()._cdata, Constant())  # pyright: ignore
 
     def ordered(self, tensors: Iterable[Tensor], cells: Cells) -> list[Tensor]:
-        """Tensors in an order that does not follow an optimiser's map: first those of cells that were met,
-        by number, then the others by origin."""
+        """Tensors in an order that does not follow an optimiser's map: first those of cells that
+        were met, by number, then the others by origin."""
 
         def key(tensor: Tensor) -> tuple[int, list[str]]:
             number = cells.number(tensor)
@@ -122,7 +123,8 @@ class Tracer:
         Args:
             previous: what the first entry follows.
             origins: of the cells that the step meets.
-            rounds_state: do the numerics round the state after the step? Then these are entries too.
+            rounds_state: do the numerics round the state after the step? Then these are entries
+                too.
             log: follows the step's rounding log, where the numerics have one.
             kept: the entry whose operands and results are kept.
         """
@@ -158,7 +160,7 @@ class Tracer:
             return
         for tensor in self._origins.ordered(tensors, self._cells):
             operands = self._met([tensor])
-            call = Call.of_rounding(tensor, self._view)
+            call = TracedCall.of_rounding(tensor, self._view)
             round_state([tensor])
             self._add_operator(operands, call, None, [tensor])
 
@@ -213,7 +215,7 @@ class Tracer:
         self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], compute: Compute
     ) -> Any:
         operands = self._met(list(calls.tensors_in([args, kwargs])))
-        call = Call.of(func, args, kwargs, self._view)
+        call = TracedCall.of(func, args, kwargs, self._view)
         try:
             found = compute(func, args, kwargs)
         except (TranscriptError, VerificationError):  # the rounding log does not lead on
@@ -250,9 +252,10 @@ class Tracer:
         return Operands(met=tuple(met), cells=len(self._cells), reads=reads, log=self.position)
 
     def _add_operator(
-        self, operands: Operands, call: Call, results: Any, written: list[Tensor]
+        self, operands: Operands, call: TracedCall, results: Any, written: list[Tensor]
     ) -> None:
-        """Chain the entry of an operator that ran; cells of results that are new are written too."""
+        """Chain the entry of an operator that ran; cells of results that are new are written
+        too."""
         for tensor in calls.tensors_in(results):
             if self._cells.number(tensor) is None:
                 self._cells.add(tensor)
@@ -349,7 +352,8 @@ def trace(
 
 
 def initial_trace(program: Program, run: Digest) -> tuple[bytes, ...]:
-    """The entries of step 0: the state of a program that was just built, in a run of that header."""
+    """The entries of step 0: the state of a program that was just built, in a run of that
+    header."""
     tracer = Tracer(run, Origins({}, ()))
     tracer.add(InputsBody(state=run, batch=None, rounding=None))
     state = tracer.add_state(capture(program))

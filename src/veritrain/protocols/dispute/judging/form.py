@@ -7,8 +7,8 @@ from veritrain.errors import FieldError
 from veritrain.job.step import Program
 from veritrain.protocols.dispute.judge import Ruling
 from veritrain.protocols.dispute.judging.judged_case import JudgedCase, against
-from veritrain.replay.trace.bodies import read_body
 from veritrain.replay.trace.entry import TraceEntry
+from veritrain.replay.trace.entry_bodies import read_body
 from veritrain.replay.trace.tracer import initial_trace
 
 

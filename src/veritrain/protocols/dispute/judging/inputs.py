@@ -1,4 +1,5 @@
-"""Inputs: entry 0 against the agreed leaf, and against the batch that the seed chooses from the records."""
+"""Inputs: entry 0 against the agreed leaf, and against the batch that the seed chooses from the
+records."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from veritrain.errors import InconclusiveError
 from veritrain.protocols.dispute.judge import Ruling
 from veritrain.protocols.dispute.judging.judged_case import JudgedCase, against, decided
 from veritrain.protocols.dispute.messages import PARTIES
-from veritrain.replay.trace.bodies import InputsBody
+from veritrain.replay.trace.entry_bodies import InputsBody
 from veritrain.replay.trace.record_openings import opened_records
 from veritrain.replay.trace.requests import OpenRecords
 from veritrain.transcript.fields import differences
@@ -18,7 +19,8 @@ _MOST_RECORDS = 1 << 27  # of a data set whose order is made again; each takes 8
 
 
 def false_inputs(judged: JudgedCase) -> Ruling | None:
-    """Entry 0 has the state of the agreed leaf, the trainer's rounding log and the prescribed batch."""
+    """Entry 0 has the state of the agreed leaf, the trainer's rounding log and the prescribed
+    batch."""
     case = judged.case
     if case.index != 0:
         return None

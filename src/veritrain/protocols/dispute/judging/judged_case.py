@@ -1,4 +1,5 @@
-"""The case that a judge looks at: the two entries as records, what the job says, and what the parties opened."""
+"""The case that a judge looks at: the two entries as records, what the job says, and what the
+parties opened."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from veritrain.protocols.dispute.judge import Answered, Ask, Case, Loser, Ruling
 from veritrain.protocols.dispute.limits import LIMITS
 from veritrain.protocols.dispute.messages import PARTIES, Role
 from veritrain.replay.trace.arithmetic import Arithmetic
-from veritrain.replay.trace.bodies import Body, read_body
 from veritrain.replay.trace.entry import TraceEntry
+from veritrain.replay.trace.entry_bodies import Body, read_body
 from veritrain.replay.trace.openings import FalseOpeningError, agreed_body
 from veritrain.replay.trace.requests import Request
 from veritrain.transcript.limits import LIMITS as TRANSCRIPT
@@ -44,7 +45,8 @@ class CaughtError(Exception):
 
 
 class JudgedCase:
-    """A case with what the parties opened of it so far. Pairs are the trainer's and the challenger's."""
+    """A case with what the parties opened of it so far. Pairs are the trainer's and the
+    challenger's."""
 
     def __init__(self, job: Job | None, case: Case, answered: Sequence[Answered]) -> None:
         """Nothing is looked at yet.
@@ -106,8 +108,8 @@ class JudgedCase:
     ) -> T:
         """What a party opened, as `read` checks it.
 
-        The judge asks both parties for what not every job can give away as bytes, or in one message: either
-        may have none.
+        The judge asks both parties for what not every job can give away as bytes, or in one
+        message: either may have none.
 
         Raises:
             OpeningNeededError: the parties are to be asked.
@@ -150,7 +152,8 @@ def _read(role: Role, read: Callable[[Value], T], detail: Value) -> T:
 
 
 def require_openable(what: str, size: int, values: int = 0) -> None:
-    """Check before the judge asks: nobody can open more than a message holds, and nobody loses by that.
+    """Check before the judge asks: nobody can open more than a message holds, and nobody loses by
+    that.
 
     Raises:
         InconclusiveError: so many bytes, or CBOR values, are too many.

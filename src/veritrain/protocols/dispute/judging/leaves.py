@@ -6,7 +6,7 @@ from veritrain.encoding import Value, encode
 from veritrain.numerics import resolve
 from veritrain.protocols.dispute.judge import Loser, Ruling
 from veritrain.protocols.dispute.judging.judged_case import JudgedCase, against
-from veritrain.replay.trace.bodies import OutcomeBody
+from veritrain.replay.trace.entry_bodies import OutcomeBody
 from veritrain.transcript.fields import differences
 from veritrain.transcript.records import Leaf
 
@@ -33,7 +33,8 @@ def outcome_is_the_leaf(judged: JudgedCase) -> Ruling | None:
     if not isinstance(outcome, OutcomeBody) or outcome.refused:
         return Ruling(loser=Loser.TRAINER, reason="its rounding log does not lead through the step")
     found: dict[str, Value] = {
-        "state": outcome.state, "loss": outcome.loss, "batch": outcome.batch, "rounding": outcome.rounding
+        "state": outcome.state, "loss": outcome.loss,
+        "batch": outcome.batch, "rounding": outcome.rounding,
     }  # fmt: skip
 
     def problem(leaf: Leaf) -> str | None:

@@ -42,9 +42,9 @@ _CHECKS: tuple[Callable[[JudgedCase], Ruling | None], ...] = (
 class OperatorJudge:
     """A `Judge` who needs neither data set nor a big machine.
 
-    With the job it decides all that can be decided. Without, it decides what follows from the entries and
-    from computing an operator again, whose settings are in the header. What the job's code says is
-    INCONCLUSIVE then.
+    With the job it decides all that can be decided. Without, it decides what follows from the
+    entries and from computing an operator again, whose settings are in the header. What the job's
+    code says is INCONCLUSIVE then.
     """
 
     def __init__(self, job: Job | None) -> None:

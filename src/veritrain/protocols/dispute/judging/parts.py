@@ -1,7 +1,7 @@
 """Parts: results of which a part decides, or which need no operand's value at all.
 
-Where operands are large, the judge looks at the first group of chunks in which the results differ, and has only the
-parts of the operands opened that decide it.
+Where operands are large, the judge looks at the first group of chunks in which the results differ,
+and has only the parts of the operands opened that decide it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from veritrain.protocols.dispute.judging.judged_case import (
     require_openable,
 )
 from veritrain.protocols.dispute.messages import PARTIES
-from veritrain.replay.trace.bodies import Effects, OperatorBody, WrittenCell
+from veritrain.replay.trace.entry_bodies import Effects, OperatorBody, WrittenCell
 from veritrain.replay.trace.openings import (
     opened_groups,
     opened_operands,
@@ -35,7 +35,8 @@ WHOLE_BYTES = 1 << 18  # of operands that are opened whole; of more, parts are, 
 
 
 def false_bookkeeping(judged: JudgedCase) -> Ruling | None:
-    """What follows without a value: operators that have parts draw nothing, and keep the sizes of cells."""
+    """What follows without a value: operators that have parts draw nothing, and keep the sizes of
+    cells."""
     body = judged.bodies[0]
     if not isinstance(body, OperatorBody) or not has_parts(body.call):
         return None
@@ -53,7 +54,8 @@ def false_bookkeeping(judged: JudgedCase) -> Ruling | None:
 
 
 def false_layout(judged: JudgedCase) -> Ruling | None:
-    """How results lie, of operators that have parts and operands too large to be computed again whole."""
+    """How results lie, of operators that have parts and operands too large to be computed again
+    whole."""
     body = judged.bodies[0]
     if not isinstance(body, OperatorBody) or not has_parts(body.call):
         return None
@@ -78,7 +80,8 @@ def false_layout(judged: JudgedCase) -> Ruling | None:
 
 
 def false_part(judged: JudgedCase) -> Ruling | None:
-    """Who is wrong in the first group of chunks that differs, where a part of the results decides."""
+    """Who is wrong in the first group of chunks that differs, where a part of the results
+    decides."""
     pair = _divisible(judged)
     if pair is None:
         return None

@@ -1,4 +1,5 @@
-"""Reads: which entry wrote a cell last, and what the cell holds. Also where the rounding log is read on."""
+"""Reads: which entry wrote a cell last, and what the cell holds. Also where the rounding log is
+read on."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from veritrain.protocols.dispute.judging.judged_case import (
 from veritrain.protocols.dispute.judging.next_call import next_entry, prefix
 from veritrain.protocols.dispute.messages import PARTIES
 from veritrain.replay.trace import calls
-from veritrain.replay.trace.bodies import (
+from veritrain.replay.trace.cells import cell_digest, tight
+from veritrain.replay.trace.entry_bodies import (
     Body,
     FromBatch,
     FromState,
@@ -34,7 +36,6 @@ from veritrain.replay.trace.bodies import (
     position_after,
     position_before,
 )
-from veritrain.replay.trace.cells import cell_digest, tight
 from veritrain.replay.trace.openings import FalseOpeningError, opened_entries
 from veritrain.replay.trace.requests import OpenEntries, OpenState
 from veritrain.replay.trace.state_openings import StateBefore
@@ -138,7 +139,8 @@ def _content_of_met(judged: JudgedCase, met: MetCell) -> Digest:
 
 
 def _content_of_state(judged: JudgedCase, name: str, size: int) -> Digest:
-    """The digest of a cell that holds a tensor of the state before, laid out as the model has it."""
+    """The digest of a cell that holds a tensor of the state before, laid out as the model has
+    it."""
     program = Program.build(judged.job)
     layout = capture(program)
     names = _sharing(layout, name)
@@ -188,7 +190,8 @@ def _sharing(layout: Mapping[str, Tensor], name: str) -> list[str]:
 
 
 def _fills_its_cell(layout: Mapping[str, Tensor], name: str) -> bool:
-    """Whether the tensor is all of its cell, in C order, as those of an optimiser are (`state.restore`)."""
+    """Whether the tensor is all of its cell, in C order, as those of an optimiser are
+    (`state.restore`)."""
     if name.startswith(_OPTIMIZER):
         return True
     tensor = layout[name]

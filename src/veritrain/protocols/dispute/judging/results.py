@@ -8,7 +8,7 @@ from veritrain.encoding import Value, encode
 from veritrain.errors import InconclusiveError, UsageError
 from veritrain.protocols.dispute.judge import Ruling
 from veritrain.protocols.dispute.judging.judged_case import JudgedCase, against, require_openable
-from veritrain.replay.trace.bodies import (
+from veritrain.replay.trace.entry_bodies import (
     Body,
     OperatorBody,
     OutcomeBody,

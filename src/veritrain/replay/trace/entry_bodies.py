@@ -5,8 +5,8 @@
 `StateBody`     one tensor of the state after the step, in the order of names
 `OutcomeBody`   loss and state: the final entry
 
-`read_body` is the only reader of a body that another party wrote. A record that it returns is of the one form, so
-nothing behind it looks at a field's type again.
+`read_body` is the only reader of a body that another party wrote. A record that it returns is of
+the one form, so nothing behind it looks at a field's type again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import ClassVar, TypeAlias, TypeVar, cast
 from veritrain.encoding import Digest, Value
 from veritrain.errors import FieldError, UsageError
 from veritrain.numerics import generators
-from veritrain.replay.trace.calls import Argument, Call, argument_value, read_argument
+from veritrain.replay.trace.calls import Argument, TracedCall, argument_value, read_argument
 from veritrain.replay.trace.cells import CellView
 from veritrain.replay.trace.entry import MAX_ENTRIES, TraceEntry
 from veritrain.transcript import fields as check
@@ -184,12 +184,13 @@ class InputsBody:
 
 @dataclass(frozen=True, kw_only=True)
 class OperatorBody:
-    """A call; `effects` is None where the rounding log did not lead on, and the entry the last one."""
+    """A call; `effects` is None where the rounding log did not lead on, and the entry the last
+    one."""
 
     kind: ClassVar[str] = "operator"
 
     operands: Operands
-    call: Call
+    call: TracedCall
     effects: Effects | None
 
     def to_value(self) -> dict[str, Value]:
@@ -274,7 +275,8 @@ def read_body(entry: TraceEntry) -> Body:
     """The body of an entry, which another party may have written.
 
     Raises:
-        FieldError: it is not of the one form, or in a place where its kind may not be; names the field.
+        FieldError: it is not of the one form, or in a place where its kind may not be; names the
+            field.
     """
     try:
         body = _READERS[_form(entry.body)](entry.body)
@@ -376,12 +378,12 @@ def _operands(fields: dict[str, Value]) -> Operands:
     )
 
 
-def _call(fields: dict[str, Value]) -> Call:
+def _call(fields: dict[str, Value]) -> TracedCall:
     operator, named = fields["operator"], fields["named"]
     check.check_text("operator", operator, _OPERATOR_CHARS)
     if type(named) is not dict:
         raise check.wrong("named", "a map", named)
-    return Call(
+    return TracedCall(
         operator=cast(str, operator),
         draw=_draw("draw", fields["draw"]),
         arguments=tuple(
