@@ -17,7 +17,7 @@ from typing import ClassVar, TypeAlias, TypeVar, cast
 
 from veritrain.encoding import Digest, Value
 from veritrain.errors import FieldError, UsageError
-from veritrain.numerics import generators
+from veritrain.numerics.keys import generators
 from veritrain.replay.trace.calls import Argument, TracedCall, argument_value, read_argument
 from veritrain.replay.trace.cells import CellView
 from veritrain.replay.trace.entry import MAX_ENTRIES, TraceEntry
