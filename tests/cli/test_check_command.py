@@ -10,7 +10,7 @@ import pytest
 import veritrain as vt
 from veritrain.cli import check
 from veritrain.runtime.progress import duration
-from veritrain.training import check_lines
+from veritrain.training import check_report
 
 REFUSED = """
 def model():
@@ -157,4 +157,4 @@ def test_durations(seconds, text):
     ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (2.5e9, "2.5 GB")]
 )
 def test_sizes(count, text):
-    assert check_lines._size(count) == text
+    assert check_report._size(count) == text
