@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from veritrain.numerics.keys.stream import Stream
+from veritrain.numerics.keys.stream import KeyStream
 from veritrain.numerics.rules.exact_mode import ExactMode
 
 Call: TypeAlias = Callable[[], object]
@@ -39,7 +39,7 @@ def elementwise() -> list[dict[str, Any]]:
 
 def _row(name: str, values: int, call: Call) -> dict[str, Any]:
     mode = ExactMode()
-    mode.stream = Stream(1, "benchmark", 0)
+    mode.stream = KeyStream(1, "benchmark", 0)
     with mode:
         call()  # compiles
     native: list[float] = []

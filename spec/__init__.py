@@ -1,10 +1,10 @@
 """The definitions of `exact` numerics, written to be read: slow, plain, obviously right.
 
-Every rounding is done with Python integers and fractions (`binary32`), never by a floating-point unit;
-elementary functions come from multiprecision arithmetic (`elementary`, which says why it is the only one to
-import the product). The product does not call these modules: its kernels are tested equal to them bit for
-bit, and the vectors in `vectors/numerics/` are computed by them.
-One module for each chapter of docs/numerics.md. Arrays are numpy arrays of float32 unless said otherwise.
+Every rounding is done with Python integers and fractions (`binary32`), never by a floating-point
+unit; elementary functions come from multiprecision arithmetic (`elementary`, which says why it is
+the only one to import the product). The product does not call these modules: its kernels are tested
+equal to them bit for bit, and the vectors in `vectors/numerics/` are computed by them. One module
+for each chapter of docs/numerics.md. Arrays are numpy arrays of float32 unless said otherwise.
 """
 
 from __future__ import annotations

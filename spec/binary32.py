@@ -1,7 +1,8 @@
-"""binary32 operations on arrays, each rounded once: exact fractions, then one rounding, half to even.
+"""binary32 operations on arrays, each rounded once: exact fractions, then one rounding, half to
+even.
 
-The functions take float32 arrays, which broadcast, and Python numbers, which are rounded to binary32
-first. Infinities and NaN need no rounding and follow IEEE 754.
+The functions take float32 arrays, which broadcast, and Python numbers, which are rounded to
+binary32 first. Infinities and NaN need no rounding and follow IEEE 754.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def half_even(numerator: int, denominator: int) -> int:
 
 
 def _rounded(value: Fraction) -> float:
-    """The binary32 number nearest to a value that is not 0; a negative one that vanishes gives -0."""
+    """The binary32 number nearest to a value that is not 0; a negative one that vanishes gives
+    -0."""
     size = abs(value)
     exponent = size.numerator.bit_length() - size.denominator.bit_length()
     if _power_of_two(exponent) > size:
@@ -50,7 +52,8 @@ def _power_of_two(exponent: int) -> Fraction:
 
 
 def to_float32(value: Fraction) -> np.float32:
-    """The nearest binary32 number, ties to even, with subnormals and overflow to infinity; 0 is +0."""
+    """The nearest binary32 number, ties to even, with subnormals and overflow to infinity; 0 is
+    +0."""
     return np.float32(_rounded(value) if value else 0.0)
 
 

@@ -1,9 +1,9 @@
 """The cases of vectors/numerics/*.json: inputs for the chapters of docs/numerics.md.
 
-The expected bits come from the slow definitions alone, no kernel of the product takes part. Everything is
-determined: `python -m spec` writes the same bytes again, and a test compares. The numbers of a case come
-from a label that counts the draws of its chapter. So a new case comes last in its chapter, or the cases
-after it get other numbers.
+The expected bits come from the slow definitions alone, no kernel of the product takes part.
+Everything is determined: `python -m spec` writes the same bytes again, and a test compares. The
+numbers of a case come from a label that counts the draws of its chapter. So a new case comes last
+in its chapter, or the cases after it get other numbers.
 """
 
 from __future__ import annotations

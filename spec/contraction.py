@@ -1,7 +1,7 @@
 """Matrix products and convolutions (docs/numerics.md, "Contraction").
 
-Shapes: image x (N, I, *S), weight w (R, I/G, *k), rows y (N, R, *T), for a convolution that maps images
-to rows. A transposed convolution maps rows to images with the same weight.
+Shapes: image x (N, I, *S), weight w (R, I/G, *k), rows y (N, R, *T), for a convolution that maps
+images to rows. A transposed convolution maps rows to images with the same weight.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ def convolution(x: Array, w: Array, stride: int, padding: int, groups: int) -> A
 def convolve(
     x: Array, w: Array, bias: Array | None, geometry: Geometry, width: Width = contraction_bits
 ) -> Array:
-    """The convolution, or the transposed one, of x with w; the bias is one value per output channel."""
+    """The convolution, or the transposed one, of x with w; the bias is one value per output
+    channel."""
     if geometry.transposed:
         size = geometry.image_size(x.shape[2:], w.shape[2:])
         y = to_image(x, w, size, geometry, width)
@@ -141,7 +142,8 @@ def to_rows(image: Array, w: Array, size: Sequence[int], geometry: Geometry, wid
 
 
 def to_image(rows: Array, w: Array, size: Sequence[int], geometry: Geometry, width: Width) -> Array:
-    """image[n, i, s] = sum over rows and taps of rows * w; a slice of w per (group, image channel)."""
+    """image[n, i, s] = sum over rows and taps of rows * w; a slice of w per (group, image
+    channel)."""
     groups, per_group = geometry.groups, w.shape[1]
     bits = width(w.shape[0] // groups * prod(w.shape[2:]))
     values, value_scale = scaled(_grouped(rows, groups), (0, 1), bits)

@@ -1,8 +1,8 @@
 """Elementary functions, correctly rounded (docs/numerics_elementary.md).
 
-The only module of `spec` that imports the product. The product runs the slow definition itself, where its
-fast kernels leave an entry undecided; written once more here, it would be a copy. The tests hold it against
-mpmath's own functions and against numpy's long double.
+The only module of `spec` that imports the product. The product runs the slow definition itself,
+where its fast kernels leave an entry undecided; written once more here, it would be a copy. The
+tests hold it against mpmath's own functions and against numpy's long double.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def rounded(name: str, x: float) -> float:
 
 
 def exact_value(name: str, x: float, precision: int = 200) -> Real:
-    """The function of a finite x inside its domain, as an mpmath number that is not rounded to binary32."""
+    """The function of a finite x inside its domain, as an mpmath number that is not rounded to
+    binary32."""
     context: Any = MPContext()
     with context.workprec(precision):
         return context.fsum(FUNCTIONS[name].terms(context, context.mpf(x)))

@@ -52,8 +52,8 @@ def input_gradient(
 ) -> Array:
     """dx = f * ((g - sum(g) / n) - xhat * (sum(g * xhat) / n)).
 
-    f is rstd, times `weight` where there is one: batch norm, where a slice has one weight and g is dy.
-    In layer and group norm g is dy * w.
+    f is rstd, times `weight` where there is one: batch norm, where a slice has one weight and g is
+    dy. In layer and group norm g is dy * w.
     """
     average, rstd = statistics(x, axes, eps)
     xhat = mul(sub(x, average), rstd)

@@ -1,7 +1,7 @@
 """What each operation of `vectors/numerics/*.json` is, by the slow definitions alone.
 
-An operation is the function of its name in the chapter's module, with the result `y`. Only operations with
-more results, or with another form in the vectors, are written here.
+An operation is the function of its name in the chapter's module, with the result `y`. Only
+operations with more results, or with another form in the vectors, are written here.
 """
 
 from __future__ import annotations

@@ -119,7 +119,8 @@ def deviation(x: Array, axes: Sequence[int], correction: float = 1) -> Array:
 
 
 def vector_norm(x: Array, axes: Sequence[int], order: float = 2) -> Array:
-    """Order 2: sqrt(sum(x * x)). Order 1: sum(|x|). The sum is infinite where a term is, NaN where one is."""
+    """Order 2: sqrt(sum(x * x)). Order 1: sum(|x|). The sum is infinite where a term is, NaN where
+    one is."""
     terms = mul(x, x) if order == 2 else np.abs(x)
     found = sum_over(terms, axes)
     largest = terms.max(tuple(axes), initial=0)
@@ -158,7 +159,8 @@ def scatter_reduce(
 
 
 def accumulate(values: Array, rows: Array, num_rows: int) -> Array:
-    """The sums of `values` (N, D) by row index (N,): (num_rows, D). All of `values` is one slice."""
+    """The sums of `values` (N, D) by row index (N,): (num_rows, D). All of `values` is one
+    slice."""
     count, width = values.shape
     out = np.zeros((num_rows, width), np.float32)
     if count == 0:

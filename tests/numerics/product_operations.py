@@ -177,7 +177,8 @@ MANY: dict[str, Callable[..., dict[str, Tensor]]] = {
         "dw": aten.embedding_dense_backward(grad, index, num_weights, padding_idx, False)
     },
 }
-# Their one result is y; what is not here is the operator of that name, with its tensors in the cases' order.
+# Their one result is y; what is not here is the operator of that name, with its tensors in the
+# cases' order.
 ONE: dict[str, Callable[..., Tensor]] = {
     "addmm": lambda base, a, b, **factors: torch.addmm(base, a, b, **factors),
     "baddbmm": lambda base, a, b, **factors: torch.baddbmm(base, a, b, **factors),
@@ -219,8 +220,8 @@ def one_result(operation: str, tensors: dict[str, Tensor], arguments: dict[str, 
 
 
 def everyday_cases() -> dict[str, tuple[Any, ...]]:
-    """The first case with drawn everyday numbers of each operation with one result, and of each choice of its
-    words and flags: a function of tensors, and the tensors."""
+    """The first case with drawn everyday numbers of each operation with one result, and of each
+    choice of its words and flags: a function of tensors, and the tensors."""
     found = {}
     for chapter in CHAPTERS.values():
         for case in chapter.cases() if chapter.numerics == "exact" else ():

@@ -23,7 +23,7 @@ from tests.numerics.draw_generators import DRAWS, X, drawn, made
 from veritrain.errors import NumericsError, UnsupportedOperatorError
 from veritrain.numerics import CPU, resolve
 from veritrain.numerics.keys import generators
-from veritrain.numerics.keys.stream import Stream
+from veritrain.numerics.keys.stream import KeyStream
 from veritrain.numerics.rules import Kind
 from veritrain.numerics.rules.exact_mode import _refuse_foreign, _without_generator
 
@@ -274,7 +274,7 @@ def test_vectors(case: dict[str, Any]) -> None:
             state = generator.get_state()
             with generators.keys_of(generator):
                 assert generators.state() == int(seed, 16).to_bytes(8, "little")
-                stream = generators.stream_for_operator(Stream(0, "none", 0))
+                stream = generators.stream_for_operator(KeyStream(0, "none", 0))
                 assert [f"{stream.next_key():016x}" for _ in keys] == keys
             generator.set_state(state)
             found = torch.rand(len(uniform), generator=generator)

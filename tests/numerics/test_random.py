@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from veritrain import encoding
 from veritrain.errors import UsageError
 from veritrain.numerics.cpu import multiprecision, philox
-from veritrain.numerics.keys.stream import Stream
+from veritrain.numerics.keys.stream import KeyStream
 
 VECTORS = Path(__file__).parents[2] / "vectors/numerics/random/cases.json"
 KEYS = st.integers(0, 2**64 - 1)
@@ -187,7 +187,7 @@ def test_integers_over_the_whole_range() -> None:
 @given(n=st.integers(0, 100), seed=st.integers(0, 2**256 - 1), step=st.integers(0, 2**63 - 1))
 def test_permutation(n: int, seed: int, step: int) -> None:
     got = philox.permutation(seed, "order", step, n)
-    drawn = first(Stream(seed, "order", step).next_key(), 2 * n)
+    drawn = first(KeyStream(seed, "order", step).next_key(), 2 * n)
     values = [a + (b << 32) for a, b in zip(drawn[::2], drawn[1::2], strict=True)]
     assert got.dtype == np.int64
     assert got.tolist() == sorted(range(n), key=values.__getitem__)
@@ -196,7 +196,7 @@ def test_permutation(n: int, seed: int, step: int) -> None:
 @quick
 @given(seed=st.integers(0, 2**256 - 1), purpose=st.text(max_size=20), step=st.integers(0, 2**40))
 def test_keys(seed: int, purpose: str, step: int) -> None:
-    stream = Stream(seed, purpose, step)
+    stream = KeyStream(seed, purpose, step)
     for call in range(3):
         value = [seed.to_bytes(32, "big"), purpose, step, call]
         digest = encoding.digest_value("random key", value)
@@ -205,7 +205,7 @@ def test_keys(seed: int, purpose: str, step: int) -> None:
 
 def test_every_part_of_the_name_changes_the_key() -> None:
     names = [(0, "a", 0), (1, "a", 0), (2**255, "a", 0), (0, "b", 0), (0, "a", 1)]
-    streams = [Stream(*name) for name in names]
+    streams = [KeyStream(*name) for name in names]
     assert len({stream.next_key() for stream in streams for _ in range(3)}) == 15
 
 
@@ -228,7 +228,7 @@ def test_prefixes_and_threads_do_not_matter(threads: int) -> None:
 def test_vectors() -> None:
     for case in json.loads(VECTORS.read_text()):
         seed, purpose, step = int(case["seed"], 16), case["purpose"], case["step"]
-        stream = Stream(seed, purpose, step)
+        stream = KeyStream(seed, purpose, step)
         assert [f"{stream.next_key():016x}" for _ in case["keys"]] == case["keys"]
         key, shape = int(case["keys"][0], 16), (len(case["words"]),)
         assert [f"{w:08x}" for w in philox.words(key, *shape).tolist()] == case["words"]
@@ -251,7 +251,7 @@ def test_vectors() -> None:
 )
 def test_names_out_of_range(seed: int, step: int, message: str) -> None:
     with pytest.raises(UsageError, match=f"{message}: expected .* got"):
-        Stream(seed, "step", step)
+        KeyStream(seed, "step", step)
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.1, math.nan, math.inf])
@@ -279,7 +279,7 @@ COUNT = 2_000_000
 
 
 def test_uniform_cells() -> None:
-    u = philox.uniform24(Stream(1, "test", 0).next_key(), (COUNT,)).numpy()
+    u = philox.uniform24(KeyStream(1, "test", 0).next_key(), (COUNT,)).numpy()
     cells = np.bincount((u * 256).astype(int), minlength=256)
     chi = float(((cells - COUNT / 256) ** 2 / (COUNT / 256)).sum())
     assert abs(chi - 255) < 5 * math.sqrt(2 * 255)
@@ -288,14 +288,14 @@ def test_uniform_cells() -> None:
 
 
 def test_every_bit_of_a_word_is_fair() -> None:
-    drawn = philox.words(Stream(1, "test", 1).next_key(), COUNT)
+    drawn = philox.words(KeyStream(1, "test", 1).next_key(), COUNT)
     for bit in range(32):
         ones = int((drawn >> np.uint32(bit) & np.uint32(1)).sum())
         assert abs(ones - COUNT / 2) < 5 * math.sqrt(COUNT) / 2
 
 
 def test_normal_moments_and_distribution() -> None:
-    z = philox.normal(Stream(1, "test", 2).next_key(), (COUNT,)).double()
+    z = philox.normal(KeyStream(1, "test", 2).next_key(), (COUNT,)).double()
     for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         got = float((z**power).mean())
         assert abs(got - moment) < 5 * math.sqrt(variance / COUNT), f"moment {power}: {got}"
@@ -307,12 +307,12 @@ def test_normal_moments_and_distribution() -> None:
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9, 1.0])
 def test_bernoulli_frequency(p: float) -> None:
-    hits = int(philox.bernoulli(Stream(1, "test", 3).next_key(), p, (COUNT,)).sum())
+    hits = int(philox.bernoulli(KeyStream(1, "test", 3).next_key(), p, (COUNT,)).sum())
     assert abs(hits - p * COUNT) <= 5 * math.sqrt(p * (1 - p) * COUNT)
 
 
 def test_integers_and_permutations_are_even() -> None:
-    drawn = philox.integers(Stream(1, "test", 4).next_key(), -3, 4, (COUNT,))
+    drawn = philox.integers(KeyStream(1, "test", 4).next_key(), -3, 4, (COUNT,))
     cells = torch.bincount(drawn + 3, minlength=7).double()
     assert float(((cells - COUNT / 7) ** 2 / (COUNT / 7)).sum()) < 6 + 8 * math.sqrt(12)
     firsts = [int(philox.permutation(1, "test", step, 5)[0]) for step in range(2_000)]

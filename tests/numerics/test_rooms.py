@@ -1,4 +1,5 @@
-"""The rooms of numerics import downwards only, and no two of their files import each other in a circle.
+"""The rooms of numerics import downwards only, and no two of their files import each other in a
+circle.
 
 Imports for the type checker and imports inside functions count.
 """

@@ -1,8 +1,8 @@
 """Numerics with someone looking on, for checking a job and never for training.
 
 An observed profile computes as its plain twin does and tells an observer about each operator. Where
-the plain one would refuse an operator, it tells the observer so and goes on with PyTorch's own kernel:
-what is computed from there on has no defined bits.
+the plain one would refuse an operator, it tells the observer so and goes on with PyTorch's own
+kernel: what is computed from there on has no defined bits.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class _Telling:
 
 
 class ObservedExact(Watched):
-    """`exact` or `logged` that tells and never refuses; `observer` may be replaced between two uses."""
+    """`exact` or `logged` that tells and never refuses; `observer` may be replaced between two
+    uses."""
 
     def __init__(self, plain: Exact, observer: Observer) -> None:
         self._telling = _Telling(observer)

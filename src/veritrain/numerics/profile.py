@@ -1,8 +1,8 @@
 """Numerics profiles: what defines the bits of a step, and the context that puts it in force.
 
-Inside `Profile.active(seed, purpose, step)` every torch operator follows the profile, and every random
-number (torch, `random`, `numpy.random`) is a function of (seed, purpose, step, call). The caller's own
-generators are as before when the context is left.
+Inside `Profile.active(seed, purpose, step)` every torch operator follows the profile, and every
+random number (torch, `random`, `numpy.random`) is a function of (seed, purpose, step, call). The
+caller's own generators are as before when the context is left.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from torch.optim import SGD, Adafactor, Adam, AdamW, Optimizer
 
 from veritrain.errors import TranscriptError, UnsupportedOperatorError, UsageError
 from veritrain.numerics.keys.generators import JobStream
-from veritrain.numerics.keys.stream import Stream
+from veritrain.numerics.keys.stream import KeyStream
 from veritrain.numerics.logged.thresholds import Thresholds
 from veritrain.numerics.patches.compilation import no_compiled_code
 from veritrain.numerics.patches.distributions import exact_distributions
 from veritrain.numerics.patches.entropy import no_entropy
 from veritrain.numerics.patches.exact_floats import correctly_rounded_math, exact_hyperparameters
 from veritrain.numerics.patches.torchscript import no_export, plain_scripts
-from veritrain.numerics.platform.places import CPU
+from veritrain.numerics.platform.devices import CPU
 from veritrain.numerics.surroundings import (
     callers_generators_kept,
     ieee_arithmetic,
@@ -60,11 +60,11 @@ class Scope(ABC):
         np.random.seed(stream.next_key() % 2**32)
         self._take(stream)
 
-    def _stream(self, seed: int, purpose: str, step: int) -> Stream:
-        return Stream(seed, purpose, step)
+    def _stream(self, seed: int, purpose: str, step: int) -> KeyStream:
+        return KeyStream(seed, purpose, step)
 
     @abstractmethod
-    def _take(self, stream: Stream) -> None:
+    def _take(self, stream: KeyStream) -> None:
         """Draw the random numbers of torch operators from `stream`."""
 
 
@@ -87,7 +87,8 @@ os.register_at_fork(after_in_child=_one_thread.after_fork)
 
 
 class Profile(ABC):
-    """One way to define a step's bits. `name` and `version` are written in a transcript's header."""
+    """One way to define a step's bits. `name` and `version` are written in a transcript's
+    header."""
 
     name: str
     version: int
@@ -155,7 +156,7 @@ class Profile(ABC):
 
 
 class _NativeScope(Scope):
-    def _take(self, stream: Stream) -> None:
+    def _take(self, stream: KeyStream) -> None:
         torch.manual_seed(stream.next_key())
 
 
@@ -178,10 +179,10 @@ class _ExactScope(Scope):
     def __init__(self, mode: ExactMode) -> None:
         self._mode = mode
 
-    def _stream(self, seed: int, purpose: str, step: int) -> Stream:
+    def _stream(self, seed: int, purpose: str, step: int) -> KeyStream:
         return JobStream(seed, purpose, step)
 
-    def _take(self, stream: Stream) -> None:
+    def _take(self, stream: KeyStream) -> None:
         self._mode.stream = stream
 
 

@@ -1,5 +1,5 @@
-"""What surrounds a step, whichever operators it has: IEEE arithmetic, no kernels that hide operators, its
-device, and the caller's generators as they were."""
+"""What surrounds a step, whichever operators it has: IEEE arithmetic, no kernels that hide
+operators, its device, and the caller's generators as they were."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ _tried = threading.local()
 def ieee_arithmetic() -> Generator[None]:
     """Refuse arithmetic that is not IEEE, before and after the step.
 
-    `torch.set_flush_denormal(True)` makes it so. A thread takes that setting from the thread that starts it,
-    and keeps it. So PyTorch's own threads are tried too, once for each number of threads that is in use.
+    `torch.set_flush_denormal(True)` makes it so. A thread takes that setting from the thread that
+    starts it, and keeps it. So PyTorch's own threads are tried too, once for each number of threads
+    that is in use.
 
     Raises:
         NumericsError: subnormal numbers are flushed to zero.

@@ -1,7 +1,7 @@
 """Numerics with a watcher between the step and its operators: for traces, and for checking a job.
 
-The watcher gets each operator with what computes it. It may look at the operands before and at the results
-after, or give results of its own and compute nothing.
+The watcher gets each operator with what computes it. It may look at the operands before and at the
+results after, or give results of its own and compute nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Watcher(Protocol):
     def round_state(
         self, tensors: Iterable[Tensor], round_state: Callable[[Iterable[Tensor]], None]
     ) -> None:
-        """The end of a step: `round_state(tensors)` brings the state to the numbers of the numerics."""
+        """The end of a step: `round_state(tensors)` brings the state to the numbers of the
+        numerics."""
 
 
 class Watched(Exact):

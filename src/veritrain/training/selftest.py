@@ -23,7 +23,7 @@ from torch import Tensor
 
 from veritrain.numerics import resolve
 from veritrain.numerics.cpu import elementary, philox
-from veritrain.numerics.keys.stream import Stream
+from veritrain.numerics.keys.stream import KeyStream
 
 Outputs: TypeAlias = dict[str, Tensor]
 
@@ -102,7 +102,7 @@ def _elementary(name: str) -> str | None:
 
 def _random() -> str | None:
     case = _file()["random"]
-    stream = Stream(int(case["seed"], 16), case["purpose"], case["step"])
+    stream = KeyStream(int(case["seed"], 16), case["purpose"], case["step"])
     key = stream.next_key()
     count = len(case["words"])
     found = {

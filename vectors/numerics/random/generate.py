@@ -11,7 +11,7 @@ import torch
 from veritrain.numerics import resolve
 from veritrain.numerics.cpu import philox
 from veritrain.numerics.keys import generators
-from veritrain.numerics.keys.stream import Stream
+from veritrain.numerics.keys.stream import KeyStream
 
 NAMES = (
     (0, "init", 0),
@@ -46,7 +46,7 @@ def generator_case(seed: int) -> dict[str, object]:
         weights = torch.tensor(WEIGHTS, dtype=torch.float64)
         replaced = torch.multinomial(weights, COUNT, replacement=True, generator=generator)
         order = torch.multinomial(weights, 3, generator=generator)
-    streams = [Stream(one, "generator", 0) for one in given]
+    streams = [KeyStream(one, "generator", 0) for one in given]
     return {
         "seed": f"{seed:016x}",
         "K": [f"{one:016x}" for one in given],
@@ -62,7 +62,7 @@ def main() -> None:
     """Compute all cases."""
     cases: list[dict[str, object]] = []
     for (seed, purpose, step), p, (low, high) in zip(NAMES, PROBABILITIES, RANGES, strict=True):
-        stream = Stream(seed, purpose, step)
+        stream = KeyStream(seed, purpose, step)
         key, *others = (stream.next_key() for _ in range(3))
         cases.append(
             {

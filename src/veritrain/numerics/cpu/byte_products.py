@@ -1,7 +1,8 @@
 """Products of integers through 8-bit digits: exact in the processor's byte units.
 
-An integer q, |q| <= 2**(8 * planes - 2), is the sum of digits d_j in [-128, 127] times 256**j. Adding
-128 to each place makes them the bytes of an unsigned number, so they are found by shifts alone.
+An integer q, |q| <= 2**(8 * planes - 2), is the sum of digits d_j in [-128, 127] times 256**j.
+Adding 128 to each place makes them the bytes of an unsigned number, so they are found by shifts
+alone.
 """
 
 # pyright: reportUnknownParameterType=false, reportMissingParameterType=false
@@ -103,7 +104,8 @@ def _transposed_words_kernel(x, factors, out_dpw, place, source):
 
 @jit
 def _combine_kernel(parts_gmn, total_mn, add):
-    """The parts weighted by the powers of 256 (and the total): all values are integers up to 2**53."""
+    """The parts weighted by the powers of 256 (and the total): all values are integers up to
+    2**53."""
     groups = parts_gmn.shape[0]
     value = np.empty(total_mn.shape[1], np.float64)
     for m in range(total_mn.shape[0]):

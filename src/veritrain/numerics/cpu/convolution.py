@@ -1,13 +1,14 @@
 """Exact convolutions of any rank: integers of patches times integers of weights.
 
-A convolution is a product over patches. Images are quantised into padded planes, channels last; a patch
-is gathered from them by copying, and a matrix product with the weights follows. The gradient of the
-image is a convolution too: one for each phase of the stride, over the taps that reach it. The gradient
-of the weight contracts the same patches over positions. Never a Winograd or Fourier algorithm, whose
-intermediate values are not integers (docs/numerics.md, "Contraction").
+A convolution is a product over patches. Images are quantised into padded planes, channels last; a
+patch is gathered from them by copying, and a matrix product with the weights follows. The gradient
+of the image is a convolution too: one for each phase of the stride, over the taps that reach it.
+The gradient of the weight contracts the same patches over positions. Never a Winograd or Fourier
+algorithm, whose intermediate values are not integers (docs/numerics.md, "Contraction").
 
 Shapes: image x (N, G*C, *S), weight w (G*O, C, *k), result y (N, G*O, *T); G groups. Work goes by
-spans (some images, or some positions of one image), each in one thread from quantising to scaling back.
+spans (some images, or some positions of one image), each in one thread from quantising to scaling
+back.
 """
 
 # pyright: reportUnknownParameterType=false, reportMissingParameterType=false
@@ -27,8 +28,8 @@ from veritrain.numerics.cpu.depthwise import convolve_kernel, weight_kernel
 from veritrain.numerics.cpu.gather import Gather, Sizes, Window, forward_gather, phases
 from veritrain.numerics.cpu.integers import Slices, channels_of, jit, quantise, slice_scales
 from veritrain.numerics.cpu.product_kernel import MAX_INNER, ProductKernel, Strides
+from veritrain.numerics.platform.devices import on_cpu
 from veritrain.numerics.platform.parallel import run, run_products
-from veritrain.numerics.platform.places import on_cpu
 
 _SPAN_BYTES = 1 << 22  # of a span's patches and products: about a second-level cache
 _LONGER = 4  # times that where each span adds to a whole weight gradient
@@ -391,7 +392,8 @@ def input_gradient(
 
 
 def _fill_unreached(out: Tensor, scale_nc: Tensor, channels: range, gather: Gather) -> None:
-    """Positions that no tap reaches are sums of nothing: 0, and NaN with the rest of their slice."""
+    """Positions that no tap reaches are sums of nothing: 0, and NaN with the rest of their
+    slice."""
     flat = out.view(out.shape[0], out.shape[1], -1)
     zeros = (scale_nc[:, channels.start : channels.stop] * 0.0).float()
     flat[:, channels.start : channels.stop, torch.from_numpy(gather.result)] = zeros[:, :, None]
@@ -422,7 +424,8 @@ def weight_gradient(
 
     Args:
         grad: float32 (N, G*O, *T), contiguous. x: float32 (N, G*C, *S), contiguous.
-        bits: width of the integers, for K = N * positions of grad. kernel: by default the faster one.
+        bits: width of the integers, for K = N * positions of grad. kernel: by default the faster
+            one.
 
     Returns:
         float32 (G*O, C, *k).

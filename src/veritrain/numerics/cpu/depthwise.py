@@ -1,7 +1,9 @@
-"""Exact convolutions with one channel per group, directly: a matrix product would have a single column.
+"""Exact convolutions with one channel per group, directly: a matrix product would have a single
+column.
 
-The integers and results are those of `convolution`, which gathers the same patches. Every image plane
-is convolved row by row: for each tap, a stretch of the padded plane times one weight is added.
+The integers and results are those of `convolution`, which gathers the same patches. Every image
+plane is convolved row by row: for each tap, a stretch of the padded plane times one weight is
+added.
 """
 
 # pyright: reportUnknownParameterType=false, reportMissingParameterType=false
@@ -26,7 +28,8 @@ def convolve_kernel(
 
     Args:
         x: float32 (N * C, P). factor, scale: float64 (N * C,). w_ct: float64 (C, taps), integers.
-        place, places: of the padded plane. base: (rows, width) flat places of patches, `step` apart.
+        place, places: of the padded plane. base: (rows, width) flat places of patches, `step`
+            apart.
         position: (rows, width) places in out: float32 (N * C, result).
     """
     channels = w_ct.shape[0]

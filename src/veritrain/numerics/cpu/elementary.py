@@ -20,7 +20,7 @@ from veritrain.errors import UsageError
 from veritrain.numerics.cpu import elementary_kernels as kernels
 from veritrain.numerics.cpu import multiprecision
 from veritrain.numerics.platform import parallel
-from veritrain.numerics.platform.places import on_cpu
+from veritrain.numerics.platform.devices import on_cpu
 
 _GRAIN = 8_192  # entries, about 15 microseconds of work
 

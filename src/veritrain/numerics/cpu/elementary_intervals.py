@@ -1,13 +1,14 @@
 """Elementary functions in fp64 with error bounds: intervals that hold the real results.
 
-Contract: a function X_interval returns [low, high] that holds the real result for an fp32 number. Where
-both ends round to the same fp32 number, so does the real result (Ziv 1991; Muller et al., Handbook of
-Floating-Point Arithmetic). Far out, where a function is flat in fp32, its argument is clamped: there the
-interval has the rounding of the real result without holding it. Tests hold the bounds against mpmath from
-both sides.
+Contract: a function X_interval returns [low, high] that holds the real result for an fp32 number.
+Where both ends round to the same fp32 number, so does the real result (Ziv 1991; Muller et al.,
+Handbook of Floating-Point Arithmetic). Far out, where a function is flat in fp32, its argument is
+clamped: there the interval has the rounding of the real result without holding it. Tests hold the
+bounds against mpmath from both sides.
 
-Only IEEE basic operations are used. Every bound holds whether or not products and sums are contracted into
-fused multiply-adds, so that contraction is allowed; no other liberty with floating-point arithmetic is.
+Only IEEE basic operations are used. Every bound holds whether or not products and sums are
+contracted into fused multiply-adds, so that contraction is allowed; no other liberty with
+floating-point arithmetic is.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """The kernels of elementary functions: loops that round quick values and intervals to fp32.
 
 Contract: a kernel writes, for each fp32 entry, the bits of the correctly rounded fp32 result, or
-`UNDECIDED` where its bound does not decide, and returns the number of undecided entries. LLVM vectorises
-the loops.
+`UNDECIDED` where its bound does not decide, and returns the number of undecided entries. LLVM
+vectorises the loops.
 
 They run in chunks: where a quick value leaves an entry open, its whole chunk is done again with
-intervals. Each function is spelled out, as a kernel with a name of its own. Indices are unsigned: LLVM does
-not vectorise one that may be negative. Slices would do, but making them in every chunk costs reference
-counts.
+intervals. Each function is spelled out, as a kernel with a name of its own. Indices are unsigned:
+LLVM does not vectorise one that may be negative. Slices would do, but making them in every chunk
+costs reference counts.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ def by_interval(interval: Any, x: Inputs, factor: Any, out: Outputs, start: int,
 
 @jit
 def _all_decided(quick: Any, x: Inputs, factor: Any, out: Outputs, at: int) -> bool:
-    """The same for the `CHUNK` entries from `at` on with a quick function; tells whether it decides."""
+    """The same for the `CHUNK` entries from `at` on with a quick function; tells whether it
+    decides."""
     open_ = False
     for i in range(CHUNK):
         y, decided = quick(x[at + i])

@@ -1,10 +1,10 @@
-"""Quick values of elementary functions: fp64 numbers of 38 bits, which decide all but one rounding to fp32 in
-eight thousand (docs/numerics_elementary.md).
+"""Quick values of elementary functions: fp64 numbers of 38 bits, which decide all but one rounding
+to fp32 in eight thousand (docs/numerics_elementary.md).
 
-Contract: a function X_quick, or X_near in a smaller range, returns a number within a relative error of
-`QUICK` of the real result, and whether that decides its fp32 rounding; outside the range that is common in
-a network it never does. The polynomials are shorter than those of the intervals, the arguments reduced in
-one step, and quotients start from fp32 ones.
+Contract: a function X_quick, or X_near in a smaller range, returns a number within a relative error
+of `QUICK` of the real result, and whether that decides its fp32 rounding; outside the range that is
+common in a network it never does. The polynomials are shorter than those of the intervals, the
+arguments reduced in one step, and quotients start from fp32 ones.
 """
 
 from __future__ import annotations

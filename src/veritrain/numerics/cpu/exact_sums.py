@@ -1,12 +1,12 @@
 """Fused CPU kernels of exact sums: scaled integers added in any order (docs/numerics.md, "Sum").
 
-All values of a slice share one power-of-two scale, so that its largest magnitude has to be known before
-the first integer is. The kernels read memory once all the same: they add block by block under the scale
-of the largest value so far and start again where a later block has a larger exponent, which among values
-in no particular order happens early, if at all.
+All values of a slice share one power-of-two scale, so that its largest magnitude has to be known
+before the first integer is. The kernels read memory once all the same: they add block by block
+under the scale of the largest value so far and start again where a later block has a larger
+exponent, which among values in no particular order happens early, if at all.
 
-A value times a power of two is exact, so that adding the rounding constant to it is one rounding with or
-without a fused multiply-add: only here, in `_jit`, may the two be contracted.
+A value times a power of two is exact, so that adding the rounding constant to it is one rounding
+with or without a fused multiply-add: only here, in `_jit`, may the two be contracted.
 """
 
 # pyright: reportUnknownParameterType=false, reportMissingParameterType=false
@@ -28,12 +28,13 @@ from veritrain.numerics.cpu.integers import (
     jit,
     sum_bits,
 )
+from veritrain.numerics.platform.devices import on_cpu
 from veritrain.numerics.platform.parallel import GRAIN, grain_of, run
-from veritrain.numerics.platform.places import on_cpu
 from veritrain.runtime.kernels import kernel
 
-# Kernels that allocate nothing: without reference counts, of which each view of a row costs several.
-# What they need beyond their arguments a kernel made by `integers.jit` allocates around them.
+# Kernels that allocate nothing: without reference counts, of which each view of a row costs
+# several. What they need beyond their arguments a kernel made by `integers.jit` allocates around
+# them.
 bare_jit = kernel(_nrt=False)
 _jit = kernel(_nrt=False, fastmath={"contract"})
 
@@ -84,7 +85,8 @@ def integer_sum(values, factor):
 
 @bare_jit
 def _slice_sum(x_pacb, p, c, bits, least):
-    """(magnitude bits that fix the scale, integer sum) of slice (p, c); the bits are at least `least`."""
+    """(magnitude bits that fix the scale, integer sum) of slice (p, c); the bits are at least
+    `least`."""
     num_a, num_b = x_pacb.shape[1], x_pacb.shape[3]
     top, total = least, np.int64(0)
     a = b = starts = 0
@@ -168,7 +170,8 @@ def _add_columns(x_ac, low, high, bits, tops, factors, totals, out_c):
 
 @bare_jit
 def exact_sum(values):
-    """Sum of a 1-D contiguous float32 array as integers of `sum_bits(len)`, rounded once to float32."""
+    """Sum of a 1-D contiguous float32 array as integers of `sum_bits(len)`, rounded once to
+    float32."""
     count = values.shape[0]
     log2 = 0
     while (1 << log2) < count:
@@ -184,7 +187,8 @@ def exact_sum(values):
 
 @jit
 def _add_rows_kernel(values_nd, order_n, first_g, row_g, bits, top, out_rd, start, stop):
-    """Group g adds values[order[first_g[g]:first_g[g + 1]]] into its row; nobody else writes there."""
+    """Group g adds values[order[first_g[g]:first_g[g + 1]]] into its row; nobody else writes
+    there."""
     totals = np.empty(values_nd.shape[1], np.int64)
     _add_rows(values_nd, order_n, first_g, row_g, bits, top, totals, out_rd, start, stop)
 
@@ -236,7 +240,8 @@ def total(x: Tensor, shape: Slices) -> Tensor:
 
 
 def _whole_sum(values: np.ndarray, bits: int) -> float:
-    """All of `values` as one slice, in threads; pieces under a smaller scale are added once more."""
+    """All of `values` as one slice, in threads; pieces under a smaller scale are added once
+    more."""
     least = np.int32(0)
     pieces = run(_piece_kernel, values.size, values, bits, least, grain=GRAIN)
     top = max(np.int32(top) for top, _ in pieces)

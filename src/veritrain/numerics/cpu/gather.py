@@ -1,7 +1,8 @@
-"""Which values of an image make up the patches of a convolution, for any rank: plain index arithmetic.
+"""Which values of an image make up the patches of a convolution, for any rank: plain index
+arithmetic.
 
-An image is laid into a padded plane, its places numbered in row-major order. A patch is a base place and
-offsets from it. Sizes are those of the axes of space, images (S) and results (T).
+An image is laid into a padded plane, its places numbered in row-major order. A patch is a base
+place and offsets from it. Sizes are those of the axes of space, images (S) and results (T).
 """
 
 from __future__ import annotations
@@ -101,8 +102,8 @@ def forward_gather(window: Window, size: Sizes, result: Sizes) -> Gather:
 def phases(window: Window, size: Sizes, result: Sizes) -> tuple[Gather, ...]:
     """The convolutions over a gradient of `size` that give the positions of an image `result`.
 
-    Position i of the image is reached by tap k from output o where o * stride + k * dilation - padding
-    = i, so i's remainder by the stride decides which taps do.
+    Position i of the image is reached by tap k from output o where o * stride + k * dilation -
+    padding = i, so i's remainder by the stride decides which taps do.
     """
     axes = [
         list(_axis_phases(*numbers))

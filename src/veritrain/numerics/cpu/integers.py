@@ -1,15 +1,15 @@
 """Fused CPU kernels of the integer arithmetic that gives `exact` numerics its order-free sums.
 
-A *slice* is the set of values that share one power-of-two scale: a row, a column, a channel. Tensors
-are seen as four axes (P, A, C, B), C-contiguous; one slice is x[p, :, c, :]. Rows of an (R, K) matrix
-are (1, 1, R, K), its columns (1, R, K, 1), the channels of an image batch (1, N, C, H*W).
+A *slice* is the set of values that share one power-of-two scale: a row, a column, a channel.
+Tensors are seen as four axes (P, A, C, B), C-contiguous; one slice is x[p, :, c, :]. Rows of an (R,
+K) matrix are (1, 1, R, K), its columns (1, R, K, 1), the channels of an image batch (1, N, C, H*W).
 
 Definitions (docs/numerics.md, "Scaled integers"):
     top(s)   = largest magnitude of the slice
     E(s)     = exponent with 2**(E-1) <= top < 2**E; subnormals and zero count as E = -125
     q(x)     = x * 2**(bits - E) rounded half to even: an integer of magnitude at most 2**bits
-A slice that holds an infinity or a NaN has the scale NaN and the integers 0, so all that is computed
-from it is NaN.
+A slice that holds an infinity or a NaN has the scale NaN and the integers 0, so all that is
+computed from it is NaN.
 
 Every operation here is an IEEE basic operation on binary32/binary64, without contraction or
 reassociation (fastmath stays off), or an integer operation: the bits do not depend on the machine.
@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from veritrain.numerics.platform.devices import on_cpu
 from veritrain.numerics.platform.parallel import grain_of, run
-from veritrain.numerics.platform.places import on_cpu
 from veritrain.runtime.kernels import kernel
 
-# Adding 1.5 * 2**52 to |x| <= 2**51 rounds x half to even to an integer (round-to-nearest mode); the
-# low bits of the sum then are that integer.
+# Adding 1.5 * 2**52 to |x| <= 2**51 rounds x half to even to an integer (round-to-nearest mode);
+# the low bits of the sum then are that integer.
 ROUNDING = 1.5 * 2.0**52
 ROUNDING_BITS = np.float64(ROUNDING).view(np.int64)
 _NOT_FINITE = np.int32(0x7F800000)  # magnitude bits of infinity; NaN is above
@@ -96,7 +96,8 @@ def _scales_kernel(bits_pacb, bits, factor_pc, scale_pc, start, stop):
 
 @jit
 def _scales_columns_kernel(bits_pac, bits, factor_pc, scale_pc, width, start, stop):
-    """The same where B = 1: blocks of `width` neighbouring slices, so that memory is read in order."""
+    """The same where B = 1: blocks of `width` neighbouring slices, so that memory is read in
+    order."""
     num_c = bits_pac.shape[2]
     blocks = (num_c + width - 1) // width
     for block in range(start, stop):
@@ -138,7 +139,8 @@ def _quantise_kernel(x_pacb, bits_pacb, bits, q_pacb, scale_pc, start, stop):
 
 @jit
 def _quantise_columns_kernel(x_pac, bits_pac, bits, q_pac, scale_pc, width, start, stop):
-    """The same where B = 1: blocks of `width` neighbouring slices, so that memory is read in order."""
+    """The same where B = 1: blocks of `width` neighbouring slices, so that memory is read in
+    order."""
     num_a, num_c = x_pac.shape[1], x_pac.shape[2]
     blocks = (num_c + width - 1) // width
     top = np.empty(width, np.int32)

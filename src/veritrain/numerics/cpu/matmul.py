@@ -1,7 +1,9 @@
-"""Exact matrix products: scaled integers of a few rows or columns at a time, multiplied, scaled back.
+"""Exact matrix products: scaled integers of a few rows or columns at a time, multiplied, scaled
+back.
 
-Work goes by blocks of the result, each in one thread from quantising to scaling back, so that what lies
-between stays in the cache and never takes the memory of a whole operand (docs/numerics.md, "Contraction").
+Work goes by blocks of the result, each in one thread from quantising to scaling back, so that what
+lies between stays in the cache and never takes the memory of a whole operand (docs/numerics.md,
+"Contraction").
 """
 
 # pyright: reportUnknownParameterType=false, reportMissingParameterType=false
@@ -17,8 +19,8 @@ from torch import Tensor
 from veritrain.numerics.cpu import products
 from veritrain.numerics.cpu.integers import jit, quantise, rescale, rows_of, slice_scales
 from veritrain.numerics.cpu.product_kernel import MAX_INNER, ProductKernel, Strides
+from veritrain.numerics.platform.devices import on_cpu
 from veritrain.numerics.platform.parallel import grain_of, run, run_products
-from veritrain.numerics.platform.places import on_cpu
 
 _BLOCK = 512  # rows or columns of the result
 _INNER = 4096  # of the contracted axis at a time, where an operand is not kept whole

@@ -1,14 +1,15 @@
 """Fused CPU kernels of batch, layer and group norm.
 
-Definitions (docs/numerics.md, "Normalisation"); every operation is one float32 IEEE operation in the
-order written, every sum is exact (`sums.exact_sum`), n = float32(number of values of the slice):
+Definitions (docs/numerics.md, "Normalisation"); every operation is one float32 IEEE operation in
+the order written, every sum is exact (`sums.exact_sum`), n = float32(number of values of the
+slice):
     mean = sum(x) / n      d = x - mean      var = sum(d * d) / n      rstd = 1 / sqrt(var + eps)
     xhat = (x - mean) * rstd                 y = xhat * w + b
     backward: dx = f * ((g - sum(g) / n) - xhat * (sum(g * xhat) / n))
               with f = rstd, g = dy * w where the weight varies within a slice (layer, group norm)
               and  f = rstd * w, g = dy where it does not (batch norm)
-A slice is what shares one mean. Those of layer and group norm are rows of a matrix, those of batch norm
-channels; the axes (P, A, C, B) are those of `integers`.
+A slice is what shares one mean. Those of layer and group norm are rows of a matrix, those of batch
+norm channels; the axes (P, A, C, B) are those of `integers`.
 """
 
 # pyright: reportUnknownParameterType=false, reportMissingParameterType=false
@@ -27,8 +28,8 @@ from veritrain.numerics.cpu.exact_sums import (
     scaled_bits,
 )
 from veritrain.numerics.cpu.integers import ROUNDING_BITS, Slices, exponent, jit, sum_bits
+from veritrain.numerics.platform.devices import on_cpu
 from veritrain.numerics.platform.parallel import grain_of, run
-from veritrain.numerics.platform.places import on_cpu
 
 _COLUMN_BLOCK = 512  # columns; their tops, factors and totals stay in the first-level cache
 
@@ -236,7 +237,8 @@ def _column_totals(g_rd, x_rd, mean_r, rstd_r, low, high, by_sum, by_dot, sums, 
 def normalise_rows(
     x_rd: Tensor, eps: float, weight_gd: Tensor, bias_gd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, mean, rstd) of each row of x (R, D), contiguous; row r has the weights and biases r % G."""
+    """(y, mean, rstd) of each row of x (R, D), contiguous; row r has the weights and biases r %
+    G."""
     out = torch.empty(x_rd.shape, dtype=torch.float32)
     mean, rstd = torch.empty((2, x_rd.shape[0]), dtype=torch.float32)
     run(

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from veritrain.errors import UsageError
 from veritrain.numerics.cpu import elementary
-from veritrain.numerics.keys.stream import Stream
+from veritrain.numerics.keys.stream import KeyStream
 from veritrain.numerics.platform import parallel
-from veritrain.numerics.platform.places import on_cpu
+from veritrain.numerics.platform.devices import on_cpu
 from veritrain.runtime.kernels import kernel
 
 Shape: TypeAlias = Sequence[int]
@@ -112,7 +112,7 @@ def integers(key: int, low: int, high: int, shape: Shape) -> torch.Tensor:
 
 def permutation(seed: int, purpose: str, step: int, n: int) -> NDArray[np.int64]:
     """A permutation of range(n): the stable order of the 64-bit words of the stream's first key."""
-    drawn = _words64(Stream(seed, purpose, step).next_key(), n)
+    drawn = _words64(KeyStream(seed, purpose, step).next_key(), n)
     return np.argsort(drawn, kind="stable").astype(np.int64, copy=False)
 
 

@@ -1,7 +1,9 @@
-"""Fused CPU kernels of pooling over planes (P, H, W): exact window sums and exact sums of gradients.
+"""Fused CPU kernels of pooling over planes (P, H, W): exact window sums and exact sums of
+gradients.
 
-Definitions (docs/numerics.md, "Windows"): window i of an axis starts at i * stride - padding. The sum of
-a window is a slice by itself; what is added into places that windows share is one slice together.
+Definitions (docs/numerics.md, "Windows"): window i of an axis starts at i * stride - padding. The
+sum of a window is a slice by itself; what is added into places that windows share is one slice
+together.
 """
 
 # pyright: reportUnknownParameterType=false, reportMissingParameterType=false

@@ -3,15 +3,15 @@
 A kernel holds an operand as *planes* of a type that a matrix library multiplies exactly:
 
 - `FLOAT64`: one plane, the integers themselves in binary64;
-- `BYTES`: two or three planes of signed 8-bit digits to the base 256, multiplied into 32-bit integers
-  (fast where the processor has AMX or VNNI instructions).
+- `BYTES`: two or three planes of signed 8-bit digits to the base 256, multiplied into 32-bit
+  integers (fast where the processor has AMX or VNNI instructions).
 
-Sums of products stay within 2**53 (`integers.contraction_bits`), so both give the same integers: which
-one runs never shows in a result. Which is faster is measured once per process.
+Sums of products stay within 2**53 (`integers.contraction_bits`), so both give the same integers:
+which one runs never shows in a result. Which is faster is measured once per process.
 
 Layout: a left operand is a matrix (M, planes * K), the highest digit first; a right operand is
-(planes * K, N), the lowest first. So a range of planes on the left meets a range on the right in digits
-whose weights add up to the same power of 256, and one product adds all of them.
+(planes * K, N), the lowest first. So a range of planes on the left meets a range on the right in
+digits whose weights add up to the same power of 256, and one product adds all of them.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
-"""Fused CPU kernels of softmax and log-softmax, one pass over each row (docs/numerics.md, "Softmax").
+"""Fused CPU kernels of softmax and log-softmax, one pass over each row (docs/numerics.md,
+"Softmax").
 
-The largest exponential of a row is exactly 1, so that the scale of their sum is known beforehand and each
-is added as soon as it is there. A row in which the fp64 kernels leave an exponential or the logarithm
-undecided is left open by the kernel and computed again by the plain definition: about one in a thousand
-rows of 50,000.
+The largest exponential of a row is exactly 1, so that the scale of their sum is known beforehand
+and each is added as soon as it is there. A row in which the fp64 kernels leave an exponential or
+the logarithm undecided is left open by the kernel and computed again by the plain definition: about
+one in a thousand rows of 50,000.
 
-Every float32 operation outside of the elementary functions is rounded by itself: no contraction here.
+Every float32 operation outside of the elementary functions is rounded by itself: no contraction
+here.
 """
 
 # pyright: reportUnknownParameterType=false, reportMissingParameterType=false
@@ -28,8 +30,8 @@ from veritrain.numerics.cpu.exact_sums import (
     total,
 )
 from veritrain.numerics.cpu.integers import jit, rows_of, sum_bits
+from veritrain.numerics.platform.devices import on_cpu
 from veritrain.numerics.platform.parallel import grain_of, run
-from veritrain.numerics.platform.places import on_cpu
 
 _NOT_FINITE = np.int32(0x7F800000)
 _MAGNITUDE = np.int32(0x7FFFFFFF)
@@ -40,7 +42,8 @@ _BLOCK = 2048  # entries; two such blocks stay in the first-level cache
 
 @bare_jit
 def _largest(row):
-    """The largest value, NaN if there is one: by bits in the order of the values, which vectorises."""
+    """The largest value, NaN if there is one: by bits in the order of the values, which
+    vectorises."""
     pattern = row.view(np.int32)
     top = np.int32(-0x80000000)
     for d in range(pattern.shape[0]):
@@ -220,7 +223,8 @@ def _shifted(x: Tensor) -> Tensor:
 def _by_rows(
     kernel: Callable[..., None], plain: Callable[..., Tensor], *args: Tensor | int
 ) -> Tensor:
-    """Run `kernel` over the rows of the tensors, and `plain` over those rows that it leaves open."""
+    """Run `kernel` over the rows of the tensors, and `plain` over those rows that it leaves
+    open."""
     tensors = [value.detach() for value in args if isinstance(value, Tensor)]
     others = [value for value in args if not isinstance(value, Tensor)]
     num_r, num_d = tensors[0].shape

@@ -1,4 +1,5 @@
-"""The kernels of fused optimiser updates: SGD and Adam, one float32 operation after another as written.
+"""The kernels of fused optimiser updates: SGD and Adam, one float32 operation after another as
+written.
 
 `rules.optimisers` says where their numbers come from.
 """
@@ -13,8 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from veritrain.numerics.cpu.integers import jit
+from veritrain.numerics.platform.devices import on_cpu
 from veritrain.numerics.platform.parallel import run
-from veritrain.numerics.platform.places import on_cpu
 
 _GRAIN = 1 << 15  # values per thread
 

@@ -1,13 +1,13 @@
 """`exact` numerics on tensors outside the CPU's memory: the same definitions, the same bits.
 
-A module `X_twins` holds the twins of functions in `cpu`: same arguments, same bits (`platform.places`).
-Importing this package registers all of them.
+A module `X_twins` holds the twins of functions in `cpu`: same arguments, same bits
+(`platform.devices`). Importing this package registers all of them.
 
 The twins use operations whose result IEEE 754 or integer arithmetic fixes on any device: single
-additions, multiplications, divisions and casts; integer sums; bit patterns; matrix products of integers
-in float64. Each operation is a kernel of its own, so that nothing can be contracted into a fused
-multiply-add. Where Triton is installed, `fused` has faster twins of the same bits. `gate` admits nothing
-else on a device (docs/decisions/009-cuda.md).
+additions, multiplications, divisions and casts; integer sums; bit patterns; matrix products of
+integers in float64. Each operation is a kernel of its own, so that nothing can be contracted into a
+fused multiply-add. Where Triton is installed, `fused` has faster twins of the same bits. `gate`
+admits nothing else on a device (docs/decisions/009-cuda.md).
 """
 
 from veritrain.numerics.device import (

@@ -1,8 +1,8 @@
 """Convolutions on a device: the twins of `cpu.convolution`.
 
-A convolution is one product of integers for each group of taps, of the weight's part with the shifted
-image; the integer results are added. No unfolded copy of the whole image is made, and no Winograd or
-Fourier algorithm can be chosen.
+A convolution is one product of integers for each group of taps, of the weight's part with the
+shifted image; the integer results are added. No unfolded copy of the whole image is made, and no
+Winograd or Fourier algorithm can be chosen.
 
 Shapes: image x (N, G, C, *S), weight w (G, O, C, *k), result y (N, G, O, *T).
 """
@@ -23,7 +23,7 @@ from veritrain.numerics.cpu.convolution import Sizes, Window
 from veritrain.numerics.cpu.integers import channels_of
 from veritrain.numerics.cpu.product_kernel import ProductKernel
 from veritrain.numerics.device.integer_twins import quantise, rescale_rows
-from veritrain.numerics.platform.places import twin_of
+from veritrain.numerics.platform.devices import twin_of
 
 _INNER = 64  # channels times taps of one product at least: thinner ones waste the matrix units
 _CHUNK = 1 << 26  # float64 values of shifted images at a time, half a GB
@@ -190,7 +190,8 @@ def _quantised_samples(x: Tensor, groups: int, bits: int) -> tuple[Tensor, Tenso
 
 
 def _scaled(y: Tensor, sample_scale: Tensor, w_scale: Tensor) -> Tensor:
-    """Integers (N, channels, *T) with the scales of their sample and group, and of their channel."""
+    """Integers (N, channels, *T) with the scales of their sample and group, and of their
+    channel."""
     scale = sample_scale[:, :, None] * w_scale.view(1, sample_scale.shape[1], -1)
     return rescale_rows(y.reshape(scale.numel(), -1), scale.reshape(-1)).view(y.shape)
 

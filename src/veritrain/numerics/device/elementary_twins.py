@@ -20,7 +20,7 @@ from veritrain.errors import UsageError
 from veritrain.numerics.cpu import elementary, multiprecision
 from veritrain.numerics.cpu import elementary_constants as k
 from veritrain.numerics.device import fused
-from veritrain.numerics.platform.places import elsewhere, twin_of
+from veritrain.numerics.platform.devices import elsewhere, twin_of
 
 Interval: TypeAlias = tuple[Tensor, Tensor]
 

@@ -1,9 +1,9 @@
 """The hot twins as Triton kernels: one pass over memory where torch operations take ten or forty.
 
-Same bits as the twins in torch operations, which are the oracle (tests/numerics/test_fused.py runs both
-through Triton's interpreter, and reads the machine code for a GPU that need not be there). Fusion
-into multiply-add is off, float32 divisions are `div_rn` and square roots are float64, since Triton's own
-are approximate. Integer sums meet by atomic addition: no order.
+Same bits as the twins in torch operations, which are the oracle (tests/numerics/test_fused.py runs
+both through Triton's interpreter, and reads the machine code for a GPU that need not be there).
+Fusion into multiply-add is off, float32 divisions are `div_rn` and square roots are float64, since
+Triton's own are approximate. Integer sums meet by atomic addition: no order.
 
 Needs Triton, which comes with PyTorch's CUDA builds; without it `serves` is false.
 """
@@ -39,8 +39,8 @@ def _kernels() -> Any:
 
 
 def scaled(x: Tensor, shape: Slices, factor: Tensor) -> Tensor:
-    """Integers of `x`, float64 in its shape: each value times its slice's factor (P, C), rounded half
-    to even; 0 where the factor is 0."""
+    """Integers of `x`, float64 in its shape: each value times its slice's factor (P, C), rounded
+    half to even; 0 where the factor is 0."""
     _, num_a, num_c, num_b = shape
     q = torch.empty(x.shape, dtype=torch.float64, device=x.device)
     _launch(_kernels().scaled, x.numel(), x.detach(), factor.contiguous(), q, num_a, num_c, num_b)

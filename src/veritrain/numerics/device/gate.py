@@ -1,8 +1,9 @@
-"""What the rules may run on a device: PyTorch kernels whose bits are known, and repairs of the others.
+"""What the rules may run on a device: PyTorch kernels whose bits are known, and repairs of the
+others.
 
-`DeviceGate` is a dispatch mode below the rules. It sees every operator that a rule runs on a tensor outside
-the CPU's memory, and admits it for one of the reasons below, replaces it by operations that have one,
-or refuses it. Operators on CPU tensors pass.
+`DeviceGate` is a dispatch mode below the rules. It sees every operator that a rule runs on a tensor
+outside the CPU's memory, and admits it for one of the reasons below, replaces it by operations that
+have one, or refuses it. Operators on CPU tensors pass.
 
 Sources: aten/src/ATen/native/cuda of PyTorch 2.13, and CUDA's Programming Guide, chapter
 "Floating-Point and IEEE 754 Compliance": single additions, multiplications, divisions, casts and
@@ -22,8 +23,8 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from veritrain.errors import UnsupportedOperatorError
+from veritrain.numerics.platform.devices import elsewhere
 from veritrain.numerics.platform.operator_mode import OperatorMode
-from veritrain.numerics.platform.places import elsewhere
 
 aten: Any = torch.ops.aten
 
@@ -44,8 +45,9 @@ sym_size sym_stride sym_numel sym_storage_offset record_stream _pin_memory is_pi
 _assert_async _assert_scalar result_type _has_compatible_shallow_copy_type
 """.split()
 
-# Compares, or picks one of the values by comparisons. Extrema propagate NaN; `argmax`, `max` along an
-# axis and max pooling keep the first of equal values (SharedReduceOps.h: the lower index wins ties).
+# Compares, or picks one of the values by comparisons. Extrema propagate NaN; `argmax`, `max` along
+# an axis and max pooling keep the first of equal values (SharedReduceOps.h: the lower index wins
+# ties).
 COMPARES = """
 eq ne lt le gt ge logical_and logical_or logical_not logical_xor isnan isinf isfinite equal is_nonzero
 is_same_size any all _is_all_true _is_any_true argmax argmin max min amax amin aminmax maximum minimum fmax fmin
@@ -194,7 +196,8 @@ def _repairs(*names: str) -> Callable[[Way], Way]:
 @_repairs("div.Tensor", "div.Scalar")
 def divide(x: Any, y: Any) -> Tensor:
     """x / y. CUDA's kernel multiplies by the reciprocal of a number, or of a tensor on the CPU that
-    stands for one (BinaryDivTrueKernel.cu), which rounds twice: divide by a tensor on the device."""
+    stands for one (BinaryDivTrueKernel.cu), which rounds twice: divide by a tensor on the
+    device."""
     if isinstance(y, Tensor) and elsewhere(y):
         return torch.div(x, y)
     dtype = torch.result_type(x, y)
@@ -274,7 +277,8 @@ def _count_along(index: Tensor, d: int) -> Tensor:
 def sort(
     x: Tensor, dim: int = -1, descending: bool = False, *, stable: bool | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Stable order by integer keys: radix sorts of floats order NaNs, and in part zeros, by sign."""
+    """Stable order by integer keys: radix sorts of floats order NaNs, and in part zeros, by
+    sign."""
     keys = _order_keys(x) if x.is_floating_point() else x
     keys = ~keys if descending else keys
     indices = torch.sort(keys, dim=dim, stable=True)[1]

@@ -10,7 +10,7 @@ from torch import Tensor
 from veritrain.numerics.cpu import integers
 from veritrain.numerics.cpu.integers import ROUNDING, ROUNDING_BITS, Slices
 from veritrain.numerics.device import fused
-from veritrain.numerics.platform.places import twin_of
+from veritrain.numerics.platform.devices import twin_of
 
 _NOT_FINITE = 0x7F800000  # magnitude bits of infinity; NaN is above
 _MAGNITUDE = 0x7FFFFFFF

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from veritrain.numerics.cpu import matmul
 from veritrain.numerics.device.integer_twins import quantise, rescale
-from veritrain.numerics.platform.places import twin_of
+from veritrain.numerics.platform.devices import twin_of
 
 
 @twin_of(matmul.batched)

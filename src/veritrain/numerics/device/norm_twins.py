@@ -12,7 +12,7 @@ from veritrain.numerics.cpu import norms
 from veritrain.numerics.cpu.integers import Slices, rows_of
 from veritrain.numerics.device.elementary_twins import sqrt
 from veritrain.numerics.device.sum_twins import total
-from veritrain.numerics.platform.places import twin_of
+from veritrain.numerics.platform.devices import twin_of
 
 
 def divide(x: Tensor, count: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Random numbers in torch operations: the twin of the fills in `cpu.philox`.
 
-Philox4x32-10 on words of 32 bits in int64 registers. Products wrap modulo 2^64, which is where their
-upper half lies: shifting right fills with sign bits, and the mask takes them off.
+Philox4x32-10 on words of 32 bits in int64 registers. Products wrap modulo 2^64, which is where
+their upper half lies: shifting right fills with sign bits, and the mask takes them off.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from veritrain.numerics.cpu import philox
 from veritrain.numerics.device import fused
-from veritrain.numerics.platform.places import twin_of
+from veritrain.numerics.platform.devices import twin_of
 
 _MASK = 0xFFFFFFFF
 

@@ -8,7 +8,7 @@ from veritrain.numerics.cpu import softmax as on_cpu
 from veritrain.numerics.cpu.integers import rows_of
 from veritrain.numerics.device.elementary_twins import apply
 from veritrain.numerics.device.sum_twins import total
-from veritrain.numerics.platform.places import twin_of
+from veritrain.numerics.platform.devices import twin_of
 
 
 @twin_of(on_cpu.softmax)

@@ -12,7 +12,7 @@ from veritrain.numerics.cpu import exact_sums
 from veritrain.numerics.cpu.integers import Slices, sum_bits
 from veritrain.numerics.device import fused
 from veritrain.numerics.device.integer_twins import rounded_bits, slice_scales
-from veritrain.numerics.platform.places import twin_of
+from veritrain.numerics.platform.devices import twin_of
 
 _LIMIT = 1 << 26  # values at a time: their float64 copies are bounded to a few GB
 

@@ -79,7 +79,8 @@ def rescale(c_ptr, row_ptr, column_ptr, out_ptr, num_m, num_n, count, BLOCK: tl.
 
 @triton.jit(do_not_specialize=["key"])
 def uniform24(key, out_ptr, count, BLOCK: tl.constexpr):
-    """Philox4x32-10 as in `cpu.philox`: words of 32 bits in registers of 64, a block of 4 words a lane."""
+    """Philox4x32-10 as in `cpu.philox`: words of 32 bits in registers of 64, a block of 4 words a
+    lane."""
     block = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = tl.full([BLOCK], 0xFFFFFFFF, tl.uint64)
     k = key.to(tl.uint64) & mask

@@ -1,7 +1,7 @@
 """A Triton kernel from a function of torch operations: one line of source for each operation.
 
-So elementary functions and optimisers are written once, in torch operations, and their kernels cannot
-drift from them.
+So elementary functions and optimisers are written once, in torch operations, and their kernels
+cannot drift from them.
 """
 
 # pyright: basic, reportMissingImports=false

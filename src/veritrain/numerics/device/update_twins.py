@@ -1,6 +1,7 @@
 """Optimiser updates in torch operations: the twins of `cpu.updates`.
 
-An update is a function of tensors and float32 scalars to new tensors; `fused` makes one kernel of it.
+An update is a function of tensors and float32 scalars to new tensors; `fused` makes one kernel of
+it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from veritrain.numerics.cpu import updates
 from veritrain.numerics.cpu.updates import AdamFlags, AdamNumbers, SgdFlags, SgdNumbers
 from veritrain.numerics.device import fused
 from veritrain.numerics.device.elementary_twins import sqrt
-from veritrain.numerics.platform.places import twin_of
+from veritrain.numerics.platform.devices import twin_of
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
-"""Where a random operator takes its keys: from the job's stream, or from a generator that the job seeded.
+"""Where a random operator takes its keys: from the job's stream, or from a generator that the job
+seeded.
 
-The job's stream (`JobStream`) serves operators that have no generator, or PyTorch's default one. It keeps its
-call number as the seed of the default generator, in a range of its own, so that code that saves and restores
-that generator gets the same numbers again: activation checkpointing computes a forward pass a second time and
-needs the same dropout. Where the default generator has another seed, the job gave it that one.
+The job's stream (`JobStream`) serves operators that have no generator, or PyTorch's default one. It
+keeps its call number as the seed of the default generator, in a range of its own, so that code that
+saves and restores that generator gets the same numbers again: activation checkpointing computes a
+forward pass a second time and needs the same dropout. Where the default generator has another seed,
+the job gave it that one.
 
-A generator that the job seeded gives each operator 64 bits, K: two words of its Mersenne twister, which are
-integers and the same on every machine. The operator's keys then are those of the seed K. So its numbers are a
-function of the generator's state, and saving, cloning or sending the generator means what it means elsewhere.
+A generator that the job seeded gives each operator 64 bits, K: two words of its Mersenne twister,
+which are integers and the same on every machine. The operator's keys then are those of the seed K.
+So its numbers are a function of the generator's state, and saving, cloning or sending the generator
+means what it means elsewhere.
 """
 
 from __future__ import annotations
@@ -20,10 +23,10 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage]
 
 from veritrain.errors import NumericsError
-from veritrain.numerics.keys.stream import Stream
+from veritrain.numerics.keys.stream import KeyStream
 
-# The seed of the default generator before call c is FIRST_CALL + c. Its upper half is the first 4 bytes of the
-# digest of nothing in the domain "random calls": no seed that people choose.
+# The seed of the default generator before call c is FIRST_CALL + c. Its upper half is the first 4
+# bytes of the digest of nothing in the domain "random calls": no seed that people choose.
 FIRST_CALL = 0x213DA9F4 << 32
 CALLS = 1 << 32  # of one stream at most
 SEED_BYTES = 8  # K
@@ -45,7 +48,7 @@ class _Drawing:
 _drawing = _Drawing()
 
 
-class JobStream(Stream):
+class JobStream(KeyStream):
     """The keys of one (seed, purpose, step), in the order of calls."""
 
     def __init__(self, seed: int, purpose: str, step: int) -> None:
@@ -54,7 +57,7 @@ class JobStream(Stream):
         set_state(0)
 
     def next_key(self) -> int:
-        """See `Stream.next_key`."""
+        """See `KeyStream.next_key`."""
         self.call = _call()
         key = super().next_key()
         set_state(self.call)
@@ -77,7 +80,7 @@ def is_keyed() -> bool:
     return 0 <= torch.default_generator.initial_seed() - FIRST_CALL < CALLS
 
 
-def stream_for_operator(stream: Stream) -> Stream:
+def stream_for_operator(stream: KeyStream) -> KeyStream:
     """What the operator that runs takes its keys from: `stream`, or what it was given.
 
     Raises:
@@ -87,12 +90,13 @@ def stream_for_operator(stream: Stream) -> Stream:
         return stream
     if len(_drawing.given) != SEED_BYTES:
         raise ValueError("a random operator without a key")
-    return Stream(int.from_bytes(_drawing.given, "little"), "generator", 0)
+    return KeyStream(int.from_bytes(_drawing.given, "little"), "generator", 0)
 
 
 @contextmanager
 def keys_of(generator: torch.Generator | None) -> Generator[None]:
-    """Within it, the keys of one operator are those of `generator`, a CPU one; None is the default one."""
+    """Within it, the keys of one operator are those of `generator`, a CPU one; None is the default
+    one."""
     default = torch.default_generator
     given = default if generator is None else generator
     is_default = _identity(given) == _identity(default)

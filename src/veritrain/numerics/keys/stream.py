@@ -11,7 +11,7 @@ from veritrain.errors import UsageError
 SEED_BYTES = 32
 
 
-class Stream:
+class KeyStream:
     """The keys of one step, in the order in which they are asked for."""
 
     def __init__(self, seed: int, purpose: str, step: int) -> None:

@@ -1,1 +1,2 @@
-"""Vendor kernels in higher precision, rounded to a shared grid, with a log where that is ambiguous."""
+"""Vendor kernels in higher precision, rounded to a shared grid, with a log where that is
+ambiguous."""

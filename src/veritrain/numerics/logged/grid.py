@@ -1,16 +1,19 @@
-"""Rounding to a grid that machines agree on: one pass that rounds, finds the ambiguous entries and sums up.
+"""Rounding to a grid that machines agree on: one pass that rounds, finds the ambiguous entries and
+sums up.
 
-A machine's result v of higher precision differs from another's by a little. Both are rounded to the grid
-whose step at v is
+A machine's result v of higher precision differs from another's by a little. Both are rounded to the
+grid whose step at v is
 
     g(v) = max(2**(E - depth), unit of v with `bits` significant bits, 2**-149)
 
-with E the exponent of the tensor's scale: relative to each value, as floating point is, but never finer
-than the scale allows, because a value near zero that comes from cancellation carries the absolute error
-of its summands (docs/numerics_logged.md). Rounding is to nearest, with the boundaries displaced by
-`OFFSET` of a step, so that sums of a few fp32 numbers, which are exact midpoints often, are never ambiguous.
+with E the exponent of the tensor's scale: relative to each value, as floating point is, but never
+finer than the scale allows, because a value near zero that comes from cancellation carries the
+absolute error of its summands (docs/numerics_logged.md). Rounding is to nearest, with the
+boundaries displaced by `OFFSET` of a step, so that sums of a few fp32 numbers, which are exact
+midpoints often, are never ambiguous.
 
-An entry within `delta` of a boundary is *ambiguous*: another machine may come out on the other side.
+An entry within `delta` of a boundary is *ambiguous*: another machine may come out on the other
+side.
 
 Every operation is an IEEE basic operation on binary64 or an integer operation.
 """
@@ -115,11 +118,11 @@ def _round_kernel(
     start,
     stop,
 ):
-    """Round the blocks [start, stop) of those from `first` on; `offsets` and `up` take the ambiguous entries
-    of each block, `counts` how many there are.
+    """Round the blocks [start, stop) of those from `first` on; `offsets` and `up` take the
+    ambiguous entries of each block, `counts` how many there are.
 
-    `held` and `near` have room for a chunk of each block: its values, since `out` may be their memory, and
-    which of them are ambiguous. Returns the checksum.
+    `held` and `near` have room for a chunk of each block: its values, since `out` may be their
+    memory, and which of them are ambiguous. Returns the checksum.
     """
     checksum = np.uint64(0)
     for block in range(start, stop):

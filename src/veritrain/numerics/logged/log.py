@@ -7,10 +7,10 @@ Layout, one record for each tensor in the order of computing (docs/numerics_logg
     count      unsigned LEB128, the shortest form
     entries    if count > 0: a bit string, filled up with zero bits to whole bytes
 
-An entry is its direction (1 is up) and its gap to the entry before in Golomb-Rice code: the gap without
-its `low` bits in unary (ones, then a zero), then those bits, highest first. `low` is a function of the
-tensor's size and the count, so that a log has one form. A log that is not of this form is refused, before
-more memory is taken than the tensor itself has entries.
+An entry is its direction (1 is up) and its gap to the entry before in Golomb-Rice code: the gap
+without its `low` bits in unary (ones, then a zero), then those bits, highest first. `low` is a
+function of the tensor's size and the count, so that a log has one form. A log that is not of this
+form is refused, before more memory is taken than the tensor itself has entries.
 """
 
 # pyright: reportUnknownParameterType=false, reportMissingParameterType=false

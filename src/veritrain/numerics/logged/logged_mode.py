@@ -1,8 +1,9 @@
-"""The dispatch mode of `logged` numerics: vendor kernels in higher precision, rounded to a shared grid.
+"""The dispatch mode of `logged` numerics: vendor kernels in higher precision, rounded to a shared
+grid.
 
-An operator of `vendor.VENDOR` runs as PyTorch's own kernel on operands of the computing precision; its
-results are rounded as the step's `Rounding` decides. All others follow their exact rules, so whatever
-`exact` covers is covered, and nothing else is.
+An operator of `vendor.VENDOR` runs as PyTorch's own kernel on operands of the computing precision;
+its results are rounded as the step's `Rounding` decides. All others follow their exact rules, so
+whatever `exact` covers is covered, and nothing else is.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from veritrain.errors import UsageError
 from veritrain.numerics.logged.rounding import Rounding, Tensors
 from veritrain.numerics.logged.vendor import VENDOR, Call, Vendor
 from veritrain.numerics.platform import onednn
-from veritrain.numerics.platform.places import CPU
+from veritrain.numerics.platform.devices import CPU
 from veritrain.numerics.rules.exact_mode import ExactMode, refuse_recording
 
 

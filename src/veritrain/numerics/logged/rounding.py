@@ -1,9 +1,10 @@
-"""Who decides where rounding is ambiguous: the trainer, who writes a log, or the log, for its auditor.
+"""Who decides where rounding is ambiguous: the trainer, who writes a log, or the log, for its
+auditor.
 
-Both take the results of a step's vendor operators one by one, in the order of computing, and round each to
-its grid. The trainer's decisions are recorded; the auditor's `Following` takes them from the record, where
-they are possible, and compares what came out with the record's checksum, so that a step that differs is
-found at its first operator that does.
+Both take the results of a step's vendor operators one by one, in the order of computing, and round
+each to its grid. The trainer's decisions are recorded; the auditor's `Following` takes them from
+the record, where they are possible, and compares what came out with the record's checksum, so that
+a step that differs is found at its first operator that does.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Target:
     def grid(self, scale: float | None, width: float) -> Grid:
         """The grid of a result of `scale`, with entries ambiguous up to `width` units.
 
-        A unit is u times the scale, and as much relative to each value: no scale bounds the last few
-        operations on a large one.
+        A unit is u times the scale, and as much relative to each value: no scale bounds the last
+        few operations on a large one.
         """
         relative = width * self.unit * 2**self.bits
         if scale is None:
@@ -132,7 +133,8 @@ class Following(Rounding):
     Raises (from `round` and `finish`):
         TranscriptError: the log is malformed.
         VerificationError: a decision that no arithmetic makes, or a result that none explains.
-        InconclusiveError: a result that differs in an entry which may round either way and was not logged.
+        InconclusiveError: a result that differs in an entry which may round either way and was not
+            logged.
     """
 
     def __init__(self, target: Target, thresholds: Thresholds, log: bytes) -> None:
@@ -215,9 +217,10 @@ def _difference(
 ) -> VerificationError | InconclusiveError:
     """What it says that a result is not the recorded one, although its operands were.
 
-    `checksum`: of what came out here. Entries that may go either way and were not logged are *free*. If some
-    of them explain the difference, honest machines differ; if there are too many to try, blocks of
-    results must at least not have moved farther than their free entries can take them.
+    `checksum`: of what came out here. Entries that may go either way and were not logged are
+    *free*. If some of them explain the difference, honest machines differ; if there are too many to
+    try, blocks of results must at least not have moved farther than their free entries can take
+    them.
     """
     where = f"{tensors.result} of {tensors.operator}"
     entries = round_to(possible, tensors.values, np.empty_like(tensors.out)).places
@@ -243,10 +246,12 @@ def _difference(
 
 
 def _explanation(gains: np.ndarray, difference: int) -> np.ndarray | None:
-    """Indices of gains that add up to the difference, modulo 2**64: one or two, or of a few any number.
+    """Indices of gains that add up to the difference, modulo 2**64: one or two, or of a few any
+    number.
 
-    Turns of single steps gain numbers of 32 bits: 2**20 choices, or 2**23 pairs, explain one in a thousand
-    other differences of that size by chance, and hardly any of the larger ones. More would explain anything.
+    Turns of single steps gain numbers of 32 bits: 2**20 choices, or 2**23 pairs, explain one in a
+    thousand other differences of that size by chance, and hardly any of the larger ones. More would
+    explain anything.
     """
     if gains.size > _PAIRED:
         return None
@@ -276,7 +281,8 @@ def _all_sums(gains: np.ndarray) -> np.ndarray:
 
 
 def _adding_up(left: np.ndarray, right: np.ndarray, wanted: np.uint64) -> Iterator[tuple[int, int]]:
-    """Indices of pairs that add up to `wanted`, modulo 2**64: for each on the left one on the right."""
+    """Indices of pairs that add up to `wanted`, modulo 2**64: for each on the left one on the
+    right."""
     if not right.size:
         return
     order = np.argsort(right)

@@ -1,10 +1,13 @@
-"""Measuring how far machines lie apart: one samples the values of its results, others compare theirs.
+"""Measuring how far machines lie apart: one samples the values of its results, others compare
+theirs.
 
-Both round alike, by the sampling machine's decisions, so that every operator has the same operands on both
-and what differs is that operator's doing. A gap is a multiple of u times the scale, as thresholds are.
+Both round alike, by the sampling machine's decisions, so that every operator has the same operands
+on both and what differs is that operator's doing. A gap is a multiple of u times the scale, as
+thresholds are.
 
-The sample of a result is of up to 8,192 blocks of it the first value and the largest (of few values: all).
-A gap between two sampled values is missed, so a threshold takes a safety factor over the largest one.
+The sample of a result is of up to 8,192 blocks of it the first value and the largest (of few
+values: all). A gap between two sampled values is missed, so a threshold takes a safety factor over
+the largest one.
 """
 
 from __future__ import annotations
@@ -47,7 +50,8 @@ class Gap:
 
 
 class Sampling(Recording):
-    """The trainer's rounding, which keeps samples besides, and all decisions that could be otherwise."""
+    """The trainer's rounding, which keeps samples besides, and all decisions that could be
+    otherwise."""
 
     def __init__(self, target: Target, thresholds: Thresholds) -> None:
         super().__init__(target, thresholds)
@@ -75,8 +79,8 @@ class Sampling(Recording):
 class Comparing(Following):
     """The auditor's rounding, which compares samples besides, and goes on where results differ.
 
-    Where an audit would end, it notes so in `disagreements` and takes the sampling machine's decisions for
-    all that may round either way.
+    Where an audit would end, it notes so in `disagreements` and takes the sampling machine's
+    decisions for all that may round either way.
 
     Raises (from `round` and `finish`):
         TranscriptError: log, samples or decisions are malformed.
@@ -165,7 +169,8 @@ def _count(size: int) -> int:
 
 
 def _sampled(values: np.ndarray) -> np.ndarray:
-    """The first value of each block and the largest; blocks are of one length, and the rest is left out."""
+    """The first value of each block and the largest; blocks are of one length, and the rest is left
+    out."""
     blocks = min(values.size, _BLOCKS)
     length = values.size // blocks
     first = np.arange(blocks) * length

@@ -1,9 +1,10 @@
 """Scales of results from their operands: the same on every machine.
 
-A largest magnitude has no order. A norm is summed in binary64 in one fixed order, so that it is the same
-everywhere, and not because it would be exact.
+A largest magnitude has no order. A norm is summed in binary64 in one fixed order, so that it is the
+same everywhere, and not because it would be exact.
 
-Whatever meets an infinity or a NaN is not finite and has nothing to be rounded; scales are those of the rest.
+Whatever meets an infinity or a NaN is not finite and has nothing to be rounded; scales are those of
+the rest.
 """
 
 # pyright: reportUnknownParameterType=false, reportMissingParameterType=false
@@ -68,7 +69,8 @@ _COLUMNS = 512  # whose totals stay in the first-level cache
 
 
 def norms(x: Tensor, shape: Slices) -> np.ndarray:
-    """The 2-norms of the slices of a tensor that is seen as `shape` = (P, A, C, B), float64, p first.
+    """The 2-norms of the slices of a tensor that is seen as `shape` = (P, A, C, B), float64, p
+    first.
 
     One slice is x[p, :, c, :], as in `integers`.
     """

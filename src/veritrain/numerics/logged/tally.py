@@ -1,5 +1,5 @@
-"""How many values of some steps were rounded, logged and corrected, by class of operators: an auditor sees
-from that whether the trainer steered."""
+"""How many values of some steps were rounded, logged and corrected, by class of operators: an
+auditor sees from that whether the trainer steered."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ class Tally:
     def is_steered(self) -> bool:
         """Whether the trainer chose roundings that no honest machine would have chosen.
 
-        Two honest machines compute values that differ by at most a quarter of the threshold. So they
-        round at most one in eight of the ambiguous values differently, if these lie evenly around their
-        boundaries. They never differ about a value farther than the threshold from its boundary.
+        Two honest machines compute values that differ by at most a quarter of the threshold. So
+        they round at most one in eight of the ambiguous values differently, if these lie evenly
+        around their boundaries. They never differ about a value farther than the threshold from its
+        boundary.
         """
         if self.widest > 1.0:
             return True

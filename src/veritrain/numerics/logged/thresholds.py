@@ -1,18 +1,20 @@
-"""How far two machines' results of one operator may lie apart: what is logged, and what is possible.
+"""How far two machines' results of one operator may lie apart: what is logged, and what is
+possible.
 
-All distances are multiples of u * S: u the unit roundoff in which a step computes, S the scale of the
-operator's result, an order-free quantity of its operands (`vendor`), so that machines agree on it.
+All distances are multiples of u * S: u the unit roundoff in which a step computes, S the scale of
+the operator's result, an order-free quantity of its operands (`vendor`), so that machines agree on
+it.
 
-- *Possible* is `REACH` times the growth of the result's errors. For a sum of n terms whose magnitudes add
-  up to S the growth is sqrt(n). Rounding errors are independent and of mean zero to good accuracy. Then n
-  additions in any order err by more than lambda sqrt(n) u S with a probability below
-  2 n exp(-lambda**2 / 2) (Higham and Mary 2019, "A new approach to probabilistic rounding error analysis",
-  theorem 2.4). A decision beyond that distance was not made by arithmetic. Kernels of norms add rows one
-  after another, and equal rows round alike, so their errors are not independent: their growth is n, which
-  holds for any order and any numbers.
+- *Possible* is `REACH` times the growth of the result's errors. For a sum of n terms whose
+  magnitudes add up to S the growth is sqrt(n). Rounding errors are independent and of mean zero to
+  good accuracy. Then n additions in any order err by more than lambda sqrt(n) u S with a
+  probability below 2 n exp(-lambda**2 / 2) (Higham and Mary 2019, "A new approach to probabilistic
+  rounding error analysis", theorem 2.4). A decision beyond that distance was not made by
+  arithmetic. Kernels of norms add rows one after another, and equal rows round alike, so their
+  errors are not independent: their growth is n, which holds for any order and any numbers.
 - *Logged a priori* is a thirty-second of the growth, since few sums come near their bounds.
-- *Logged after calibration* is the largest gap that was seen between machines, times a safety factor. The
-  job states it, so that the job's digest covers it.
+- *Logged after calibration* is the largest gap that was seen between machines, times a safety
+  factor. The job states it, so that the job's digest covers it.
 """
 
 from __future__ import annotations

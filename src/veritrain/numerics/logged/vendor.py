@@ -1,16 +1,18 @@
-"""The operators that `logged` numerics leave to the vendor's kernels, with the scales of their results.
+"""The operators that `logged` numerics leave to the vendor's kernels, with the scales of their
+results.
 
-`VENDOR` has an entry for each such operator. The entry gives a scale S and a growth for each result, in the
-order in which the results are rounded: rounding errors are at most about growth * u * S, where u is the
-roundoff of the arithmetic. A scale is computed from operands, or from results that are already rounded, so
-that every machine has the same scale (`scales`). A result without a scale (None) has an error that is
-relative to each value.
+`VENDOR` has an entry for each such operator. The entry gives a scale S and a growth for each
+result, in the order in which the results are rounded: rounding errors are at most about growth * u
+* S, where u is the roundoff of the arithmetic. A scale is computed from operands, or from results
+that are already rounded, so that every machine has the same scale (`scales`). A result without a
+scale (None) has an error that is relative to each value.
 
-For a sum of n products the scale is |a| |b|, the largest norms of the vectors that are multiplied. It bounds
-the sum of the products' magnitudes (Cauchy and Schwarz). The growth is sqrt(n) (`thresholds`).
+For a sum of n products the scale is |a| |b|, the largest norms of the vectors that are multiplied.
+It bounds the sum of the products' magnitudes (Cauchy and Schwarz). The growth is sqrt(n)
+(`thresholds`).
 
-A bias or a mask is added last and is not in S. It is no larger than the result and the sum together, and
-`Target.grid` allows for the result's own error.
+A bias or a mask is added last and is not in S. It is no larger than the result and the sum
+together, and `Target.grid` allows for the result's own error.
 
 All other operators follow their exact rules under `logged`.
 """
@@ -82,9 +84,9 @@ Arguments: TypeAlias = dict[str, Any]
 class Vendor:
     """How `logged` computes one operator of PyTorch, and rounds its results.
 
-    `wide` is for operators whose scale is so far above their values that only float64 leaves enough bits.
-    `reordered` stands for another machine when `calibrate` measures: PyTorch adds the same terms in
-    another order.
+    `wide` is for operators whose scale is so far above their values that only float64 leaves enough
+    bits. `reordered` stands for another machine when `calibrate` measures: PyTorch adds the same
+    terms in another order.
     """
 
     name: str  # of the class
@@ -95,7 +97,8 @@ class Vendor:
     writes: Mapping[str, Callable[[Call], float]] = field(
         default_factory=dict[str, Callable[[Call], float]]
     )
-    # Arguments with the same result, whose sums run in another order: backwards where that can be said.
+    # Arguments with the same result, whose sums run in another order: backwards where that can be
+    # said.
     reordered: Callable[[Arguments], Arguments] | None = None
 
 
@@ -261,7 +264,8 @@ def _embedding_backward(call: Call) -> Results:
 
 
 class _Norm(NamedTuple):
-    """How a norm cuts its input: each slice has a mean and a spread, each part has an entry of the weight."""
+    """How a norm cuts its input: each slice has a mean and a spread, each part has an entry of the
+    weight."""
 
     slices: Slices
     parts: Slices
@@ -289,7 +293,8 @@ def _weights(call: Call, norm: _Norm) -> np.ndarray | float:
 
 
 def _normal(call: Call, norm: _Norm, mean: np.ndarray, inverse: np.ndarray) -> np.ndarray:
-    """A bound of (|x| + |mean|) / spread for each slice: errors of normalised values are relative to it."""
+    """A bound of (|x| + |mean|) / spread for each slice: errors of normalised values are relative
+    to it."""
     sizes = np.minimum(norms(call["input"], norm.slices), call.top("input"))
     return (sizes + mean) * inverse
 
@@ -307,9 +312,9 @@ def _norm_forward(call: Call, norm: _Norm) -> Results:
 def _norm_backward(call: Call, norm: _Norm, mean_name: str, inverse_name: str) -> Results:
     """Gradients of the image, the weight and the bias.
 
-    The gradient of the image is weight * inverse * (g - mean of g - x * mean of g x), where x is the
-    normalised input. The square of x has a mean of 1. So the mean of g x is below the root of the mean
-    square of g. Kernels compute x from the input and its mean, with the errors of both.
+    The gradient of the image is weight * inverse * (g - mean of g - x * mean of g x), where x is
+    the normalised input. The square of x has a mean of 1. So the mean of g x is below the root of
+    the mean square of g. Kernels compute x from the input and its mean, with the errors of both.
     """
     grad, growth = call["grad_out"], math.sqrt(norm.length)
     mean, inverse = _magnitudes(call[mean_name]), _magnitudes(call[inverse_name])
@@ -408,8 +413,8 @@ def _logits(call: Call) -> float:
 
 
 def _mask_reach(mask: Tensor | None, logits: float) -> float:
-    """The largest magnitude of entries of a mask that leave a weight: far below the largest of their row,
-    exp(x) is zero in any precision."""
+    """The largest magnitude of entries of a mask that leave a weight: far below the largest of
+    their row, exp(x) is zero in any precision."""
     if mask is None:
         return 0.0
     rows = mask.detach().reshape(-1, mask.shape[-1]).double().numpy()

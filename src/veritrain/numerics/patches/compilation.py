@@ -1,4 +1,5 @@
-"""What `torch.compile` compiled runs as plain Python within a step: its kernels hide their operators."""
+"""What `torch.compile` compiled runs as plain Python within a step: its kernels hide their
+operators."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Distributions of numpy's global generator and of `random`: exact under exact numerics, or refused.
+"""Distributions of numpy's global generator and of `random`: exact under exact numerics, or
+refused.
 
-Their uniform numbers and integers are the same on every machine. Other distributions go through the C
-library's `log`, `exp` and `pow`, whose last bit differs. Those of numpy that training uses most are drawn
-from torch here; the others are refused. Generators that a job makes (`numpy.random.default_rng(7)`) are
-not reached.
+Their uniform numbers and integers are the same on every machine. Other distributions go through the
+C library's `log`, `exp` and `pow`, whose last bit differs. Those of numpy that training uses most
+are drawn from torch here; the others are refused. Generators that a job makes
+(`numpy.random.default_rng(7)`) are not reached.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Whether code drew from the keyed generators of torch, `random` and `numpy.random`.
 
-Of torch's, keys are counted where the job's stream gives them: numbers that follow from a seed that the code
-itself gave a generator, `torch.manual_seed(index)` say, are the same under every key. Under native numerics, and
-of the others, a generator whose state is another than before was drawn from. One of `random` or numpy whose state was read may have
-been, and been set back: that counts too, so that what did not draw is the same under every key. Not reached: names
-that were imported before, as by `from random import getstate`.
+Of torch's, keys are counted where the job's stream gives them: numbers that follow from a seed that
+the code itself gave a generator, `torch.manual_seed(index)` say, are the same under every key.
+Under native numerics, and of the others, a generator whose state is another than before was drawn
+from. One of `random` or numpy whose state was read may have been, and been set back: that counts
+too, so that what did not draw is the same under every key. Not reached: names that were imported
+before, as by `from random import getstate`.
 """
 
 from __future__ import annotations
@@ -61,14 +62,15 @@ def watched_generators() -> Generator[Draws]:
 
 
 def _states(is_native: bool) -> list[object]:
-    """What each draw changes. All words of a state of the Mersenne twister change at once, or only the place in it."""
+    """What each draw changes. All words of a state of the Mersenne twister change at once, or only
+    the place in it."""
     _, words, gauss = _python_state()
     native = torch.default_generator.get_state().numpy().tobytes() if is_native else b""
     return [words[0], words[-1], gauss, _numpy_words(), native, generators.count()]
 
 
 def _numpy_words() -> bytes:
-    """The state of numpy's global generator: 624 words and the place, where it keeps them. Asking it takes longer
-    than most records do."""
+    """The state of numpy's global generator: 624 words and the place, where it keeps them. Asking
+    it takes longer than most records do."""
     twister: Any = _numpy_legacy._rand._bit_generator
     return ctypes.string_at(twister.ctypes.state_address, _TWISTER_BYTES)

@@ -1,10 +1,10 @@
 """Randomness that no seed governs, refused where it would enter a step.
 
-What draws on the operating system gives other values in every run, so that no audit could repeat the step.
-Refused, in the thread that computes: generators made or seeded without a seed (`random.Random()`,
-`numpy.random.default_rng()`, `torch.seed()`), `secrets`, `random.SystemRandom`, `os.urandom`, `uuid.uuid4`.
-Not reached: `torch.default_generator.seed()`, and names that were imported before.
-The clock is not watched: it is read for other ends too.
+What draws on the operating system gives other values in every run, so that no audit could repeat
+the step. Refused, in the thread that computes: generators made or seeded without a seed
+(`random.Random()`, `numpy.random.default_rng()`, `torch.seed()`), `secrets`, `random.SystemRandom`,
+`os.urandom`, `uuid.uuid4`. Not reached: `torch.default_generator.seed()`, and names that were
+imported before. The clock is not watched: it is read for other ends too.
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ class _AnyGenerator(type(torch.Generator)):
 
 
 class _SeededGenerator(torch.Generator, metaclass=_AnyGenerator):
-    """A generator of torch's that takes no seed from the system within a context, and knows when it got its own."""
+    """A generator of torch's that takes no seed from the system within a context, and knows when it
+    got its own."""
 
     def __init__(self, device: Any = "cpu") -> None:
         super().__init__()

@@ -1,11 +1,12 @@
 """Python floats that are the same on every machine.
 
-Python's `math.cos` and the like, and `**`, go to the C library, whose last bit depends on its version and
-on the processor (it picks kernels with or without fused multiply-add when it loads). The correctly rounded
-value is the one that every machine can agree on. `+ - * /` and `math.sqrt` are so already (IEEE 754).
+Python's `math.cos` and the like, and `**`, go to the C library, whose last bit depends on its
+version and on the processor (it picks kernels with or without fused multiply-add when it loads).
+The correctly rounded value is the one that every machine can agree on. `+ - * /` and `math.sqrt`
+are so already (IEEE 754).
 
-`correctly_rounded_math` is about the functions. `**` between two plain floats cannot be reached; between
-an optimiser's hyper-parameter and anything it can, by `exact_hyperparameters`.
+`correctly_rounded_math` is about the functions. `**` between two plain floats cannot be reached;
+between an optimiser's hyper-parameter and anything it can, by `exact_hyperparameters`.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ _refining = threading.local()  # mpmath itself calls `math`: to it, the original
 
 
 def correctly_rounded_math() -> AbstractContextManager[None]:
-    """Within it, the functions of `math` in `_FUNCTIONS` round correctly, and so do `random.gauss` and
-    its like, which call them. Names imported before (`from math import cos`) are not reached."""
+    """Within it, the functions of `math` in `_FUNCTIONS` round correctly, and so do `random.gauss`
+    and its like, which call them. Names imported before (`from math import cos`) are not
+    reached."""
     return replaced(_ROUNDED)
 
 
@@ -150,7 +152,8 @@ for _name in ("neg", "pos", "abs"):
 def exact_hyperparameters(optimizer: Optimizer) -> Generator[None]:
     """Within it, powers of the optimiser's hyper-parameters (`beta ** step`) round correctly.
 
-    They are `ExactFloat`s within it, and plain again afterwards, also where the state took some over.
+    They are `ExactFloat`s within it, and plain again afterwards, also where the state took some
+    over.
     """
     stores = optimizer.param_groups
     for store in stores:

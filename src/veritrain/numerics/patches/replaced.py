@@ -1,4 +1,5 @@
-"""How names are replaced while a step runs, and put back when it ends: once, for all that is replaced."""
+"""How names are replaced while a step runs, and put back when it ends: once, for all that is
+replaced."""
 
 from __future__ import annotations
 

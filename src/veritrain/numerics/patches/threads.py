@@ -1,7 +1,7 @@
 """Operators in threads that a job starts within a step are refused.
 
-The dispatch mode sees the operators of its own thread alone; elsewhere PyTorch's kernels would compute,
-and in no fixed order. Threads that were started before are not reached.
+The dispatch mode sees the operators of its own thread alone; elsewhere PyTorch's kernels would
+compute, and in no fixed order. Threads that were started before are not reached.
 """
 
 from __future__ import annotations

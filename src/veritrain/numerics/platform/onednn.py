@@ -1,8 +1,8 @@
 """oneDNN under exact numerics: its fused layers stay off, its products of bytes may be used.
 
-PyTorch has one switch for both. With it on, an LSTM is one operator whose inside is hidden; with it off,
-the integer product falls back to a plain loop. So the switch is off while the user's code runs, and on
-again for our own products, unless the user had it off.
+PyTorch has one switch for both. With it on, an LSTM is one operator whose inside is hidden; with it
+off, the integer product falls back to a plain loop. So the switch is off while the user's code
+runs, and on again for our own products, unless the user had it off.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What all our dispatch modes share: they see every ATen operator of their thread, below autograd."""
+"""What all our dispatch modes share: they see every ATen operator of their thread, below
+autograd."""
 
 from __future__ import annotations
 

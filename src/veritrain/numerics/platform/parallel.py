@@ -77,8 +77,8 @@ def run(
 def run_products(function: Callable[..., Result], n: int, *args: object) -> tuple[Result, ...]:
     """As `run` with single entries, for a Python function that calls PyTorch's matrix products.
 
-    Meanwhile each product uses one thread: threads of two kinds that wait for each other by spinning
-    cost more than they bring.
+    Meanwhile each product uses one thread: threads of two kinds that wait for each other by
+    spinning cost more than they bring.
     """
     threads = torch.get_num_threads()
     with onednn.products():

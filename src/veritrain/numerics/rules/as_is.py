@@ -1,9 +1,9 @@
 """Operators whose own kernels already follow the definition on every machine.
 
 MOVEMENT creates, moves, selects or compares values. IEEE is exactly one correctly rounded basic
-operation per value; PyTorch's kernels of these were compared over instruction sets and thread counts
-(tests/numerics/test_machines.py). Of CUDA's kernels `device.gate` says which follow it too, and repairs
-the others. An operator of two roundings is not here: its kernel may fuse them.
+operation per value; PyTorch's kernels of these were compared over instruction sets and thread
+counts (tests/numerics/test_machines.py). Of CUDA's kernels `device.gate` says which follow it too,
+and repairs the others. An operator of two roundings is not here: its kernel may fuse them.
 """
 
 from __future__ import annotations

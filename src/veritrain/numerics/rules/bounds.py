@@ -1,8 +1,9 @@
-"""`relu`, `hardtanh` and `clamp` with numbers as bounds: of the value and a bound that are equal, the value stays.
+"""`relu`, `hardtanh` and `clamp` with numbers as bounds: of the value and a bound that are equal,
+the value stays.
 
-Equal numbers with other bits are zeros alone. The vendors' kernels take a processor's own maximum and minimum:
-those of ARM choose a zero by its sign, those of x86-64 keep the value's. So a bound of zero is compared and
-selected; any other is left to the vendor.
+Equal numbers with other bits are zeros alone. The vendors' kernels take a processor's own maximum
+and minimum: those of ARM choose a zero by its sign, those of x86-64 keep the value's. So a bound of
+zero is compared and selected; any other is left to the vendor.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from veritrain.numerics.platform.places import elsewhere
+from veritrain.numerics.platform.devices import elsewhere
 from veritrain.numerics.rules.table import Kind, aten, rule
 
 _Bound: TypeAlias = float | None
@@ -85,7 +86,8 @@ def _register(name: str, bounds_of: Callable[..., _Bounds]) -> None:
 
 
 def _is_vendors(x: Tensor, bounds: _Bounds) -> bool:
-    """Whether no zero can be lost. Integers have one; on a device `device.gate` compares and selects."""
+    """Whether no zero can be lost. Integers have one; on a device `device.gate` compares and
+    selects."""
     is_unordered = any(bound is not None and bound != bound for bound in bounds)
     return 0 not in bounds or is_unordered or elsewhere(x) or not x.is_floating_point()
 

@@ -129,9 +129,9 @@ def _filled(parts: list[Tensor], dim: int, size: int) -> Tensor:
     return torch.cat([joined, joined.new_zeros(missing)], dim)
 
 
-# Convolutions. Shapes: image x (N, C, *S), weight w (O, C/G, *k), result y (N, O, *T); for a transposed
-# convolution w is (C, O/G, *k). A transposed convolution is the gradient of a forward one for its image,
-# and the other way round.
+# Convolutions. Shapes: image x (N, C, *S), weight w (O, C/G, *k), result y (N, O, *T); for a
+# transposed convolution w is (C, O/G, *k). A transposed convolution is the gradient of a forward
+# one for its image, and the other way round.
 
 
 @rule(Kind.CONTRACTION, aten.convolution.default)

@@ -64,7 +64,8 @@ def _embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int = -1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Result (B, D), the bag of each position, the positions that each bag counts, places of maxima."""
+    """Result (B, D), the bag of each position, the positions that each bag counts, places of
+    maxima."""
     require_float32("embedding_bag", weight, per_sample_weights)
     if include_last_offset and int(offsets[-1]) != indices.numel():
         raise IndexError(f"embedding_bag: the last offset must be {indices.numel()}")

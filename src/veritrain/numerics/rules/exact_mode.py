@@ -17,9 +17,9 @@ from torch.jit._trace import is_tracing
 
 from veritrain.errors import UnsupportedOperatorError
 from veritrain.numerics.keys import generators
-from veritrain.numerics.keys.stream import Stream
+from veritrain.numerics.keys.stream import KeyStream
+from veritrain.numerics.platform.devices import CPU
 from veritrain.numerics.platform.operator_mode import OperatorMode
-from veritrain.numerics.platform.places import CPU
 from veritrain.numerics.rules import Kind, Rule, lookup, random_operator, short_name
 from veritrain.numerics.rules.overlap import read_before_writing, written
 
@@ -28,8 +28,8 @@ _cached_random: Callable[[OpOverload], OpOverload | None] = cache(random_operato
 
 
 class ExactMode(OperatorMode):
-    """Computes every operator by its `exact` rule; random operators draw from `stream`, or from a generator
-    that the job seeded.
+    """Computes every operator by its `exact` rule; random operators draw from `stream`, or from a
+    generator that the job seeded.
 
     Args:
         device: where tensors may lie besides the CPU.
@@ -40,14 +40,15 @@ class ExactMode(OperatorMode):
 
     supports_higher_order_operators = True  # they arrive here, and are refused by name
 
-    stream: Stream  # where random operators take their keys; set before the first of them
+    stream: KeyStream  # where random operators take their keys; set before the first of them
 
     def __init__(self, device: torch.device = CPU) -> None:
         super().__init__()
         self._device = device
 
     def operator(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """See `OperatorMode`. What `compute` gets has neither list forms, composites nor generators."""
+        """See `OperatorMode`. What `compute` gets has neither list forms, composites nor
+        generators."""
         if func.namespace == "aten" and short_name(func).startswith("_foreach_"):
             return self._foreach(func, args, kwargs)
         if _is_composite(func):  # inference mode leaves composite operators whole
@@ -135,7 +136,8 @@ def _is_composite(func: OpOverload) -> bool:
 def _without_generator(
     args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any], torch.Generator | None]:
-    """The arguments of a random operator without the CPU generator that they hold, and the generator."""
+    """The arguments of a random operator without the CPU generator that they hold, and the
+    generator."""
     found = [value for value in (*args, *kwargs.values()) if _is_generator(value)]
     args = tuple(None if _is_generator(value) else value for value in args)
     kwargs = {name: value for name, value in kwargs.items() if not _is_generator(value)}
@@ -193,8 +195,8 @@ def _devices(values: Sequence[Any]) -> Iterator[torch.device]:
 def _refuse_foreign(
     func: OpOverload, kind: Kind, values: Sequence[Any], device: torch.device
 ) -> None:
-    """Only dense tensors of real numbers have definitions, on the CPU or the device of the step, and
-    only generators on the CPU.
+    """Only dense tensors of real numbers have definitions, on the CPU or the device of the step,
+    and only generators on the CPU.
 
     Narrow types may be moved and cast; arithmetic on them is not defined.
     """

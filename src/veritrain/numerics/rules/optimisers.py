@@ -3,8 +3,8 @@
 Every operation is one float32 IEEE operation in the order written; scalars are computed in binary64
 from the hyper-parameters and rounded to float32 where they meet a tensor (docs/numerics.md,
 "Optimisers"). The update equals, bit for bit, PyTorch's unfused loop under the other rules, but for
-beta**t: Python's `**` goes through the C library's `pow`, which differs between machines, so the power
-is a product by binary exponentiation here.
+beta**t: Python's `**` goes through the C library's `pow`, which differs between machines, so the
+power is a product by binary exponentiation here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Operators whose result PyTorch leaves open, or whose kernels decide it by position: one answer here.
+"""Operators whose result PyTorch leaves open, or whose kernels decide it by position: one answer
+here.
 
 Of +0 and -0 the larger, or the smaller, depends on where vector registers begin and end; which of
 several equal values is sorted first depends on the algorithm; new memory holds anything; a float

@@ -1,7 +1,7 @@
 """Operators that write where they read: they read first.
 
-Where an operand shares only some of its memory with the tensor written, PyTorch's kernels may read what
-another thread has written already. So such an operand is read from a copy, made before.
+Where an operand shares only some of its memory with the tensor written, PyTorch's kernels may read
+what another thread has written already. So such an operand is read from a copy, made before.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Elementwise operators of more than one rounding: split into basic operations, or correctly rounded.
+"""Elementwise operators of more than one rounding: split into basic operations, or correctly
+rounded.
 
 A fused multiply-add is one rounding where its parts are two, and only some machines fuse; so what
 PyTorch fuses is written here as separate operations, each rounded to float32, in the order given.

@@ -1,7 +1,7 @@
 """Windows that slide over an input: pooling of any rank, fold, and their gradients.
 
-Averages are exact window sums; gradients of windows that overlap are added exactly (docs/numerics.md,
-"Windows").
+Averages are exact window sums; gradients of windows that overlap are added exactly
+(docs/numerics.md, "Windows").
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from veritrain.numerics.cpu import pools
-from veritrain.numerics.platform.places import elsewhere
+from veritrain.numerics.platform.devices import elsewhere
 from veritrain.numerics.rules.resampling import choose
 from veritrain.numerics.rules.sums import reduce_sum, scatter_rows
 from veritrain.numerics.rules.table import Kind, aten, require_float32, result_shape, rule
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Axis:
+class _WindowedAxis:
     """The windows along one axis of an input.
 
     places: int64 (outputs, width), what each window holds; `size` stands for "outside".
@@ -45,20 +45,21 @@ def _expand(values: Sequence[int] | None, rank: int) -> list[int]:
 def _regular(
     size: int, outputs: int, kernel: int, stride: int, padding: int, dilation: int = 1,
     count_padding: bool = True,
-) -> _Axis:  # fmt: skip
-    """Windows of one width at every `stride`; only the padding itself counts where the last overhangs."""
+) -> _WindowedAxis:  # fmt: skip
+    """Windows of one width at every `stride`; only the padding itself counts where the last
+    overhangs."""
     starts = torch.arange(outputs)[:, None] * stride - padding
     places = starts + torch.arange(kernel) * dilation
     inside = (places >= 0) & (places < size)
     counted = places < size + padding if count_padding else inside
     reach = (kernel - 1) * dilation + 1
-    return _Axis(
+    return _WindowedAxis(
         size=size, places=torch.where(inside, places, size), counts=counted.sum(1),
         overlap=stride < reach, regular=(kernel, stride, padding) if dilation == 1 else None,
     )  # fmt: skip
 
 
-def _adaptive(size: int, outputs: int) -> _Axis:
+def _adaptive(size: int, outputs: int) -> _WindowedAxis:
     """Window i is [floor(i * size / outputs), ceil((i + 1) * size / outputs))."""
     index = torch.arange(outputs)
     starts, stops = index * size // outputs, -(-(index + 1) * size // outputs)
@@ -66,17 +67,17 @@ def _adaptive(size: int, outputs: int) -> _Axis:
     width = int(counts.max()) if outputs else 0
     divides = bool(outputs) and size % outputs == 0
     places = starts[:, None] + torch.arange(width)
-    return _Axis(
+    return _WindowedAxis(
         size=size, places=torch.where(places < stops[:, None], places, size), counts=counts,
         overlap=not divides, regular=(width, width, 0) if divides else None,
     )  # fmt: skip
 
 
-def _adaptive_axes(sizes: Sequence[int], outputs: Sequence[int]) -> list[_Axis]:
+def _adaptive_axes(sizes: Sequence[int], outputs: Sequence[int]) -> list[_WindowedAxis]:
     return [_adaptive(size, out) for size, out in zip(sizes, outputs, strict=True)]
 
 
-def _gather(x: Tensor, axes: list[_Axis]) -> Tensor:
+def _gather(x: Tensor, axes: list[_WindowedAxis]) -> Tensor:
     """The windows of x (..., S1, S2, ...): (..., outputs 1, width 1, outputs 2, width 2, ...)."""
     first = x.ndim - len(axes)
     for dim, axis in reversed(list(enumerate(axes, first))):
@@ -90,7 +91,7 @@ def _gather(x: Tensor, axes: list[_Axis]) -> Tensor:
     return x
 
 
-def _add_back(values: Tensor, axes: list[_Axis]) -> Tensor:
+def _add_back(values: Tensor, axes: list[_WindowedAxis]) -> Tensor:
     """The transpose of `_gather`.
 
     Args:
@@ -118,7 +119,7 @@ def _add_back(values: Tensor, axes: list[_Axis]) -> Tensor:
     return added.contiguous()
 
 
-def _average(x: Tensor, axes: list[_Axis], divisor: int | None = None) -> Tensor:
+def _average(x: Tensor, axes: list[_WindowedAxis], divisor: int | None = None) -> Tensor:
     first = x.ndim - len(axes)
     window = _in_planes(x, axes)
     if window is not None:
@@ -130,7 +131,7 @@ def _average(x: Tensor, axes: list[_Axis], divisor: int | None = None) -> Tensor
     return sums / _divisor(axes, divisor)
 
 
-def _in_planes(x: Tensor, axes: list[_Axis]) -> list[pools.Pair] | None:
+def _in_planes(x: Tensor, axes: list[_WindowedAxis]) -> list[pools.Pair] | None:
     """Size, stride and padding of windows that the fused kernels can do."""
     if len(axes) != 2 or axes[0].regular is None or axes[1].regular is None:
         return None
@@ -140,7 +141,7 @@ def _in_planes(x: Tensor, axes: list[_Axis]) -> list[pools.Pair] | None:
 
 
 def _average_backward(
-    grad: Tensor, shape: Sequence[int], axes: list[_Axis], divisor: int | None = None
+    grad: Tensor, shape: Sequence[int], axes: list[_WindowedAxis], divisor: int | None = None
 ) -> Tensor:
     rank = len(axes)
     planes = math.prod(shape[:-rank])
@@ -154,8 +155,9 @@ def _average_backward(
     return _add_back(values, axes).view(shape)
 
 
-def _divisor(axes: list[_Axis], divisor: int | None) -> Tensor:
-    """Number of values that each window counts, float32 (outputs 1, outputs 2, ...), or `divisor`."""
+def _divisor(axes: list[_WindowedAxis], divisor: int | None) -> Tensor:
+    """Number of values that each window counts, float32 (outputs 1, outputs 2, ...), or
+    `divisor`."""
     if divisor is not None:
         return torch.full((), divisor, dtype=torch.float32)
     counts = torch.ones((), dtype=torch.int64)
@@ -168,7 +170,7 @@ def _register_average(rank: int, forward: Any, backward: Any) -> None:
     def axes_of(
         x: Tensor, kernel_size: list[int], stride: list[int] | None, padding: list[int] | int,
         ceil_mode: bool, count_include_pad: bool, divisor: int | None,
-    ) -> list[_Axis]:  # fmt: skip
+    ) -> list[_WindowedAxis]:  # fmt: skip
         kernel = _expand(kernel_size, rank)
         steps = _expand(stride or kernel, rank)
         edges = _expand([padding] if isinstance(padding, int) else padding, rank)
@@ -302,7 +304,8 @@ def _col2im(
     x: Tensor, output_size: list[int], kernel_size: list[int], dilation: list[int],
     padding: list[int], stride: list[int],
 ) -> Tensor:  # fmt: skip
-    """x (N, C * kh * kw, positions), or without N, to (N, C, H, W): windows that overlap are added."""
+    """x (N, C * kh * kw, positions), or without N, to (N, C, H, W): windows that overlap are
+    added."""
     require_float32("col2im", x)
     channels = x.shape[-2] // math.prod(kernel_size)
     shape = [*x.shape[:-2], channels, *output_size]

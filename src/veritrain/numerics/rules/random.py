@@ -11,8 +11,8 @@ from torch import Tensor
 from veritrain.errors import NumericsError, UnsupportedOperatorError
 from veritrain.numerics.cpu import elementary, philox
 from veritrain.numerics.cpu.integers import sum_bits
-from veritrain.numerics.keys.stream import Stream
-from veritrain.numerics.platform.places import elsewhere
+from veritrain.numerics.keys.stream import KeyStream
+from veritrain.numerics.platform.devices import elsewhere
 from veritrain.numerics.rules.sums import reduce_sum
 from veritrain.numerics.rules.table import Kind, aten, require_float32, rule
 
@@ -24,30 +24,30 @@ def _typed(values: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 @rule(Kind.RANDOM, aten.bernoulli_.float, takes_stream=True)
-def _bernoulli_(stream: Stream, x: Tensor, p: float = 0.5, *, generator: Any = None) -> Tensor:
+def _bernoulli_(stream: KeyStream, x: Tensor, p: float = 0.5, *, generator: Any = None) -> Tensor:
     return x.copy_(philox.bernoulli(stream.next_key(), p, tuple(x.shape)))
 
 
 @rule(Kind.RANDOM, aten.bernoulli.p, takes_stream=True)
-def _bernoulli_p(stream: Stream, x: Tensor, p: float = 0.5, *, generator: Any = None) -> Tensor:
+def _bernoulli_p(stream: KeyStream, x: Tensor, p: float = 0.5, *, generator: Any = None) -> Tensor:
     return _bernoulli_(stream, torch.empty_like(x), p, generator=generator)
 
 
 @rule(Kind.RANDOM, aten.bernoulli.default, takes_stream=True)
-def _bernoulli(stream: Stream, p: Tensor, *, generator: Any = None) -> Tensor:
+def _bernoulli(stream: KeyStream, p: Tensor, *, generator: Any = None) -> Tensor:
     if not bool(((p >= 0) & (p <= 1)).all()):
         raise NumericsError("bernoulli: probabilities must be within [0, 1]")
     return (philox.uniform24(stream.next_key(), tuple(p.shape)) < p).to(p.dtype)
 
 
 @rule(Kind.RANDOM, aten.bernoulli_.Tensor, takes_stream=True)
-def _bernoulli_tensor_(stream: Stream, x: Tensor, p: Tensor, *, generator: Any = None) -> Tensor:
+def _bernoulli_tensor_(stream: KeyStream, x: Tensor, p: Tensor, *, generator: Any = None) -> Tensor:
     return x.copy_(_bernoulli(stream, p.expand(x.shape), generator=generator))
 
 
 @rule(Kind.RANDOM, aten.native_dropout.default, takes_stream=True)
 def _native_dropout(
-    stream: Stream, x: Tensor, p: float, train: bool | None
+    stream: KeyStream, x: Tensor, p: float, train: bool | None
 ) -> tuple[Tensor, Tensor]:
     if not train:
         return x.clone(), torch.ones(x.shape, dtype=torch.bool)
@@ -65,7 +65,7 @@ def _native_dropout_backward(grad: Tensor, kept: Tensor, scale: float) -> Tensor
 
 @rule(Kind.RANDOM, aten.uniform_.default, takes_stream=True)
 def _uniform_(
-    stream: Stream, x: Tensor, low: float = 0, high: float = 1, *, generator: Any = None
+    stream: KeyStream, x: Tensor, low: float = 0, high: float = 1, *, generator: Any = None
 ) -> Tensor:
     values = philox.uniform24(stream.next_key(), tuple(x.shape))
     return x.copy_(_typed(values * (high - low) + low, x.dtype))
@@ -73,7 +73,7 @@ def _uniform_(
 
 @rule(Kind.RANDOM, aten.normal_.default, takes_stream=True)
 def _normal_(
-    stream: Stream, x: Tensor, mean: float = 0, std: float = 1, *, generator: Any = None
+    stream: KeyStream, x: Tensor, mean: float = 0, std: float = 1, *, generator: Any = None
 ) -> Tensor:
     values = philox.normal(stream.next_key(), tuple(x.shape))
     return x.copy_(_typed(values * std + mean, x.dtype))
@@ -81,7 +81,7 @@ def _normal_(
 
 @rule(Kind.RANDOM, aten.normal.float_float, takes_stream=True)
 def _normal_float(
-    stream: Stream,
+    stream: KeyStream,
     mean: float,
     std: float,
     size: list[int],
@@ -96,7 +96,9 @@ def _normal_float(
     Kind.RANDOM, aten.normal.Tensor_Tensor, aten.normal.Tensor_float, aten.normal.float_Tensor,
     takes_stream=True,
 )  # fmt: skip
-def _normal_tensors(stream: Stream, mean: Any, std: Any = 1.0, *, generator: Any = None) -> Tensor:
+def _normal_tensors(
+    stream: KeyStream, mean: Any, std: Any = 1.0, *, generator: Any = None
+) -> Tensor:
     tensors = [value for value in (mean, std) if isinstance(value, Tensor)]
     require_float32("normal", *tensors)
     shape = torch.broadcast_shapes(*(value.shape for value in tensors))
@@ -104,39 +106,39 @@ def _normal_tensors(stream: Stream, mean: Any, std: Any = 1.0, *, generator: Any
 
 
 @rule(Kind.RANDOM, aten.rand.default, takes_stream=True)
-def _rand(stream: Stream, size: list[int], **options: Any) -> Tensor:
+def _rand(stream: KeyStream, size: list[int], **options: Any) -> Tensor:
     return _uniform_(stream, torch.empty(size, **_creation(options)))
 
 
 @rule(Kind.RANDOM, aten.randn.default, takes_stream=True)
-def _randn(stream: Stream, size: list[int], **options: Any) -> Tensor:
+def _randn(stream: KeyStream, size: list[int], **options: Any) -> Tensor:
     return _normal_(stream, torch.empty(size, **_creation(options)))
 
 
 @rule(Kind.RANDOM, aten.rand_like.default, takes_stream=True)
-def _rand_like(stream: Stream, x: Tensor, **options: Any) -> Tensor:
+def _rand_like(stream: KeyStream, x: Tensor, **options: Any) -> Tensor:
     return _uniform_(stream, torch.empty_like(x, **options))
 
 
 @rule(Kind.RANDOM, aten.randn_like.default, takes_stream=True)
-def _randn_like(stream: Stream, x: Tensor, **options: Any) -> Tensor:
+def _randn_like(stream: KeyStream, x: Tensor, **options: Any) -> Tensor:
     return _normal_(stream, torch.empty_like(x, **options))
 
 
 @rule(Kind.RANDOM, aten.randint.low, takes_stream=True)
-def _randint_low(stream: Stream, low: int, high: int, size: list[int], **options: Any) -> Tensor:
+def _randint_low(stream: KeyStream, low: int, high: int, size: list[int], **options: Any) -> Tensor:
     dtype = options.get("dtype") or torch.int64
     values = philox.integers(stream.next_key(), low, high, tuple(size))
     return values.to(dtype)
 
 
 @rule(Kind.RANDOM, aten.randint.default, takes_stream=True)
-def _randint(stream: Stream, high: int, size: list[int], **options: Any) -> Tensor:
+def _randint(stream: KeyStream, high: int, size: list[int], **options: Any) -> Tensor:
     return _randint_low(stream, 0, high, size, **options)
 
 
 @rule(Kind.RANDOM, aten.random_.default, takes_stream=True)
-def _random_(stream: Stream, x: Tensor, *, generator: Any = None) -> Tensor:
+def _random_(stream: KeyStream, x: Tensor, *, generator: Any = None) -> Tensor:
     if x.is_floating_point():
         raise UnsupportedOperatorError("random_() on floating-point values: use torch.rand")
     return _random_from(stream, x, 0, torch.iinfo(x.dtype).max, generator=generator)
@@ -144,14 +146,14 @@ def _random_(stream: Stream, x: Tensor, *, generator: Any = None) -> Tensor:
 
 @rule(Kind.RANDOM, getattr(aten.random_, "from"), takes_stream=True)
 def _random_from(
-    stream: Stream, x: Tensor, low: int, high: int | None, *, generator: Any = None
+    stream: KeyStream, x: Tensor, low: int, high: int | None, *, generator: Any = None
 ) -> Tensor:
     high = torch.iinfo(torch.int64).max if high is None else high
     return x.copy_(philox.integers(stream.next_key(), low, high, tuple(x.shape)))
 
 
 @rule(Kind.RANDOM, aten.random_.to, takes_stream=True)
-def _random_to(stream: Stream, x: Tensor, high: int, *, generator: Any = None) -> Tensor:
+def _random_to(stream: KeyStream, x: Tensor, high: int, *, generator: Any = None) -> Tensor:
     return _random_from(stream, x, 0, high, generator=generator)
 
 
@@ -159,7 +161,7 @@ _TINIEST = 2.0**-126
 
 
 @rule(Kind.RANDOM, aten._standard_gamma.default, takes_stream=True)
-def _standard_gamma(stream: Stream, shape: Tensor, generator: Any = None) -> Tensor:
+def _standard_gamma(stream: KeyStream, shape: Tensor, generator: Any = None) -> Tensor:
     """Source: Marsaglia, Tsang: A simple method for generating gamma variables, 2000."""
     require_float32("_standard_gamma", shape)
     if not bool(((shape > 0) & (shape < math.inf)).all()):
@@ -180,32 +182,34 @@ def _standard_gamma(stream: Stream, shape: Tensor, generator: Any = None) -> Ten
     return torch.where(small, result * boost, result).clamp_min(_TINIEST)
 
 
-def _log_uniform(stream: Stream, size: tuple[int, ...]) -> Tensor:
+def _log_uniform(stream: KeyStream, size: tuple[int, ...]) -> Tensor:
     """Logarithms of uniform numbers in (0, 1]."""
     return elementary.apply("log", philox.uniform24(stream.next_key(), size) + 2.0**-24)
 
 
 @rule(Kind.RANDOM, aten._sample_dirichlet.default, takes_stream=True)
-def _sample_dirichlet(stream: Stream, shape: Tensor, generator: Any = None) -> Tensor:
+def _sample_dirichlet(stream: KeyStream, shape: Tensor, generator: Any = None) -> Tensor:
     parts = _standard_gamma(stream, shape)
     return parts / reduce_sum(parts, [-1], keepdim=True)
 
 
 @rule(Kind.RANDOM, aten.randperm.default, takes_stream=True)
-def _randperm(stream: Stream, n: int, **options: Any) -> Tensor:
+def _randperm(stream: KeyStream, n: int, **options: Any) -> Tensor:
     words = philox.integers(stream.next_key(), -(2**62), 2**62, (n,))
     return torch.argsort(words, stable=True).to(options.get("dtype") or torch.int64)
 
 
 @rule(Kind.RANDOM, aten.exponential_.default, takes_stream=True)
-def _exponential_(stream: Stream, x: Tensor, lambd: float = 1, *, generator: Any = None) -> Tensor:
+def _exponential_(
+    stream: KeyStream, x: Tensor, lambd: float = 1, *, generator: Any = None
+) -> Tensor:
     values = philox.exponential(stream.next_key(), tuple(x.shape))
     return x.copy_(_typed(values if lambd == 1 else values / lambd, x.dtype))
 
 
 @rule(Kind.RANDOM, aten.multinomial.default, takes_stream=True)
 def _multinomial(
-    stream: Stream,
+    stream: KeyStream,
     weights: Tensor,
     num_samples: int,
     replacement: bool = False,
@@ -214,8 +218,8 @@ def _multinomial(
 ) -> Tensor:
     """The categories whose weight over an exponential variable is largest: a race.
 
-    Samples with replacement are races of their own, with keys of their own; of float64 weights, which samplers of
-    data sets have by the thousand, they are places in the running sum.
+    Samples with replacement are races of their own, with keys of their own; of float64 weights,
+    which samplers of data sets have by the thousand, they are places in the running sum.
     """
     if weights.dtype != torch.float64:
         require_float32("multinomial", weights)
@@ -234,8 +238,9 @@ def _multinomial(
     return torch.cat(results, -1)
 
 
-def _places_in_running_sum(stream: Stream, weights: Tensor, num_samples: int) -> Tensor:
-    """The first category whose running sum of integers is above a number drawn below the whole sum."""
+def _places_in_running_sum(stream: KeyStream, weights: Tensor, num_samples: int) -> Tensor:
+    """The first category whose running sum of integers is above a number drawn below the whole
+    sum."""
     bits = sum_bits(weights.shape[-1])
     _, exponent = torch.frexp(weights.amax(-1, keepdim=True))
     whole = _times_power_of_two(weights, bits - exponent).round().long().cumsum(-1)
@@ -245,7 +250,8 @@ def _places_in_running_sum(stream: Stream, weights: Tensor, num_samples: int) ->
 
 
 def _times_power_of_two(x: Tensor, exponent: Tensor) -> Tensor:
-    """x * 2**exponent, in two factors that float64 holds: exact, or rounded once below its normal numbers."""
+    """x * 2**exponent, in two factors that float64 holds: exact, or rounded once below its normal
+    numbers."""
     half = exponent.div(2, rounding_mode="floor")
     for part in (half, exponent - half):
         x = x * ((part.long() + 1023) << 52).view(torch.float64)

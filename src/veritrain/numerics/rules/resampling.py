@@ -1,8 +1,8 @@
 """Operators that make each axis of a result out of chosen places of the input's axis: padding by
 reflection or replication, and interpolation (docs/numerics.md, "Resampling").
 
-Places and weights are computed here, from integers and IEEE operations: PyTorch's kernels compute them
-in C++, where a compiler may fuse them.
+Places and weights are computed here, from integers and IEEE operations: PyTorch's kernels compute
+them in C++, where a compiler may fuse them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from veritrain.numerics.rules.table import Kind, aten, require_float32, result_s
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Axis:
+class _ResampledAxis:
     """result[i] = sum over t of input[places[t, i]] * weights[t, i].
 
     places: int64 (T, outputs). weights: float32 (T, outputs), or None for copies (T = 1).
@@ -38,8 +38,9 @@ def choose(x: Tensor, dim: int, places: Tensor) -> Tensor:
     return x.reshape(rows, x.shape[-1]).index_select(1, places).view(*x.shape[:-1], len(places))
 
 
-def _resample(x: Tensor, axes: Sequence[_Axis]) -> Tensor:
-    """Along the last axes of x, from the first of them to the last; terms are added in order of t."""
+def _resample(x: Tensor, axes: Sequence[_ResampledAxis]) -> Tensor:
+    """Along the last axes of x, from the first of them to the last; terms are added in order of
+    t."""
     for dim, axis in enumerate(axes, x.ndim - len(axes)):
         terms = [
             _weighted(choose(x, dim, places), axis.weights, t, dim)
@@ -51,7 +52,7 @@ def _resample(x: Tensor, axes: Sequence[_Axis]) -> Tensor:
     return x
 
 
-def _resample_backward(grad: Tensor, axes: Sequence[_Axis]) -> Tensor:
+def _resample_backward(grad: Tensor, axes: Sequence[_ResampledAxis]) -> Tensor:
     """The transpose, from the last axis to the first: exact sums of the values for each place."""
     first = grad.ndim - len(axes)
     for dim, axis in reversed(list(enumerate(axes, first))):
@@ -72,20 +73,24 @@ def _weighted(x: Tensor, weights: Tensor | None, t: int, dim: int) -> Tensor:
 # Padding. `padding` is (before, after) of the last axis, then of the one before it, ...
 
 
-def _reflected(size: int, before: int, after: int) -> _Axis:
+def _reflected(size: int, before: int, after: int) -> _ResampledAxis:
     places = torch.arange(-before, size + after).abs()
     last = size - 1
-    return _Axis(size=size, places=(last - (last - places).abs())[None])
+    return _ResampledAxis(size=size, places=(last - (last - places).abs())[None])
 
 
-def _replicated(size: int, before: int, after: int) -> _Axis:
-    return _Axis(size=size, places=torch.arange(-before, size + after).clamp(0, size - 1)[None])
+def _replicated(size: int, before: int, after: int) -> _ResampledAxis:
+    return _ResampledAxis(
+        size=size, places=torch.arange(-before, size + after).clamp(0, size - 1)[None]
+    )
 
 
-def _register_padding(name: str, rank: int, make: Callable[[int, int, int], _Axis]) -> None:
+def _register_padding(
+    name: str, rank: int, make: Callable[[int, int, int], _ResampledAxis]
+) -> None:
     forward = getattr(aten, f"{name}{rank}d").default
 
-    def axes_of(x: Tensor, padding: list[int]) -> list[_Axis]:
+    def axes_of(x: Tensor, padding: list[int]) -> list[_ResampledAxis]:
         result_shape(forward, x, padding)  # raises where they do not fit
         pairs = zip(padding[::2], padding[1::2], strict=True)
         return [
@@ -110,16 +115,16 @@ for _rank in (1, 2, 3):
 
 # Interpolation. An axis is made of (input size, output size, scale or None).
 
-_Maker = Callable[[int, int, float | None], _Axis]
+_Maker = Callable[[int, int, float | None], _ResampledAxis]
 
 
 def _nearest(offset: float) -> _Maker:
     """Place floor((i + offset) * step), in float32 as PyTorch computes it."""
 
-    def make(size: int, outputs: int, scale: float | None) -> _Axis:
+    def make(size: int, outputs: int, scale: float | None) -> _ResampledAxis:
         index = torch.arange(outputs, dtype=torch.float32) + offset
         places = (index * _float32_step(size, outputs, scale)).floor().long()
-        return _Axis(size=size, places=places.clamp(max=size - 1)[None])
+        return _ResampledAxis(size=size, places=places.clamp(max=size - 1)[None])
 
     return make
 
@@ -151,11 +156,11 @@ def _split(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _linear(align_corners: bool) -> _Maker:
-    def make(size: int, outputs: int, scale: float | None) -> _Axis:
+    def make(size: int, outputs: int, scale: float | None) -> _ResampledAxis:
         position = _positions(size, outputs, scale, align_corners).clamp(min=0)
         place, fraction = _split(position, size)
         upper = fraction.float()
-        return _Axis(
+        return _ResampledAxis(
             size=size, places=torch.stack([place, (place + 1).clamp(max=size - 1)]),
             weights=torch.stack([1 - upper, upper]),
         )  # fmt: skip
@@ -178,11 +183,13 @@ def _outer_cubic(z: Tensor, a: float = _SHARPNESS) -> Tensor:  # 1 <= z <= 2
 def _cubic(align_corners: bool) -> _Maker:
     """Cubic convolution. Source: Keys, Cubic convolution interpolation, 1981, equation 4."""
 
-    def make(size: int, outputs: int, scale: float | None) -> _Axis:
+    def make(size: int, outputs: int, scale: float | None) -> _ResampledAxis:
         place, z = _split(_positions(size, outputs, scale, align_corners), size)
         weights = [_outer_cubic(z + 1), _inner_cubic(z), _inner_cubic(1 - z), _outer_cubic(2 - z)]
         places = [(place + offset).clamp(0, size - 1) for offset in (-1, 0, 1, 2)]
-        return _Axis(size=size, places=torch.stack(places), weights=torch.stack(weights).float())
+        return _ResampledAxis(
+            size=size, places=torch.stack(places), weights=torch.stack(weights).float()
+        )
 
     return make
 
@@ -200,7 +207,7 @@ def _antialiased(radius: int, bell: Callable[[Tensor], Tensor]) -> Callable[[boo
     """Weights bell(distance) within `radius`, widened where there are fewer outputs than places."""
 
     def maker(align_corners: bool) -> _Maker:
-        def make(size: int, outputs: int, scale: float | None) -> _Axis:
+        def make(size: int, outputs: int, scale: float | None) -> _ResampledAxis:
             step = _step(size, outputs, scale, align_corners)
             widening = max(step, 1.0)
             centre = (torch.arange(outputs, dtype=torch.float64) + 0.5) * step
@@ -213,7 +220,7 @@ def _antialiased(radius: int, bell: Callable[[Tensor], Tensor]) -> Callable[[boo
             total = torch.zeros(outputs, dtype=torch.float64)
             for weight in weights:
                 total = total + weight
-            return _Axis(
+            return _ResampledAxis(
                 size=size, places=torch.minimum(places, last), weights=(weights / total).float()
             )
 
@@ -224,7 +231,7 @@ def _antialiased(radius: int, bell: Callable[[Tensor], Tensor]) -> Callable[[boo
 
 def _axes(
     make: _Maker, sizes: Sequence[int], outputs: Sequence[int], scales: Sequence[float | None]
-) -> list[_Axis]:
+) -> list[_ResampledAxis]:
     padded = [*scales, *[None] * (len(outputs) - len(scales))]
     return [make(*each) for each in zip(sizes[-len(outputs) :], outputs, padded, strict=True)]
 

@@ -176,7 +176,8 @@ def vector_norm(
 
 
 def _sum_of_magnitudes(x: Tensor, dims: list[int], keepdim: bool) -> Tensor:
-    """The sum of values that are not below zero: infinite where one of them is, as none cancels it."""
+    """The sum of values that are not below zero: infinite where one of them is, as none cancels
+    it."""
     found = reduce_sum(x, dims, keepdim)
     if not bool(found.isnan().any()):
         return found

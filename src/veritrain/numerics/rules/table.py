@@ -1,8 +1,8 @@
 """The table that maps an ATen operator to its rule under `exact` numerics.
 
 A rule is a function with the operator's own signature. `Kind` says where the operator's bits come
-from (docs/numerics.md has one chapter per kind). An operator that is not in the table has no rule and
-is refused by name; nothing is passed through by default.
+from (docs/numerics.md has one chapter per kind). An operator that is not in the table has no rule
+and is refused by name; nothing is passed through by default.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def covered() -> dict[str, Kind]:
 
 
 def _as_is_rule(operator: OpOverload, kind: Kind) -> Rule:
-    """The operator itself; where it writes into `out` and its functional twin has a rule, that rule."""
+    """The operator itself; where it writes into `out` and its functional twin has a rule, that
+    rule."""
     if any(argument.is_out for argument in _arguments(operator)):
         twin = _functional_twin(operator, short_name(operator))
         if twin is None or twin in _RULES:
@@ -171,8 +172,8 @@ def _write(target: Tensor, result: Tensor) -> Tensor:
 
 
 def random_operator(operator: OpOverload) -> OpOverload | None:
-    """The random operator that this one is where its keys come from a generator, or that it is itself; None for
-    operators that draw nothing or have no rule."""
+    """The random operator that this one is where its keys come from a generator, or that it is
+    itself; None for operators that draw nothing or have no rule."""
     name = short_name(operator)
     overload = operator.name().partition(".")[2]
     packet = getattr(aten, name, None)
@@ -206,7 +207,8 @@ def refuse(*operators: OpOverload, because: str) -> None:
 
 
 def result_shape(operator: OpOverload, x: Tensor, *arguments: object) -> torch.Size:
-    """Shape of operator(x, ...) by PyTorch's own function of shapes, which raises where they do not fit."""
+    """Shape of operator(x, ...) by PyTorch's own function of shapes, which raises where they do not
+    fit."""
     with _disable_current_modes():
         return operator(torch.empty(x.shape, device="meta"), *arguments).shape
 
@@ -226,7 +228,8 @@ def require_float32(operator: str, *tensors: Tensor | None) -> None:
 
 
 def times_(x: Tensor, y: Tensor) -> Tensor:
-    """x * y, in the memory of `x` where it holds that: `vmap` hands over shapes that are yet to be broadcast."""
+    """x * y, in the memory of `x` where it holds that: `vmap` hands over shapes that are yet to be
+    broadcast."""
     return x.mul_(y) if x.shape == y.shape else x * y
 
 

@@ -1,7 +1,9 @@
-"""Where a tensor lies decides what computes it: the CPU's kernel, or the twin of it for other devices.
+"""Where a tensor lies decides what computes it: the CPU's kernel, or the twin of it for other
+devices.
 
-A kernel of the CPU is marked `on_cpu`; its twin is registered by `twin_of` (package `device`). So kernels
-do not import their twins. The twins are there once `device` is imported, which is before a step on a device.
+A kernel of the CPU is marked `on_cpu`; its twin is registered by `twin_of` (package `device`). So
+kernels do not import their twins. The twins are there once `device` is imported, which is before a
+step on a device.
 """
 
 from __future__ import annotations
