@@ -261,6 +261,18 @@ def test_what_is_left_out_of_an_opening_convicts(scene, path):
     assert "opened is false" in verdict.reason
 
 
+@pytest.mark.parametrize("rows", ["met", "reads", "writes"])
+def test_a_row_that_is_there_twice_is_false(scene, rows):
+    def twice(bodies):
+        body = next(body for body in bodies if body.get(rows))
+        body[rows].append(body[rows][0])
+        return bodies
+
+    for side in SIDES:
+        verdict = settle(scene, STEP, **{side: Liar(scene, STEP, change=twice)})
+        assert verdict.loser.value == side, verdict.reason
+
+
 class Terse:
     """Claims of a party whose messages hold no more than so many bytes."""
 

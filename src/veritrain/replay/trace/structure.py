@@ -79,11 +79,12 @@ def structure_of(body: Body) -> Structure:
 
 
 def _of_operands(operands: Operands) -> Structure:
-    return _memory(operands.met, operands.cells, operands.sizes())
+    sizes = [(read.cell, read.size) for read in operands.reads]  # a hostile row may be there twice
+    return _memory(operands.met, operands.cells, sizes)
 
 
-def _memory(met: Sequence[MetCell], cells: int, sizes: Mapping[int, int]) -> Structure:
-    reads: list[Value] = [[cell, size] for cell, size in sizes.items()]
+def _memory(met: Sequence[MetCell], cells: int, sizes: Iterable[tuple[int, int]]) -> Structure:
+    reads: list[Value] = [[cell, size] for cell, size in sizes]
     return {"met": [cell.to_value() for cell in met], "cells": cells, "reads": reads}
 
 
@@ -265,8 +266,8 @@ class _Follower:
                 self._short[number] = self._digest(tensor)
             if is_constant:
                 self._constants[number] = self._short[number]
-        numbered = {self._cells[x]: x.untyped_storage().nbytes() for x in tensors}
-        return _memory(met, len(self._cells), dict(sorted(numbered.items())))
+        sizes = {self._cells[x]: x.untyped_storage().nbytes() for x in tensors}
+        return _memory(met, len(self._cells), sorted(sizes.items()))
 
     def _next(self, structure: Structure) -> Body:
         """The agreed body of the entry that was just described, or the end."""
