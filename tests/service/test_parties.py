@@ -503,7 +503,7 @@ def asked_for_details(scene, liar, out):
         message = SignedMessage.from_bytes(asked, where="").opened(where="")
         topic = Question.from_value(message.body).topic
         hall.court.receive(dispute, sides["trainer"].answer(asked))
-        if isinstance(topic, DetailOf) and topic.what["n"] == 1:
+        if isinstance(topic, DetailOf) and topic.what["from"] == 1:
             break
         if hall.court.question(dispute, "challenger") == asked:
             hall.court.receive(dispute, sides["challenger"].answer(asked))
