@@ -19,8 +19,8 @@ from veritrain.transcript import Transcript
 
 
 def require_agreed(job: Job, transcript: Transcript) -> None:
-    """Check that a run has this job's numerics and data set, which a dispute cannot tell, and
-    stored states where the job says.
+    """Check that a run has this job's numerics and data set, and stored states where the job says.
+    A dispute cannot tell.
 
     Args:
         job: the challenger's own, whose `sources.require_job` the run has passed.
@@ -52,7 +52,7 @@ def require_agreed(job: Job, transcript: Transcript) -> None:
 def first_difference(
     job: Job, transcript: Transcript, on_step: Callable[[int], None] | None = None
 ) -> int | None:
-    """The first step of a run that comes to something else here; None if there is none.
+    """The first step of a run that comes to another result on this machine; None if none does.
 
     Args:
         job: the challenger's own.
@@ -60,7 +60,7 @@ def first_difference(
         on_step: called with the number of each step that was found equal.
 
     Raises:
-        InconclusiveError: a step cannot be recomputed here.
+        InconclusiveError: this machine cannot recompute a step.
         UsageError: `native` numerics, under which honest machines differ.
         VeritrainError: as `Replayer.replay`.
     """
@@ -81,7 +81,7 @@ def challenger_claims(job: Job, transcript: Transcript, step: int) -> ReplayedCl
 
     Raises:
         UsageError: there is no such step.
-        InconclusiveError: the step cannot be recomputed here.
+        InconclusiveError: this machine cannot recompute the step.
     """
     if not 0 <= step < len(transcript.leaves):
         raise UsageError(f"the run has steps 0 to {len(transcript.leaves) - 1}, got {step}")

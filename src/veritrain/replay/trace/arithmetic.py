@@ -27,12 +27,12 @@ class Arithmetic:
 
     @classmethod
     def of(cls, job: Job) -> Arithmetic:
-        """Those of a job."""
+        """The settings of a job."""
         return cls(numerics=job.numerics, thresholds=job.thresholds, seed=job.seed)
 
     @classmethod
     def from_header(cls, header: Header) -> Arithmetic:
-        """Those that a run's header commits to, whoever wrote it.
+        """Those that a run's header commits to; another party may have written it.
 
         Raises:
             InconclusiveError: they are not of the form that `Job.settings` has, or of numerics that

@@ -1,5 +1,7 @@
-"""One entry of a trace: what one operator of a step did. The body is opaque here
-(docs/disputes.md)."""
+"""One entry of a trace: what one operator of a step did. `entry_bodies` says what a body holds.
+
+The body is any map in this room: an entry is chained, opened and compared before anyone reads it.
+"""
 
 from __future__ import annotations
 

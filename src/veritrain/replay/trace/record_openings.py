@@ -96,7 +96,7 @@ def _committed(row: Value, index: int, header: Header) -> tuple[Any, bool]:
 
 
 class _OpenedRecords:
-    """A data set of which only the opened records are here."""
+    """A data set of which only the opened records are known."""
 
     def __init__(self, count: int) -> None:
         self.records: dict[int, Any] = {}

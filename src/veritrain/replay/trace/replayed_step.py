@@ -49,7 +49,7 @@ class Traces(Protocol):
     """Where a party keeps the traces that it computed."""
 
     def get(self, step: int) -> Sequence[bytes] | None:
-        """The entries of the trace of a step, if they are here."""
+        """The entries of the trace of a step; None where they are not kept."""
         ...
 
     def keep(self, step: int, entries: Sequence[bytes]) -> None:
@@ -105,7 +105,7 @@ class ReplayedStep:
         Where the step's rounding log cannot be followed, this side decides its roundings itself.
 
         Raises:
-            InconclusiveError: the state before is not the run's here.
+            InconclusiveError: this computation of the state before is not the run's.
             NumericsError, UsageError: the step comes to nothing that a leaf can hold.
         """
         end = self._body(len(self.entries) - 1)

@@ -184,7 +184,7 @@ class _Follower:
         self._constants: dict[int, Digest] = {}  # by cell, of the last entry
         self._cells = Cells()
         self._index = 1  # entry 0 has the inputs
-        self._short: dict[int, Digest] = {}  # of cells whose bytes are known here
+        self._short: dict[int, Digest] = {}  # of cells whose bytes the follower knows
         self._written: set[int | None] = set()
         self._reading = False  # by this class itself
 
@@ -229,7 +229,7 @@ class _Follower:
 
     @contextmanager
     def no_hidden_reads(self) -> Generator[None]:
-        """Values are not computed: whoever reads them past the operators must not get any."""
+        """Refuse code that reads values past the operators, since nobody computes them."""
         originals = {name: getattr(Tensor, name) for name in _READERS}
 
         def guarded(name: str) -> Callable[..., Any]:
@@ -280,7 +280,7 @@ class _Follower:
         return agreed
 
     def _has_constants(self, agreed: Body) -> bool:
-        """Does the agreed entry read the constants that the job has here?"""
+        """Does the agreed entry read the constants that the job's code has?"""
         if not self._constants:
             return True
         if not isinstance(agreed, (OperatorBody, StateBody)):
@@ -336,8 +336,8 @@ class _Follower:
         return results if is_single or not isinstance(results, list) else tuple(results)
 
     def _is_known(self, tensor: Tensor) -> bool:
-        """Whether the bytes of its cell are the true ones here: short, or of the batch and never
-        written."""
+        """Whether the bytes of its cell are the true ones: it is short, or of the batch and was
+        never written."""
         number = self._cells.number(tensor)
         is_of_batch = isinstance(self._origins.of(tensor), FromBatch)
         return number in self._short or (number not in self._written and is_of_batch)
