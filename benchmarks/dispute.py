@@ -31,12 +31,13 @@ from veritrain.job.job import Job
 from veritrain.job.sources import commitment
 from veritrain.job.state import capture
 from veritrain.job.step import Program, run_step
+from veritrain.parties.journal import Journal
 from veritrain.protocols.dispute.challenge import make_challenge, open_challenge
-from veritrain.protocols.dispute.check import check
 from veritrain.protocols.dispute.claims import Entries
 from veritrain.protocols.dispute.judging.operator_judge import OperatorJudge
 from veritrain.protocols.dispute.messages import PARTIES, Role
-from veritrain.protocols.dispute.party import Party
+from veritrain.protocols.dispute.offline_check import check_bundle
+from veritrain.protocols.dispute.party import DisputeParty
 from veritrain.protocols.dispute.referee import Deadlines, Referee
 from veritrain.protocols.dispute.replayed_claims import ReplayedClaims
 from veritrain.replay.trace.entry import TraceEntry
@@ -149,12 +150,16 @@ def _rows(model: str, steps: int) -> Generator[Row]:
 def _row(model: str, steps: int, stage: _Stage, index: int, quantile: float) -> Row:
     seconds = dict.fromkeys(Role, 0.0)
     referee, challenge = _opened(stage, seconds)
-    contest = open_challenge(challenge, referee=stage.keys[Role.REFEREE].public_key)
+    terms = open_challenge(challenge, referee=stage.keys[Role.REFEREE].public_key)
     replays: dict[Role, int] = dict.fromkeys(PARTIES, 0)
     claims = {Role.TRAINER: stage.liar(), Role.CHALLENGER: stage.honest}
     parties = {
-        role: Party(
-            role=role, signer=stage.keys[role], contest=contest, claims=claims[role], replies={}
+        role: DisputeParty(
+            role=role,
+            signer=stage.keys[role],
+            terms=terms,
+            claims=claims[role],
+            journal=Journal({}),
         )
         for role in PARTIES
     }
@@ -286,5 +291,5 @@ if __name__ == "__main__":
 
     referee_key = Bundle.from_bytes(data, where="bundle").evidence.referee
     begin = perf_counter()
-    check(data, judge=judge, referees=[referee_key])
+    check_bundle(data, judge=judge, referees=[referee_key])
     print(perf_counter() - begin, peak())

@@ -12,7 +12,7 @@ import pytest
 
 from veritrain import errors
 from veritrain.cli import commands, main, output, show
-from veritrain.cli.blame import describe
+from veritrain.cli.error_lines import describe
 
 
 def test_help_of_every_command_has_examples(call):

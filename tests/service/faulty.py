@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from veritrain.service.ranges import Fields, select
+from veritrain.net.ranges import Fields, select
 
 
 @dataclass(frozen=True, kw_only=True)

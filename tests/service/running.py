@@ -26,7 +26,7 @@ from veritrain.errors import TranscriptError
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class FakeAnswers:
+class FakeTrainer:
     """Answers a question with itself backwards, when it is asked for the second time."""
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class FakeAnswers:
             raise LookupError(dispute)
 
 
-class FakeCourt:
+class FakeReferee:
     """A referee who asks the challenger "why" once, the trainer never, and decides after an answer."""
 
     def __init__(self) -> None:
@@ -193,18 +193,18 @@ def running(folder: Path | None = None, **options: Any) -> Iterator[Running]:
 
 
 def main() -> None:
+    from veritrain.net.listener import Certificate, listen, serve
     from veritrain.service.app import make_app
-    from veritrain.service.limits import ServiceLimits
     from veritrain.service.served import ServedRun
-    from veritrain.service.server import Certificate, listen, serve
+    from veritrain.service.service_limits import ServiceLimits
 
     options = json.loads(sys.argv[1])
     limits = ServiceLimits(**options.get("limits", {"requests_per_second": 0}))
     folder, certificate = options["folder"], options.get("certificate")
     app = make_app(
         ServedRun(folder) if folder else None,
-        answers=None if folder else FakeAnswers(),
-        court=None if folder else FakeCourt(),
+        trainer=None if folder else FakeTrainer(),
+        referee=None if folder else FakeReferee(),
         token=options.get("token"),
         limits=limits,
         log=lambda access: print(access, file=sys.stderr),

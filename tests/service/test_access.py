@@ -14,9 +14,9 @@ from tests.service.faulty import faulty
 from tests.service.running import read_all, running
 from veritrain.cli import main
 from veritrain.errors import UsageError
-from veritrain.service.guard import Rates, client_key
-from veritrain.service.limits import ServiceLimits
-from veritrain.service.server import require_protection
+from veritrain.net.guard import Rates, client_key
+from veritrain.net.listener import require_protection
+from veritrain.service.service_limits import ServiceLimits
 from veritrain.transcript.download import read_token
 from veritrain.transcript.stores import open_store
 

@@ -16,7 +16,7 @@ from tests.service.disputants import Command
 from veritrain.adversaries import trainers
 from veritrain.cli import main
 from veritrain.protocols.dispute import find_difference
-from veritrain.service.kept import Shelf
+from veritrain.service.dispute_folder import DisputeArchive
 from veritrain.transcript import Header, Signer
 
 STEP = 5  # the first after a checkpoint
@@ -45,7 +45,7 @@ def record(job, folder, signer):
             step.train()
 
 
-class Court:
+class Processes:
     """The three processes of one dispute, in a folder of its own."""
 
     def __init__(self, scene, folder):
@@ -88,7 +88,7 @@ class Court:
 
 @pytest.fixture
 def court(scene, tmp_path):
-    made = Court(scene, tmp_path)
+    made = Processes(scene, tmp_path)
     yield made
     for one in made.running:
         one.kill()
@@ -233,7 +233,7 @@ def test_what_does_not_fit_shows_before_the_run_is_recomputed(court, capfd, monk
     assert main(words_of(court, "http://127.0.0.1:9")) == 2
     assert "127.0.0.1:9" in capfd.readouterr().err
     url = court.referee(court.trainer("honest").url()).url()
-    held = Shelf(court.folder / "mine")
+    held = DisputeArchive(court.folder / "mine")
     assert main(words_of(court, url)) == 2
     assert "by another process" in capfd.readouterr().err
     held._store.unlock()

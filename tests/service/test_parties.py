@@ -7,9 +7,10 @@ import time
 from dataclasses import replace
 
 import pytest
+from tests.replay.trace.referee import Liar, Scene, encoded, head
+from veritrain.job.load import load_job
 
 from tests import zoo
-from tests.replay.trace.court import Liar, Scene, encoded, head
 from tests.service.conftest import JOB
 from veritrain.adversaries import rounders, trainers
 from veritrain.cli import main
@@ -20,15 +21,16 @@ from veritrain.errors import (
     VerificationError,
     VeritrainError,
 )
-from veritrain.job.load import load_job
+from veritrain.parties.envelope import SignedEnvelope
+from veritrain.parties.equivocation import check_equivocation
+from veritrain.parties.journal import Journal, JournalEntry
+from veritrain.parties.party_folder import KeptEntries
 from veritrain.protocols.dispute.challenge import make_challenge, open_challenge
-from veritrain.protocols.dispute.check import check, check_equivocation
 from veritrain.protocols.dispute.claims import Entries
+from veritrain.protocols.dispute.dispute_limits import LIMITS
 from veritrain.protocols.dispute.evidence import Bundle
 from veritrain.protocols.dispute.find_difference import challenger_claims, first_difference
 from veritrain.protocols.dispute.judge import Ask, Loser, Ruling
-from veritrain.protocols.dispute.judging.operator_judge import OperatorJudge
-from veritrain.protocols.dispute.limits import LIMITS
 from veritrain.protocols.dispute.messages import (
     DetailOf,
     Kind,
@@ -37,19 +39,21 @@ from veritrain.protocols.dispute.messages import (
     OperatorAt,
     Question,
     Role,
-    SignedMessage,
     TraceOf,
     read_reply,
 )
-from veritrain.protocols.dispute.party import Party, Reply
+from veritrain.protocols.dispute.offline_check import check_bundle
+from veritrain.protocols.dispute.party import DisputeParty
 from veritrain.protocols.dispute.referee import Deadlines
+from veritrain.protocols.dispute.verdict import DisputeVerdict, unseal
+from veritrain.protocols.dispute.find_difference import challenger_claims, first_difference
+from veritrain.protocols.dispute.judging.operator_judge import OperatorJudge
 from veritrain.protocols.dispute.replayed_claims import ReplayedClaims
-from veritrain.protocols.dispute.verdict import Verdict, unseal
 from veritrain.replay.trace.replayed_step import ReplayedStep
-from veritrain.service.court import RefereeCourt
-from veritrain.service.kept import KeptReplies, Shelf
-from veritrain.service.problems import StoppedError
-from veritrain.service.trainer import TrainerAnswers
+from veritrain.service.backends import StoppedError
+from veritrain.service.dispute_folder import DisputeArchive
+from veritrain.service.run_referee import RunReferee
+from veritrain.service.run_trainer import RunTrainer
 from veritrain.transcript import Signer
 
 STEP = 3
@@ -84,10 +88,10 @@ def leaves_of(side):
 
 
 def ask(scene, data, number=1, topic=None, signer=None):
-    contest = open_challenge(data, referee=scene.referee.public_key)
+    terms = open_challenge(data, referee=scene.referee.public_key)
     question = Question(of=(Role.TRAINER,), topic=topic or LeafAt(index=STEP))
     message = Message(
-        run=contest.run, dispute=contest.dispute, sender=Role.REFEREE, number=number,
+        run=terms.run, dispute=terms.dispute, sender=Role.REFEREE, number=number,
         kind=Kind.QUESTION, body=question.to_value(),
     )  # fmt: skip
     return message.signed(signer or scene.referee).to_bytes()
@@ -98,7 +102,7 @@ class Trainer:
 
     def __init__(self, scene, state):
         self.scene, self.state, self.told, self.verdicts = scene, state, [], []
-        self.answers = self._start()
+        self.backend = self._start()
 
     def _start(self, **changes):
         words = {
@@ -106,17 +110,17 @@ class Trainer:
             "referees": [self.scene.referee.fingerprint], "state": self.state, "report": self.told.append,
             "on_verdict": self.verdicts.append,
         }  # fmt: skip
-        return TrainerAnswers(**{**words, **changes})
+        return RunTrainer(**{**words, **changes})
 
     def restart(self, **changes):
-        self.answers._shelf._store.unlock()
-        self.answers = self._start(**changes)
+        self.backend._archive._store.unlock()
+        self.backend = self._start(**changes)
 
     def reply(self, data):
-        name = self.answers.submit(data)
+        name = self.backend.submit(data)
         end = time.monotonic() + 20
         while time.monotonic() < end:
-            found = self.answers.get(name)
+            found = self.backend.get(name)
             if found is not None:
                 return found
         raise AssertionError(self.told)
@@ -134,7 +138,7 @@ def test_a_trainer_says_the_same_again_after_it_was_killed(scene, liar, trainer)
     first = trainer.reply(question)
     trainer.restart()
     with pytest.raises(LookupError):
-        trainer.answers.get(bytes(32))
+        trainer.backend.get(bytes(32))
     assert trainer.reply(question) == first
 
 
@@ -143,14 +147,14 @@ def test_a_question_with_a_used_number_is_refused_and_kept_as_proof(scene, liar,
     trainer.reply(data)
     trainer.reply(ask(scene, data))
     trainer.restart()
-    name = trainer.answers.submit(ask(scene, data, topic=LeafAt(index=1)))
+    name = trainer.backend.submit(ask(scene, data, topic=LeafAt(index=1)))
     with pytest.raises(LookupError):
-        trainer.answers.get(name)  # waits
+        trainer.backend.get(name)  # waits
     assert "two different questions" in trainer.told[0]
     while len(trainer.told) < 2:
         time.sleep(0.01)
     pair = [file.read_bytes() for file in sorted(trainer.state.glob("*/equivocation-*"))]
-    assert check_equivocation(*pair, key=scene.referee.public_key).number == 1
+    assert check_equivocation(*pair, key=scene.referee.public_key, of=Message).number == 1
 
 
 def test_what_a_trainer_does_not_take(scene, liar, trainer, tmp_path):
@@ -168,13 +172,13 @@ def test_what_a_trainer_does_not_take(scene, liar, trainer, tmp_path):
         assert is_refused(trainer, message), why
     trainer.reply(data)
     with pytest.raises(VerificationError):
-        trainer.answers.submit(ask(scene, data, signer=other))
+        trainer.backend.submit(ask(scene, data, signer=other))
     assert list(trainer.state.iterdir()) == []  # a challenge alone writes nothing
 
 
 def is_refused(trainer, message):
     try:
-        trainer.answers.submit(message)
+        trainer.backend.submit(message)
     except VeritrainError:
         return True
     return False
@@ -182,28 +186,28 @@ def is_refused(trainer, message):
 
 def test_a_trainer_takes_the_verdict_of_its_referee(scene, liar, trainer):
     data = challenge(scene, liar)
-    contest = open_challenge(data, referee=scene.referee.public_key)
-    verdict = Verdict(
-        loser=Loser.CHALLENGER, reason="it resigned", timed_out=False, run=contest.run,
-        dispute=contest.dispute, root=contest.head.root, step=None, index=None, rounds=1, messages=2,
+    terms = open_challenge(data, referee=scene.referee.public_key)
+    verdict = DisputeVerdict(
+        loser=Loser.CHALLENGER, reason="it resigned", timed_out=False, run=terms.run,
+        dispute=terms.dispute, root=terms.head.root, step=None, index=None, rounds=1, messages=2,
         bytes=3, evidence=bytes(32),
     )  # fmt: skip
     trainer.reply(data)
     with pytest.raises(LookupError):  # nothing was asked in it
-        trainer.answers.conclude(contest.dispute, verdict.seal(scene.referee))
+        trainer.backend.conclude(terms.dispute, verdict.seal(scene.referee))
     trainer.reply(ask(scene, data))
     other = replace(verdict, dispute=bytes(32)).seal(scene.referee)
     for false in (b"", verdict.seal(scene.challenger), verdict.seal(scene.referee) + b" ", other):
         with pytest.raises(VeritrainError):
-            trainer.answers.conclude(contest.dispute, false)
+            trainer.backend.conclude(terms.dispute, false)
     for _ in range(2):
-        trainer.answers.conclude(contest.dispute, verdict.seal(scene.referee))
+        trainer.backend.conclude(terms.dispute, verdict.seal(scene.referee))
     trainer.restart()
-    trainer.answers.conclude(contest.dispute, verdict.seal(scene.referee))
+    trainer.backend.conclude(terms.dispute, verdict.seal(scene.referee))
     assert trainer.verdicts == [verdict]
     contrary = replace(verdict, loser=Loser.TRAINER)
     with pytest.raises(UsageError):
-        trainer.answers.conclude(contest.dispute, contrary.seal(scene.referee))
+        trainer.backend.conclude(terms.dispute, contrary.seal(scene.referee))
 
 
 def test_challenges_that_no_referee_asks_about_are_forgotten(scene, liar, trainer):
@@ -211,7 +215,7 @@ def test_challenges_that_no_referee_asks_about_are_forgotten(scene, liar, traine
     for one in every:
         trainer.reply(one)
     with pytest.raises(VerificationError):
-        trainer.answers.submit(ask(scene, every[0]))
+        trainer.backend.submit(ask(scene, every[0]))
     assert trainer.reply(ask(scene, every[-1]))
 
 
@@ -231,10 +235,10 @@ def test_what_is_at_hand_is_answered_while_another_dispute_is_replayed(
     first, third = (challenge(scene, liar, nonce=nonce(n)) for n in (1, 2))
     for data in (first, second, third):
         trainer.reply(data)
-    replay = trainer.answers.submit(ask(scene, first, topic=TraceOf(step=STEP)))
+    replay = trainer.backend.submit(ask(scene, first, topic=TraceOf(step=STEP)))
     assert trainer.reply(ask(scene, third))  # a leaf
     assert trainer.reply(entry)  # from the disk
-    assert trainer.answers.get(replay) is None
+    assert trainer.backend.get(replay) is None
     goes_on.set()
     assert trainer.reply(ask(scene, first, topic=TraceOf(step=STEP)))
 
@@ -254,12 +258,12 @@ def test_one_replay_runs_at_a_time(scene, liar, trainer, monkeypatch):
     questions = [ask(scene, one, topic=TraceOf(step=STEP)) for one in every]
     for one, asked in zip(every, questions, strict=True):
         trainer.reply(one)
-        trainer.answers.submit(asked)
+        trainer.backend.submit(asked)
     for asked in questions:
         trainer.reply(asked)
     assert most == [1] * 6
     time.sleep(0.1)
-    assert len(trainer.answers._active) == 4
+    assert len(trainer.backend._active) == 4
 
 
 def traced(scene, liar, trainer):
@@ -267,7 +271,7 @@ def traced(scene, liar, trainer):
     data = challenge(scene, liar)
     trainer.reply(data)
     answer = trainer.reply(ask(scene, data, topic=TraceOf(step=STEP)))
-    assert SignedMessage.from_bytes(answer, where="answer")
+    assert SignedEnvelope.from_bytes(answer, where="answer")
     return data, ask(scene, data, number=2, topic=OperatorAt(step=STEP, index=1))
 
 
@@ -284,7 +288,9 @@ def test_a_trace_is_not_computed_again_after_a_restart(scene, liar, trainer, mon
     no_replay(monkeypatch)
     trainer.restart()
     trainer.reply(data)
-    message = SignedMessage.from_bytes(trainer.reply(asked), where="answer").opened(where="answer")
+    message = SignedEnvelope.from_bytes(trainer.reply(asked), where="answer").opened(
+        Message, where="answer"
+    )
     _, opening = read_reply(message.body, OperatorAt.answer)
     assert opening == expected
 
@@ -330,19 +336,19 @@ def test_a_state_folder_has_one_owner(scene, trainer):
         Trainer(scene, trainer.state)
 
 
-def test_kept_replies_are_read_strictly(tmp_path):
-    docket = Shelf(tmp_path).docket(bytes(32))
-    replies = docket.replies()
-    replies[1] = Reply(question=b"why", answer=b"because")
-    assert docket.replies() == {1: Reply(question=b"why", answer=b"because")}
+def test_kept_entries_are_read_strictly(tmp_path):
+    folder = DisputeArchive(tmp_path).dispute(bytes(32))
+    entries = folder.entries()
+    entries[1] = JournalEntry(question=b"why", answer=b"because")
+    assert folder.entries() == {1: JournalEntry(question=b"why", answer=b"because")}
     with pytest.raises(UsageError, match="exists already"):
-        replies[1] = Reply(question=b"why", answer=b"no reason")
+        entries[1] = JournalEntry(question=b"why", answer=b"no reason")
     with pytest.raises(UsageError, match="for ever"):
-        del replies[1]
+        del entries[1]
     place = tmp_path / ("00" * 32)
     (place / ".tmp-00").write_bytes(b"interrupted")
     (place / "reply-0001").write_bytes((place / "reply-0001").read_bytes()[:-1])
-    again: KeptReplies = docket.replies()
+    again: KeptEntries = folder.entries()
     assert not (place / ".tmp-00").exists()
     assert list(again) == [1]
     with pytest.raises(TranscriptError):
@@ -350,22 +356,22 @@ def test_kept_replies_are_read_strictly(tmp_path):
 
 
 class Hall:
-    """A referee, with its clock in the test's hand and no courier."""
+    """A referee, with its clock in the test's hand. Nobody forwards its questions."""
 
     def __init__(self, scene, folder, **changes):
         self.verdicts, self.now = [], 0.0
         words = {
             "signer": scene.referee, "judge": OperatorJudge(scene.job), "folder": folder,
             "header": scene.transcript.header, "deadlines": Deadlines(memory=10, replay=100),
-            "attend": lambda sitting: None, "report": pytest.fail, "clock": lambda: self.now,
+            "forward": lambda dispute: None, "report": pytest.fail, "clock": lambda: self.now,
             "on_verdict": lambda *over: self.verdicts.append(over),
         }  # fmt: skip
-        self.court = RefereeCourt(**{**words, **changes})
+        self.referee = RunReferee(**{**words, **changes})
 
     def question(self, dispute, role, after=None):
         end = time.monotonic() + 20
         while time.monotonic() < end:
-            found = self.court.question(dispute, role)
+            found = self.referee.question(dispute, role)
             if found is not None and found != after:
                 return found
             if self.verdicts:
@@ -381,13 +387,15 @@ class Hall:
 
 
 def parties(scene, liar, data):
-    contest = open_challenge(data, referee=scene.referee.public_key)
+    terms = open_challenge(data, referee=scene.referee.public_key)
     made = [
         (Role.TRAINER, scene.trainer, scene.claims()),
         (Role.CHALLENGER, scene.challenger, liar),
     ]
     return {
-        role.value: Party(role=role, signer=signer, contest=contest, claims=claims, replies={})
+        role.value: DisputeParty(
+            role=role, signer=signer, terms=terms, claims=claims, journal=Journal({})
+        )
         for role, signer, claims in made
     }
 
@@ -399,9 +407,9 @@ def hold(hall, dispute, sides, rounds=100):
         if asked is None:
             return
         for role, party in sides.items():
-            question = hall.court.question(dispute, role)
+            question = hall.referee.question(dispute, role)
             if question == asked:
-                hall.court.receive(dispute, party.answer(question))
+                hall.referee.receive(dispute, party.answer(question))
         hall.question(dispute, "trainer", after=asked)
 
 
@@ -409,52 +417,55 @@ def test_a_referee_goes_on_after_it_was_killed(scene, liar, tmp_path):
     data = challenge(scene, liar)
     hall = Hall(scene, tmp_path / "out")
     sides = parties(scene, liar, data)
-    dispute = hall.court.open(data)
-    assert hall.court.open(data) == dispute
+    dispute = hall.referee.open(data)
+    assert hall.referee.open(data) == dispute
     hold(hall, dispute, sides, rounds=4)
     asked = hall.question(dispute, "trainer")
-    assert hall.court.verdict(dispute) is hall.court.evidence(dispute) is None
-    hall.court._shelf._store.unlock()
+    assert hall.referee.verdict(dispute) is hall.referee.evidence(dispute) is None
+    hall.referee._archive._store.unlock()
     again = Hall(scene, tmp_path / "out")
     assert again.question(dispute, "trainer") == asked
     hold(again, dispute, sides)
     assert again.verdict().loser is Loser.CHALLENGER
-    sealed = again.court.verdict(dispute)
+    sealed = again.referee.verdict(dispute)
     assert unseal(sealed, scene.referee.public_key) == again.verdict()
     assert (
-        again.court.evidence(dispute).read()
+        again.referee.evidence(dispute).read()
         == (tmp_path / f"out/{dispute.hex()}.bundle").read_bytes()
     )
-    assert again.court.open(data) == dispute  # and it is not heard twice
-    assert again.court.question(dispute, "trainer") is None
+    assert again.referee.open(data) == dispute  # and it is not decided twice
+    assert again.referee.question(dispute, "trainer") is None
 
 
 def test_how_large_a_message_may_be(scene, liar, tmp_path):
     """As large as an answer to the open question; small where there is none."""
     hall, data, sizes = Hall(scene, tmp_path / "out"), challenge(scene, liar), {}
-    sides, dispute = parties(scene, liar, data), hall.court.open(data)
+    sides, dispute = parties(scene, liar, data), hall.referee.open(data)
     while (asked := hall.question(dispute, "trainer")) is not None:
-        message = SignedMessage.from_bytes(asked, where="").opened(where="")
-        sizes[message.body["ask"]] = hall.court.at_most(dispute)
+        message = SignedEnvelope.from_bytes(asked, where="").opened(Message, where="")
+        sizes[message.body["ask"]] = hall.referee.at_most(dispute)
         for role, party in sides.items():
             if role in message.body["of"]:
-                hall.court.receive(dispute, party.answer(asked))
+                hall.referee.receive(dispute, party.answer(asked))
         hall.question(dispute, "trainer", after=asked)
-    sizes["over"] = hall.court.at_most(dispute)
+    sizes["over"] = hall.referee.at_most(dispute)
     small, entry = LIMITS.leaf_bytes, LIMITS.entry_bytes
     details = {"detail": LIMITS.detail_bytes, "over": small}
     assert sizes == {"leaf": small, "trace": entry, "operator": entry, **details}
     with pytest.raises(LookupError):
-        hall.court.at_most(bytes(32))
+        hall.referee.at_most(bytes(32))
 
 
 def test_silence_needs_no_judge(scene, liar, tmp_path):
     hall = Hall(scene, tmp_path / "out", deadlines=Deadlines(memory=0.2), clock=time.monotonic)
-    dispute = hall.court.open(challenge(scene, liar))
+    dispute = hall.referee.open(challenge(scene, liar))
     verdict = hall.verdict()
     assert (verdict.loser, verdict.timed_out) == (Loser.TRAINER, True)
-    bundle = hall.court.evidence(dispute).read()
-    assert check(bundle, judge=OperatorJudge(None), referees=[scene.referee.public_key]) == verdict
+    bundle = hall.referee.evidence(dispute).read()
+    assert (
+        check_bundle(bundle, judge=OperatorJudge(None), referees=[scene.referee.public_key])
+        == verdict
+    )
 
 
 class SlowJudge:
@@ -470,9 +481,9 @@ class SlowJudge:
 
 def test_what_the_referee_computes_is_not_taken_from_the_parties_time(scene, liar, tmp_path):
     hall = Hall(scene, tmp_path / "out", deadlines=Deadlines(memory=10, replay=10))
-    hall.court._judge = SlowJudge(hall, OperatorJudge(scene.job))
+    hall.referee._judge = SlowJudge(hall, OperatorJudge(scene.job))
     data = challenge(scene, liar)
-    dispute = hall.court.open(data)
+    dispute = hall.referee.open(data)
     hold(hall, dispute, parties(scene, liar, data))
     verdict = hall.verdict()
     assert (verdict.loser, verdict.timed_out, hall.now > 1000) == (Loser.CHALLENGER, False, True)
@@ -497,20 +508,20 @@ def asked_for_details(scene, liar, out):
     """A referee that asked for a detail twice, has one of the second two answers, and is killed; the other answer."""
     hall = Hall(scene, out, judge=AskingJudge(lambda n: None))
     data = challenge(scene, liar)
-    sides, dispute = parties(scene, liar, data), hall.court.open(data)
+    sides, dispute = parties(scene, liar, data), hall.referee.open(data)
     while True:
         asked = hall.question(dispute, "trainer")
-        message = SignedMessage.from_bytes(asked, where="").opened(where="")
+        message = SignedEnvelope.from_bytes(asked, where="").opened(Message, where="")
         topic = Question.from_value(message.body).topic
-        hall.court.receive(dispute, sides["trainer"].answer(asked))
+        hall.referee.receive(dispute, sides["trainer"].answer(asked))
         if isinstance(topic, DetailOf) and topic.what["from"] == 1:
             break
-        if hall.court.question(dispute, "challenger") == asked:
-            hall.court.receive(dispute, sides["challenger"].answer(asked))
+        if hall.referee.question(dispute, "challenger") == asked:
+            hall.referee.receive(dispute, sides["challenger"].answer(asked))
         hall.question(dispute, "trainer", after=asked)
-    while hall.court.question(dispute, "trainer") is not None:
+    while hall.referee.question(dispute, "trainer") is not None:
         time.sleep(0.01)
-    hall.court._shelf._store.unlock()
+    hall.referee._archive._store.unlock()
     return dispute, sides["challenger"].answer(asked)
 
 
@@ -524,7 +535,7 @@ def test_what_a_referee_takes_again_takes_no_time(scene, liar, tmp_path, comes_e
         while not made:
             time.sleep(0.01)
         if comes_early and number == 0:
-            made[0].court.receive(dispute, last)
+            made[0].referee.receive(dispute, last)
         made[0].now += 1000 if number < 2 else 0
 
     again = Hall(scene, tmp_path, judge=AskingJudge(meanwhile))
@@ -532,7 +543,7 @@ def test_what_a_referee_takes_again_takes_no_time(scene, liar, tmp_path, comes_e
     if not comes_early:
         again.question(dispute, "challenger")
         again.now += 99
-        again.court.receive(dispute, last)
+        again.referee.receive(dispute, last)
     assert (again.verdict().loser, again.verdict().reason) == (Loser.CHALLENGER, "it is so")
 
 
@@ -541,31 +552,31 @@ def test_a_referee_that_was_killed_while_it_decided(
     scene, liar, tmp_path, monkeypatch, dies_at, is_decided
 ):
     """It never says two things: the bundle decides."""
-    real, told, data = Shelf.write, [], challenge(scene, liar)
+    real, told, data = DisputeArchive.write, [], challenge(scene, liar)
 
     def dies(self, name, data):
         if name.endswith(dies_at):
             raise UsageError("no space left")
         return real(self, name, data)
 
-    monkeypatch.setattr(Shelf, "write", dies)
+    monkeypatch.setattr(DisputeArchive, "write", dies)
     hall = Hall(scene, tmp_path, report=told.append)
-    dispute = hall.court.open(data)
+    dispute = hall.referee.open(data)
     hall.question(dispute, "trainer")
     hall.now += 11
-    hall.court._sittings[dispute].receive(ask(scene, data, signer=scene.trainer))
+    hall.referee._running[dispute].receive(ask(scene, data, signer=scene.trainer))
     while not told:
         time.sleep(0.01)
     assert dispute.hex() in told[0]
     assert "no space left" in told[0]
-    for look in (hall.court.verdict, hall.court.evidence):
+    for look in (hall.referee.verdict, hall.referee.evidence):
         with pytest.raises(StoppedError):
             look(dispute)
     with pytest.raises(StoppedError):
-        hall.court.question(dispute, "trainer")
+        hall.referee.question(dispute, "trainer")
     with pytest.raises(StoppedError):
-        hall.court.receive(dispute, b"")
-    hall.court._shelf._store.unlock()
+        hall.referee.receive(dispute, b"")
+    hall.referee._archive._store.unlock()
     monkeypatch.undo()
     for _ in range(2):
         again = Hall(scene, tmp_path)
@@ -573,23 +584,23 @@ def test_a_referee_that_was_killed_while_it_decided(
             hold(again, dispute, parties(scene, liar, data))
             again.verdict()
             is_decided = True
-        sealed = again.court.verdict(dispute)
-        bundle = Bundle.from_bytes(again.court.evidence(dispute).read(), where="bundle")
+        sealed = again.referee.verdict(dispute)
+        bundle = Bundle.from_bytes(again.referee.evidence(dispute).read(), where="bundle")
         assert bundle.verdict == sealed
         assert unseal(sealed, scene.referee.public_key).timed_out == (dies_at != ".bundle")
         assert list(tmp_path.glob("*/")) == []
-        again.court._shelf._store.unlock()
+        again.referee._archive._store.unlock()
 
 
 def test_an_operator_needs_a_judge(scene, liar, tmp_path):
     data = challenge(scene, liar)
     hall = Hall(scene, tmp_path / "out")
-    dispute = hall.court.open(data)
+    dispute = hall.referee.open(data)
     hold(hall, dispute, parties(scene, liar, data))
     hall.verdict()
-    bundle = hall.court.evidence(dispute).read()
+    bundle = hall.referee.evidence(dispute).read()
     with pytest.raises(InconclusiveError, match="not recomputed|needs the job"):
-        check(bundle, judge=OperatorJudge(None), referees=[scene.referee.public_key])
+        check_bundle(bundle, judge=OperatorJudge(None), referees=[scene.referee.public_key])
 
 
 def test_what_a_referee_does_not_take(scene, liar, tmp_path):
@@ -598,21 +609,21 @@ def test_what_a_referee_does_not_take(scene, liar, tmp_path):
     stranger = Signer.generate()
     for message in (b"garbage", challenge(scene, liar, signer=stranger), ask(scene, data)):
         with pytest.raises(VeritrainError):
-            hall.court.open(message)
-    dispute = hall.court.open(data)
+            hall.referee.open(message)
+    dispute = hall.referee.open(data)
     for message in (b"garbage", ask(scene, data, signer=stranger)):
         with pytest.raises(VeritrainError):
-            hall.court.receive(dispute, message)
+            hall.referee.receive(dispute, message)
     with pytest.raises(LookupError):
-        hall.court.question(bytes(32), "trainer")
+        hall.referee.question(bytes(32), "trainer")
     for n in range(7):
-        hall.court.open(challenge(scene, liar, nonce=bytes(15) + bytes([n + 1])))
+        hall.referee.open(challenge(scene, liar, nonce=bytes(15) + bytes([n + 1])))
     with pytest.raises(UsageError, match="are open"):
-        hall.court.open(challenge(scene, liar, nonce=b"x" * 16))
+        hall.referee.open(challenge(scene, liar, nonce=b"x" * 16))
 
 
 def test_a_folder_is_of_one_run(scene, tmp_path):
-    Hall(scene, tmp_path).court._shelf._store.unlock()
+    Hall(scene, tmp_path).referee._archive._store.unlock()
     other = replace(scene.transcript.header, dataset_count=1)
     with pytest.raises(UsageError, match="exists already"):
         Hall(scene, tmp_path, header=other)
@@ -640,7 +651,7 @@ def test_a_log_that_cannot_be_followed(tmp_path):
     own = challenger_claims(scene.job, scene.transcript, 1)
     data = challenge(scene, own)
     hall = Hall(scene, tmp_path / "out")
-    hold(hall, hall.court.open(data), parties(scene, own, data))
+    hold(hall, hall.referee.open(data), parties(scene, own, data))
     assert hall.verdict().loser is Loser.TRAINER, hall.verdict().reason
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from veritrain.service.ranges import Selection, select
+from veritrain.net.ranges import Selection, select
 
 TAG = '"tag"'
 

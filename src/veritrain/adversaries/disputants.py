@@ -1,7 +1,7 @@
-"""Parties of a dispute who cheat: in what they claim, and in what they send.
+"""Parties of a dispute who cheat: in the claims that they make, and in the messages that they send.
 
-They attack at the boundary. `AlteredTrace` and its changes wrap the claims that an honest `Party`
-is given; the functions below wrap what it sends. Whoever signs here has the party's own key.
+They attack at the boundary. `AlteredTrace` and its changes wrap the claims that an honest `DisputeParty`
+is given; the functions below wrap what it sends. An adversary signs with the party's own key.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from veritrain.encoding import Digest, Value
+from veritrain.parties.envelope import SignedEnvelope
 from veritrain.protocols.dispute.claims import Entries
 from veritrain.protocols.dispute.messages import (
     Kind,
     Message,
     Opening,
-    SignedMessage,
     TraceClaim,
 )
-from veritrain.protocols.dispute.party import Claims, Party
+from veritrain.protocols.dispute.party import Claims, DisputeParty
 from veritrain.replay.trace.entry import TraceEntry
 from veritrain.transcript.signing import Signer
 
@@ -127,7 +127,7 @@ def end_twice(at: int) -> Change:
     ]
 
 
-def honest(party: Party) -> Disputant:
+def honest(party: DisputeParty) -> Disputant:
     """Sends the answer."""
     return lambda question: [party.answer(question)]
 
@@ -154,15 +154,15 @@ def garbage(data: bytes) -> Disputant:
 def signed_garbage(signer: Signer, data: bytes) -> Disputant:
     """Signs bytes that are no message."""
     signature = signer.sign(Message.type_name, data)
-    return lambda _: [SignedMessage(message=data, signature=signature).to_bytes()]
+    return lambda _: [SignedEnvelope(message=data, signature=signature).to_bytes()]
 
 
-def resigning(party: Party) -> Disputant:
+def resigning(party: DisputeParty) -> Disputant:
     """Gives up."""
     return lambda question: [party.resign(question)]
 
 
-def replaying(party: Party) -> Disputant:
+def replaying(party: DisputeParty) -> Disputant:
     """Sends its first answer again, whatever it is asked."""
     sent: list[bytes] = []
 
@@ -177,7 +177,7 @@ def replaying(party: Party) -> Disputant:
 class Altered:
     """Sends its answer with a change, properly signed; with `also`, the true answer before it."""
 
-    party: Party
+    party: DisputeParty
     signer: Signer
     change: Callable[[Message], Message]
     also: bool = False
@@ -229,4 +229,6 @@ def other_content(message: Message) -> Message:
 
 def message_in(signed: bytes) -> Message:
     """The message in signed bytes."""
-    return SignedMessage.from_bytes(signed, where="own message").opened(where="own message")
+    return SignedEnvelope.from_bytes(signed, where="own message").opened(
+        Message, where="own message"
+    )

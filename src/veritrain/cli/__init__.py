@@ -38,7 +38,7 @@ from veritrain.cli import (
     verify_verdict,
     warmup,
 )
-from veritrain.cli.blame import describe
+from veritrain.cli.error_lines import describe
 from veritrain.errors import UsageError, VeritrainError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it

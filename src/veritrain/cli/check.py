@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from veritrain.cli import output
-from veritrain.cli.blame import describe
+from veritrain.cli.error_lines import describe
 
 if TYPE_CHECKING:
     from veritrain.training.check_report import Problem

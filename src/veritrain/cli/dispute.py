@@ -16,10 +16,10 @@ from veritrain.runtime.progress import Step, tell
 if TYPE_CHECKING:
     from veritrain.encoding import Digest
     from veritrain.job.job import Job
+    from veritrain.protocols.dispute.verdict import DisputeVerdict
     from veritrain.protocols.dispute.replayed_claims import ReplayedClaims
-    from veritrain.protocols.dispute.verdict import Verdict
-    from veritrain.service.challenger import CourtAt
-    from veritrain.service.kept import Shelf
+    from veritrain.service.challenger import RefereeClient
+    from veritrain.service.dispute_folder import DisputeArchive
     from veritrain.transcript import Signer, Transcript
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -83,19 +83,19 @@ def command(
     on with the same dispute, from what it keeps in --out.
     """
     from veritrain.job.load import load_job
-    from veritrain.service.challenger import CourtAt
-    from veritrain.service.kept import Shelf
-    from veritrain.service.peer import Peer, token_in
+    from veritrain.net.http_client import HttpClient, token_in
+    from veritrain.service.challenger import RefereeClient
+    from veritrain.service.dispute_folder import DisputeArchive
 
     signer = keys.load(key)
     expected = None if referee_key is None else keys.trusted(referee_key, "--referee-key")
-    court = CourtAt(Peer(referee, token_in(referee_token_file)))
+    client = RefereeClient(HttpClient(referee, token_in(referee_token_file)))
     with output.only_results_on_stdout() as stdout:
         side = _Side(job=load_job(job), transcript=_opened(run), signer=signer)
         side.require_agreed()
         # What does not fit shows now, not when the run is recomputed.
-        judge = side.referee(court, expected)
-        shelf = Shelf(out)
+        judge = side.referee(client, expected)
+        archive = DisputeArchive(out)
         found = side.difference() if step is None else step
         witness = None if found is None else side.witness(found)
         if witness is None:
@@ -104,8 +104,8 @@ def command(
             lines: list[output.Line] = [f"nothing to dispute: {where} to the same here"]
             output.emit(data, lines, as_json=as_json, stream=stdout)
             return 0
-        ended = side.dispute(court, witness, judge, shelf)
-        place = _save(shelf, ended)
+        ended = side.dispute(client, witness, judge, archive)
+        place = _save(archive, ended)
         verdict = side.checked(ended)
     data = {
         "difference": found,
@@ -161,35 +161,36 @@ class _Side:
         return None if own == self.transcript.leaves[step].to_bytes() else witness
 
     def dispute(
-        self, court: CourtAt, witness: ReplayedClaims, referee: bytes, shelf: Shelf
+        self, client: RefereeClient, witness: ReplayedClaims, referee: bytes, archive: DisputeArchive
     ) -> _Ended:
         """Lead a dispute before the referee with this key to its end; the one that was interrupted, if there is one."""
+        from veritrain.parties.journal import Journal
         from veritrain.protocols.dispute.challenge import open_challenge
         from veritrain.protocols.dispute.messages import Role
-        from veritrain.protocols.dispute.party import Party
-        from veritrain.service.challenger import contend
+        from veritrain.protocols.dispute.party import DisputeParty
+        from veritrain.service.challenger import lead_dispute
 
-        challenge = self._challenge(referee, witness, shelf)
-        contest = open_challenge(challenge, referee=referee)
-        docket = shelf.docket(contest.dispute)
-        docket.begin(challenge)
-        party = Party(
+        challenge = self._challenge(referee, witness, archive)
+        terms = open_challenge(challenge, referee=referee)
+        folder = archive.dispute(terms.dispute)
+        folder.begin(challenge)
+        party = DisputeParty(
             role=Role.CHALLENGER,
             signer=self.signer,
-            contest=contest,
+            terms=terms,
             claims=witness,
-            replies=docket.replies(),
+            journal=Journal(folder.entries()),
         )
-        bundle = contend(court, challenge, party, contest.dispute, output.warn)
-        return _Ended(dispute=contest.dispute, referee=referee, bundle=bundle)
+        bundle = lead_dispute(client, challenge, party, terms.dispute, output.warn)
+        return _Ended(dispute=terms.dispute, referee=referee, bundle=bundle)
 
-    def _challenge(self, referee: bytes, witness: ReplayedClaims, shelf: Shelf) -> bytes:
+    def _challenge(self, referee: bytes, witness: ReplayedClaims, archive: DisputeArchive) -> bytes:
         """The one of an interrupted dispute, or a new one."""
         from veritrain.protocols.dispute.challenge import make_challenge
         from veritrain.service.challenger import unfinished
 
         begun = unfinished(
-            shelf,
+            archive,
             run=self.transcript.header.digest,
             referee=referee,
             challenger=self.signer.public_key,
@@ -207,26 +208,25 @@ class _Side:
             leaves=witness.leaves,
         )
 
-    def checked(self, ended: _Ended) -> Verdict:
+    def checked(self, ended: _Ended) -> DisputeVerdict:
         """The verdict, if this side comes to it too.
 
         Raises:
             InconclusiveError: it does not, or cannot say.
         """
-        from veritrain.protocols.dispute.check import check
-        from veritrain.protocols.dispute.judging.operator_judge import OperatorJudge
+        from veritrain.protocols.dispute.offline_check import check_bundle
         from veritrain.protocols.dispute.versions import SameVersions
         from veritrain.transcript.record import check_equal
 
         run, judge = self.transcript.header.digest, SameVersions(OperatorJudge(self.job))
         try:
-            verdict = check(ended.bundle, judge=judge, referees=[ended.referee], run=run)
+            verdict = check_bundle(ended.bundle, judge=judge, referees=[ended.referee], run=run)
             check_equal("dispute", ended.dispute, verdict.dispute)
         except (TranscriptError, VerificationError) as error:
             raise InconclusiveError(f"the referee's verdict does not follow: {error}") from error
         return verdict
 
-    def referee(self, court: CourtAt, expected: bytes | str | None) -> bytes:
+    def referee(self, client: RefereeClient, expected: bytes | str | None) -> bytes:
         """The referee's public key.
 
         Raises:
@@ -234,7 +234,7 @@ class _Side:
         """
         from veritrain.transcript.signing import fingerprint, is_trusted
 
-        about = court.about()
+        about = client.about()
         if expected is not None and not is_trusted(about.key, [expected]):
             raise UsageError(f"--referee-key: the referee has the key {fingerprint(about.key)}")
         if about.run != self.transcript.header.digest:
@@ -267,13 +267,13 @@ def _opened(run: str) -> Transcript:
     return transcript
 
 
-def _save(shelf: Shelf, ended: _Ended) -> Path:
+def _save(archive: DisputeArchive, ended: _Ended) -> Path:
     """Write verdict and bundle, as the referee made them, and forget what was signed; where the bundle is."""
     from veritrain.protocols.dispute.evidence import Bundle
+    from veritrain.service.dispute_folder import bundle_name, verdict_name
 
-    name = ended.dispute.hex()
     verdict = Bundle.from_bytes(ended.bundle, where="dispute bundle").verdict
-    shelf.write(f"{name}.verdict.json", verdict)
-    shelf.write(f"{name}.bundle", ended.bundle)
-    shelf.docket(ended.dispute).clear()
-    return shelf.folder / f"{name}.bundle"
+    archive.write(verdict_name(ended.dispute), verdict)
+    archive.write(bundle_name(ended.dispute), ended.bundle)
+    archive.dispute(ended.dispute).clear()
+    return archive.folder / bundle_name(ended.dispute)

@@ -15,7 +15,7 @@ from veritrain.errors import VeritrainError
 
 if TYPE_CHECKING:
     from veritrain.encoding import Digest
-    from veritrain.protocols.dispute.verdict import Verdict
+    from veritrain.protocols.dispute.verdict import DisputeVerdict
     from veritrain.transcript import Header
 
 _COLLECT_SECONDS = 30.0  # for a challenger to fetch the verdict, before --once ends
@@ -99,38 +99,37 @@ def command(
     prepared = serving.prepared()
     from veritrain.job.load import load_job
     from veritrain.job.sources import require_job
-    from veritrain.protocols.dispute.judging.operator_judge import OperatorJudge
+    from veritrain.net.http_client import HttpClient
     from veritrain.protocols.dispute.referee import Deadlines
     from veritrain.protocols.dispute.versions import require_versions
     from veritrain.service.app import make_app
-    from veritrain.service.courier import attend
-    from veritrain.service.court import RefereeCourt
-    from veritrain.service.peer import Peer
+    from veritrain.service.question_forwarder import forward
+    from veritrain.service.run_referee import RunReferee
     from veritrain.transcript.download import TOKEN_VARIABLE
 
     signer, token = keys.load(key), os.environ.get(TOKEN_VARIABLE)
     may = [keys.trusted(text, "--challenger") for text in challengers]
-    Peer(run_url, token)  # an address that cannot be used is an error now
-    over: list[tuple[Digest, Verdict, float]] = []
+    HttpClient(run_url, token)  # an address that cannot be used is an error now
+    over: list[tuple[Digest, DisputeVerdict, float]] = []
     with output.only_results_on_stdout() as stdout:
         loaded = load_job(job)
         header = _header(run_url, out)
         require_job(loaded, header.job, run_url)
         require_versions(header.environment)
 
-        def on_verdict(dispute: Digest, verdict: Verdict) -> None:
+        def on_verdict(dispute: Digest, verdict: DisputeVerdict) -> None:
             data = {**verdicts.data(verdict), "bundle": str(out / f"{dispute.hex()}.bundle")}
             output.emit(data, verdicts.lines(verdict), as_json=as_json, stream=stdout)
             over.append((dispute, verdict, time.monotonic()))
 
-        court = RefereeCourt(
+        referee = RunReferee(
             signer=signer,
             judge=OperatorJudge(loaded),
             header=header,
             deadlines=Deadlines(memory=deadline_answer, replay=deadline_replay),
             folder=out,
             challengers=may,
-            attend=lambda sitting: attend(sitting, Peer(run_url, token), output.warn),
+            forward=lambda dispute: forward(dispute, HttpClient(run_url, token), output.warn),
             on_verdict=on_verdict,
             report=output.warn,
         )
@@ -145,9 +144,11 @@ def command(
             if not once or not over:
                 return False
             dispute, _, when = over[0]
-            return court.is_collected(dispute) or time.monotonic() - when > _COLLECT_SECONDS
+            return referee.is_collected(dispute) or time.monotonic() - when > _COLLECT_SECONDS
 
-        app = make_app(court=court, token=prepared.token, limits=prepared.limits, log=prepared.log)
+        app = make_app(
+            referee=referee, token=prepared.token, limits=prepared.limits, log=prepared.log
+        )
         prepared.serve(app, on_start, is_over)
     return verdicts.exit_code(over[0][1]) if once and over else 0
 

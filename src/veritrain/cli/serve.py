@@ -13,8 +13,8 @@ from veritrain.cli.serving import Serving
 from veritrain.errors import UsageError
 
 if TYPE_CHECKING:
-    from veritrain.protocols.dispute.verdict import Verdict
-    from veritrain.service.disputes import Answers
+    from veritrain.protocols.dispute.verdict import DisputeVerdict
+    from veritrain.service.backends import TrainerBackend
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -74,18 +74,18 @@ def command(
     shown = ServedRun(run)
     with output.only_results_on_stdout() as stdout:
 
-        def on_verdict(verdict: Verdict) -> None:
+        def on_verdict(verdict: DisputeVerdict) -> None:
             data, lines = verdicts.data(verdict), verdicts.lines(verdict)
             output.emit(data, lines, as_json=as_json, stream=stdout)
 
-        answers = None if job is None else _answers(run, job, key, referees, state, on_verdict)
+        trainer = None if job is None else _trainer(run, job, key, referees, state, on_verdict)
         app = make_app(
-            shown, answers=answers, token=prepared.token, limits=prepared.limits, log=prepared.log
+            shown, trainer=trainer, token=prepared.token, limits=prepared.limits, log=prepared.log
         )
 
         def on_start(url: str) -> None:
-            data = {"url": url, "run": str(run), "disputes": answers is not None}
-            also = "" if answers is None else ", and answering in disputes"
+            data = {"url": url, "run": str(run), "disputes": trainer is not None}
+            also = "" if trainer is None else ", and answering in disputes"
             lines = [f"serving {output.escape(str(run))} at {url}{also}"]
             output.emit(data, lines, as_json=as_json, stream=stdout)
 
@@ -102,22 +102,22 @@ def _require_all(
         raise UsageError("--key, --referee and --state are for disputes, which need --job too")
 
 
-def _answers(
+def _trainer(
     run: Path,
     job: Path,
     key: Path | None,
     referees: tuple[str, ...],
     state: Path | None,
-    on_verdict: Callable[[Verdict], None],
-) -> Answers:
+    on_verdict: Callable[[DisputeVerdict], None],
+) -> TrainerBackend:
     from veritrain.job.load import load_job
-    from veritrain.service.trainer import TrainerAnswers
+    from veritrain.service.run_trainer import RunTrainer
 
     trusted = [keys.trusted(text, "--referee") for text in referees]
     folder = state if state is not None else run.with_name(f"{run.resolve().name}.disputes")
     if folder.resolve().is_relative_to(run.resolve()):
         raise UsageError("--state: expected a folder outside of the run")
-    return TrainerAnswers(
+    return RunTrainer(
         job=load_job(job),
         run=run,
         signer=keys.load(key),

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
-    from veritrain.service.guard import Access
-    from veritrain.service.limits import ServiceLimits
-    from veritrain.service.server import Certificate
+    from veritrain.net.guard import Access
+    from veritrain.net.listener import Certificate
+    from veritrain.service.service_limits import ServiceLimits
 
 _FAILURE = 500  # statuses from here on are faults of the server
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -75,16 +75,16 @@ class Serving:
             UsageError: options that do not fit together, or the extra is not installed.
         """
         require_extra()
-        from veritrain.service import server
+        from veritrain.net import listener
         from veritrain.transcript.download import read_token
 
         tls = self._tls()
         token = None if self.token_file is None else read_token(self.token_file)
-        server.require_protection(self.host, token=token, certificate=tls, public=self.public)
+        listener.require_protection(self.host, token=token, certificate=tls, public=self.public)
         return Prepared(options=self, token=token, limits=self._limits(), certificate=tls)
 
     def _tls(self) -> Certificate | None:
-        from veritrain.service.server import Certificate
+        from veritrain.net.listener import Certificate
 
         chain, key = self.certificate, self.certificate_key
         if (chain is None) != (key is None):
@@ -94,7 +94,7 @@ class Serving:
         return None if chain is None or key is None else Certificate(chain=chain, key=key)
 
     def _limits(self) -> ServiceLimits:
-        from veritrain.service.limits import SERVICE_LIMITS
+        from veritrain.service.service_limits import SERVICE_LIMITS
 
         limits = SERVICE_LIMITS
         if self.rate is not None:
@@ -129,14 +129,14 @@ class Prepared:
         Raises:
             UsageError: the address or the certificate cannot be used.
         """
-        from veritrain.service import server
+        from veritrain.net import listener
 
-        listener = server.listen(self.options.host, self.options.port)
-        url = self._url(listener)
+        opened = listener.listen(self.options.host, self.options.port)
+        url = self._url(opened)
         with shown():  # disputes that are opened
-            server.serve(
+            listener.serve(
                 app,
-                listener,
+                opened,
                 certificate=self.certificate,
                 limits=self.limits,
                 on_start=lambda: on_start(url),

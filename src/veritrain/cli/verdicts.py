@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from veritrain.cli import output
 
 if TYPE_CHECKING:
-    from veritrain.protocols.dispute.verdict import Verdict
+    from veritrain.protocols.dispute.verdict import DisputeVerdict
 
 _CODES = {"rejected": 1, "challenge refuted": 0, "inconclusive": 3}
 _STYLES = {
@@ -17,12 +17,12 @@ _STYLES = {
 }
 
 
-def exit_code(verdict: Verdict) -> int:
+def exit_code(verdict: DisputeVerdict) -> int:
     """0 the challenge is refuted, 1 the run is rejected, 3 inconclusive."""
     return _CODES[verdict.conclusion.value]
 
 
-def data(verdict: Verdict) -> dict[str, object]:
+def data(verdict: DisputeVerdict) -> dict[str, object]:
     """The verdict for programs."""
     return {
         "conclusion": verdict.conclusion.value,
@@ -41,7 +41,7 @@ def data(verdict: Verdict) -> dict[str, object]:
     }
 
 
-def lines(verdict: Verdict) -> list[output.Line]:
+def lines(verdict: DisputeVerdict) -> list[output.Line]:
     """The verdict for people."""
     step = "not reached" if verdict.step is None else f"{verdict.step}"
     entry = "" if verdict.index is None else f", entry {verdict.index} of its trace"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from veritrain.encoding import Digest
     from veritrain.protocols.dispute.evidence import Bundle
     from veritrain.protocols.dispute.judge import Judge
-    from veritrain.protocols.dispute.verdict import Verdict
+    from veritrain.protocols.dispute.verdict import DisputeVerdict
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _ENVELOPE = b"{"  # how the JSON of a verdict begins; no bundle does
@@ -97,7 +97,7 @@ def command(
 class _Found:
     """A verdict, and why it does not count fully. Keys are fingerprints."""
 
-    verdict: Verdict
+    verdict: DisputeVerdict
     problem: str | None
     referee: str
     trainer: str | None = None
@@ -107,17 +107,17 @@ class _Found:
 def _checked(
     data: bytes, job: Path | None, trusted: list[bytes | str], run: Digest | None
 ) -> _Found:
-    from veritrain.protocols.dispute.check import contest_of
     from veritrain.protocols.dispute.evidence import Bundle
     from veritrain.protocols.dispute.messages import Role
+    from veritrain.protocols.dispute.offline_check import terms_of
     from veritrain.transcript.signing import fingerprint, is_trusted
 
     bundle = Bundle.from_bytes(data, where="dispute bundle")
     evidence = bundle.evidence
     if trusted and not is_trusted(evidence.referee, trusted):
         raise VerificationError("the bundle is of a referee that is not trusted")
-    _require_no_root(run, contest_of(evidence).head.root)
-    contest = contest_of(evidence, run)
+    _require_no_root(run, terms_of(evidence).head.root)
+    terms = terms_of(evidence, run)
     verdict, problems = _replayed(data, bundle, job)
     signer = fingerprint(evidence.referee)
     if not trusted:
@@ -126,20 +126,20 @@ def _checked(
         verdict=verdict,
         problem="; ".join(problems) or None,
         referee=signer,
-        trainer=fingerprint(contest.keys[Role.TRAINER]),
-        challenger=fingerprint(contest.keys[Role.CHALLENGER]),
+        trainer=fingerprint(terms.key(Role.TRAINER)),
+        challenger=fingerprint(terms.key(Role.CHALLENGER)),
     )
 
 
-def _replayed(data: bytes, bundle: Bundle, job: Path | None) -> tuple[Verdict, list[str]]:
+def _replayed(data: bytes, bundle: Bundle, job: Path | None) -> tuple[DisputeVerdict, list[str]]:
     """The verdict of the dispute played again; the referee's, and why, where that does not decide."""
-    from veritrain.protocols.dispute.check import check
+    from veritrain.protocols.dispute.offline_check import check_bundle
     from veritrain.protocols.dispute.verdict import unseal
 
     referee = bundle.evidence.referee
     with output.only_results_on_stdout():
         try:
-            return check(data, judge=_judge(job), referees=[referee]), []
+            return check_bundle(data, judge=_judge(job), referees=[referee]), []
         except InconclusiveError as error:
             more = [] if job is not None else ["no job is given (--job)"]
             return unseal(bundle.verdict, referee), [str(error), *more]
@@ -213,14 +213,15 @@ def _digest(run: str) -> Digest:
 
 
 def _equivocation(files: tuple[Path, Path], key: bytes | str, *, as_json: bool) -> int:
-    from veritrain.protocols.dispute.check import check_equivocation
+    from veritrain.parties.equivocation import check_equivocation
+    from veritrain.protocols.dispute.messages import Message
 
     if not isinstance(key, bytes):
         raise UsageError("--key: expected a public key (64 hexadecimal digits)")
-    found = check_equivocation(_read(files[0]), _read(files[1]), key=key)
-    data = {"sender": found.sender.value, "number": found.number, "dispute": found.dispute}
-    text = f"the {found.sender.value} signed two different messages with number {found.number}"
-    output.emit(data, [text, f"dispute  {found.dispute.hex()}"], as_json=as_json)
+    slot = check_equivocation(_read(files[0]), _read(files[1]), key=key, of=Message)
+    data = {"sender": slot.sender, "number": slot.number, "dispute": slot.context}
+    text = f"the {slot.sender} signed two different messages with number {slot.number}"
+    output.emit(data, [text, f"dispute  {slot.context.hex()}"], as_json=as_json)
     return 0
 
 

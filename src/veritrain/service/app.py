@@ -20,13 +20,15 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from veritrain import __version__
-from veritrain.service.disputes import Answers, BodyBudget, Court, answers_router, court_router
-from veritrain.service.guard import Access, Guard
-from veritrain.service.limits import SERVICE_LIMITS, ServiceLimits
-from veritrain.service.problems import Problem, ProblemError, of_status
-from veritrain.service.ranges import select
-from veritrain.service.sending import file_response, for_ever
+from veritrain.net.bodies import BodyBudget
+from veritrain.net.guard import Access, Guard
+from veritrain.net.problems import Problem, ProblemError, of_status
+from veritrain.net.ranges import select
+from veritrain.net.sending import file_response, for_ever
+from veritrain.service.backends import RefereeBackend, TrainerBackend
+from veritrain.service.dispute_paths import referee_router, trainer_router
 from veritrain.service.served import Page, ServedRun
+from veritrain.service.service_limits import SERVICE_LIMITS, ServiceLimits
 from veritrain.transcript.http_store import PAGE_FILES
 
 _METHODS = ["GET", "HEAD"]
@@ -70,8 +72,8 @@ class ErrorAnswer(BaseModel):
 def make_app(
     run: ServedRun | None = None,
     *,
-    answers: Answers | None = None,
-    court: Court | None = None,
+    trainer: TrainerBackend | None = None,
+    referee: RefereeBackend | None = None,
     token: str | None = None,
     limits: ServiceLimits = SERVICE_LIMITS,
     log: Callable[[Access], None] | None = None,
@@ -80,10 +82,10 @@ def make_app(
 
     Args:
         run: to show.
-        answers: a trainer who answers a referee's questions.
-        court: a referee.
+        trainer: answers a referee's questions.
+        referee: decides disputes.
         token: bearer token that every request must carry; None for none.
-        limits: bounds on clients; those of connections are for `server.serve` to keep.
+        limits: bounds on clients; those of connections are for `net.listener.serve` to keep.
         log: is called with each answered request.
     """
     app = FastAPI(
@@ -99,10 +101,10 @@ def make_app(
     budget = BodyBudget(limits.bodies_bytes)
     if run is not None:
         app.include_router(_run_router(run, private=token is not None))
-    if answers is not None:
-        app.include_router(answers_router(answers, limits, budget))
-    if court is not None:
-        app.include_router(court_router(court, limits, budget))
+    if trainer is not None:
+        app.include_router(trainer_router(trainer, limits, budget))
+    if referee is not None:
+        app.include_router(referee_router(referee, limits, budget))
     _explain_errors(app)
     _describe(app, token)
     return Guard(app, limits, token, log)

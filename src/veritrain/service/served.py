@@ -13,13 +13,13 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
 
 from veritrain.encoding import Value, digest_value
 from veritrain.errors import TranscriptError, UsageError, VeritrainError
+from veritrain.net.sending import OpenFile
 from veritrain.transcript import files
 from veritrain.transcript.store import LocalStore
 
@@ -30,15 +30,6 @@ _TRIES = 3  # a commit that is made during a look can seem to lack a file
 _PLACES = sorted(
     (files.HEADER, *files.CARRIED, "checkpoints/", "leaves/", "rounding/", "signatures/")
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpenFile:
-    """A file that is shown. Whoever gets it closes it."""
-
-    file: BinaryIO = field(repr=False)
-    size: int  # bytes
-    tag: str  # strong entity tag, RFC 9110 section 8.8.3
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 Each check returns nothing or the value in its type, and raises `UsageError` that names the field,
 what was expected and what was found. `records` turns that into a `TranscriptError` with the file
-when the bytes came from someone else.
+when the bytes came from someone else, and `hostile_fields` into a `FieldError`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from veritrain.encoding import DIGEST_BYTES, same
-from veritrain.errors import UsageError
+from veritrain.errors import FieldError, UsageError
 
 _SHOWN_CHARS = 80
 _NOTHING = object()  # where a map has no such entry
@@ -35,6 +36,19 @@ def shown(value: object) -> str:
 def wrong(name: str, expected: str, value: object) -> UsageError:
     """The error of one field."""
     return UsageError(f"field {name}: expected {expected}, got {shown(value)}")
+
+
+@contextmanager
+def hostile_fields() -> Generator[None]:
+    """Where the fields that are checked are another party's, a wrong one is not the caller's misuse.
+
+    Raises:
+        FieldError: in the place of a `UsageError`.
+    """
+    try:
+        yield
+    except UsageError as error:
+        raise FieldError(str(error)) from None
 
 
 def differences(expected: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:

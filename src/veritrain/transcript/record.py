@@ -49,8 +49,9 @@ class Record:
         return data
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, where: str) -> Self:
-        """Read bytes that someone else wrote; `where` names them in errors.
+    def from_bytes(cls, data: bytes, *, where: str, max_items: int | None = None) -> Self:
+        """Read bytes that someone else wrote; `where` names them in errors. A reader that does not
+        know who wrote them yet may take fewer values than the record has room for: `max_items`.
 
         Raises:
             TranscriptError: not the canonical bytes of a valid record of this type.
@@ -60,7 +61,8 @@ class Record:
                 where, f"expected at most {cls.max_bytes} bytes, got at least {len(data)}"
             )
         try:
-            return cls.from_value(decode(data, where=where, max_items=cls.max_items))
+            items = cls.max_items if max_items is None else max_items
+            return cls.from_value(decode(data, where=where, max_items=items))
         except UsageError as error:
             raise TranscriptError(where, str(error)) from None
 

@@ -8,8 +8,9 @@ from random import Random
 
 from tests.protocols.dispute.toy import SIGNERS, STRANGER, ToyJudge
 from veritrain.adversaries.disputants import Disputant
+from veritrain.parties.envelope import SignedEnvelope
 from veritrain.protocols.dispute.judge import Judge
-from veritrain.protocols.dispute.messages import PARTIES, Role, SignedMessage
+from veritrain.protocols.dispute.messages import PARTIES, Role
 from veritrain.protocols.dispute.referee import Deadlines, Referee
 from veritrain.transcript.merkle import leaf_hash
 
@@ -54,7 +55,7 @@ class Network:
             return None
         question = referee.question(Role.TRAINER) or leaf_hash(b"junk")
         signature = STRANGER.sign("dispute message", question)
-        forged = SignedMessage(message=question, signature=signature).to_bytes()
+        forged = SignedEnvelope(message=question, signature=signature).to_bytes()
         return self._random.choice([question, forged, question[:-1], b""])
 
 

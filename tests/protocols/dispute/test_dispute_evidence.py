@@ -27,11 +27,12 @@ from tests.protocols.dispute.toy import (
 from veritrain.adversaries import disputants as cheat
 from veritrain.adversaries.disputants import message_in
 from veritrain.errors import InconclusiveError, TranscriptError, VerificationError, VeritrainError
-from veritrain.protocols.dispute.check import check, check_equivocation, check_forked_heads
+from veritrain.parties.equivocation import check_equivocation
 from veritrain.protocols.dispute.evidence import Bundle
 from veritrain.protocols.dispute.judge import Answered, Ask, Case, Judge, Loser, Ruling
-from veritrain.protocols.dispute.messages import PARTIES, Role
-from veritrain.protocols.dispute.verdict import PAYLOAD_TYPE, Conclusion, Verdict, unseal
+from veritrain.protocols.dispute.messages import PARTIES, Message, Role
+from veritrain.protocols.dispute.offline_check import check_bundle, check_forked_heads
+from veritrain.protocols.dispute.verdict import PAYLOAD_TYPE, Conclusion, DisputeVerdict, unseal
 from veritrain.transcript.records import SignedHead
 from veritrain.transcript.signing import verify_dsse
 
@@ -43,10 +44,9 @@ FALSE, TRUE = Run(header(), 4, (Lie(2, 0),)), Run(header(), 4)
 def play(behaviour: str = "honest", judge: Judge | None = None) -> bytes:
     """The bundle of a dispute in which the challenger is right."""
     data = challenge(FALSE, TRUE)
-    contest = opened(data)
+    terms = opened(data)
     trainer, challenger = (
-        party(role, contest, RunClaims(run))
-        for role, run in zip(PARTIES, (FALSE, TRUE), strict=True)
+        party(role, terms, RunClaims(run)) for role, run in zip(PARTIES, (FALSE, TRUE), strict=True)
     )
     cheats = {
         "honest": cheat.honest(trainer),
@@ -65,8 +65,8 @@ def play(behaviour: str = "honest", judge: Judge | None = None) -> bytes:
 HONEST = play()
 
 
-def checked(data: bytes) -> Verdict:
-    return check(data, judge=ToyJudge(), referees=[REFEREE.public_key])
+def checked(data: bytes) -> DisputeVerdict:
+    return check_bundle(data, judge=ToyJudge(), referees=[REFEREE.public_key])
 
 
 @pytest.mark.parametrize(
@@ -160,9 +160,9 @@ def test_the_reason_is_the_referees_words() -> None:
 
 def test_only_trusted_referees_and_the_meant_run_count() -> None:
     with pytest.raises(VerificationError, match="trusted"):
-        check(HONEST, judge=ToyJudge(), referees=[])
+        check_bundle(HONEST, judge=ToyJudge(), referees=[])
     with pytest.raises(VerificationError, match="run"):
-        check(HONEST, judge=ToyJudge(), referees=[REFEREE.public_key], run=bytes(32))
+        check_bundle(HONEST, judge=ToyJudge(), referees=[REFEREE.public_key], run=bytes(32))
 
 
 class Other(ToyJudge):
@@ -191,13 +191,13 @@ def test_another_judge_disagrees_or_abstains() -> None:
     referees = [REFEREE.public_key]
     for loser in (Loser.CHALLENGER, Loser.BOTH, Loser.NONE):
         with pytest.raises(VerificationError, match="loser"):
-            check(HONEST, judge=Other(Ruling(loser=loser, reason="so")), referees=referees)
+            check_bundle(HONEST, judge=Other(Ruling(loser=loser, reason="so")), referees=referees)
     with pytest.raises(InconclusiveError, match="no such operator here"):
-        check(HONEST, judge=ABSTAINING[0], referees=referees)
+        check_bundle(HONEST, judge=ABSTAINING[0], referees=referees)
     with pytest.raises(InconclusiveError, match="MemoryError"):
-        check(HONEST, judge=ABSTAINING[1], referees=referees)
+        check_bundle(HONEST, judge=ABSTAINING[1], referees=referees)
     with pytest.raises(InconclusiveError, match="not recomputed"):
-        check(HONEST, judge=Absent(), referees=referees)
+        check_bundle(HONEST, judge=Absent(), referees=referees)
 
 
 @pytest.mark.parametrize("judge", [*ABSTAINING[:2], Absent()])
@@ -209,21 +209,21 @@ def test_a_judge_that_says_nothing_shows_nothing(judge: Judge) -> None:
     with pytest.raises(VerificationError, match="loser|a question is missing"):
         checked(hidden)
     with pytest.raises(InconclusiveError):
-        check(hidden, judge=judge, referees=referees)
+        check_bundle(hidden, judge=judge, referees=referees)
     with pytest.raises(InconclusiveError, match="not recomputed"):
-        check(hidden, judge=Absent(), referees=referees)
+        check_bundle(hidden, judge=Absent(), referees=referees)
 
 
 def test_a_ruling_that_nobody_loses_is_confirmed() -> None:
     hidden = play(judge=ABSTAINING[2])
-    verdict = check(hidden, judge=ABSTAINING[2], referees=[REFEREE.public_key])
+    verdict = check_bundle(hidden, judge=ABSTAINING[2], referees=[REFEREE.public_key])
     assert verdict.conclusion is Conclusion.INCONCLUSIVE
 
 
 @pytest.mark.parametrize("behaviour", ["silent", "resigning", "garbage", "equivocating"])
 def test_what_needs_no_judge_is_checked_without(behaviour: str) -> None:
     data = play(behaviour)
-    assert check(data, judge=Absent(), referees=[REFEREE.public_key]) == checked(data)
+    assert check_bundle(data, judge=Absent(), referees=[REFEREE.public_key]) == checked(data)
 
 
 @pytest.mark.parametrize("change", [{"step": 1}, {"index": None}, {"root": bytes(32)}])
@@ -232,7 +232,7 @@ def test_what_a_verdict_is_about_needs_no_judge(change) -> None:
     verdict = unseal(bundle.verdict, REFEREE.public_key)
     lie = replace(bundle, verdict=replace(verdict, **change).seal(REFEREE)).to_bytes()
     with pytest.raises(VerificationError, match=next(iter(change))):
-        check(lie, judge=Absent(), referees=[REFEREE.public_key])
+        check_bundle(lie, judge=Absent(), referees=[REFEREE.public_key])
 
 
 def test_messages_that_are_not_replayed_are_of_a_party_all_the_same() -> None:
@@ -240,7 +240,7 @@ def test_messages_that_are_not_replayed_are_of_a_party_all_the_same() -> None:
     events = bundle.evidence.events
     forged = message_in(events[-1]).signed(STRANGER).to_bytes()
     with pytest.raises(VerificationError, match="not signed by a party"):
-        check(
+        check_bundle(
             resigned(bundle, events=(*events[:-1], forged)),
             judge=Absent(),
             referees=[REFEREE.public_key],
@@ -263,7 +263,7 @@ def test_the_envelope_is_what_other_tools_read() -> None:
     verdict = checked(HONEST)
     assert statement["subject"][0]["digest"] == {"veritrainHeader": verdict.run.hex()}
     assert statement["predicate"]["step"] == 2
-    assert Verdict.from_json(payload) == verdict
+    assert DisputeVerdict.from_json(payload) == verdict
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_only_the_one_form_of_a_statement_is_read(old: bytes, new: bytes) -> Non
     payload = checked(HONEST).to_json()
     assert old in payload
     with pytest.raises(TranscriptError):
-        Verdict.from_json(payload.replace(old, new, 1))
+        DisputeVerdict.from_json(payload.replace(old, new, 1))
 
 
 @pytest.mark.parametrize(
@@ -349,8 +349,8 @@ def test_two_messages_of_one_number_convict_whoever_signed_them() -> None:
     first = Bundle.from_bytes(HONEST, where="x").evidence.events[1]
     signer = SIGNERS[TRAINER]
     second = cheat.wrong_size(message_in(first)).signed(signer).to_bytes()
-    proof = check_equivocation(first, second, key=signer.public_key)
-    assert (proof.sender, proof.number) == (TRAINER, 1)
+    proof = check_equivocation(first, second, key=signer.public_key, of=Message)
+    assert (proof.sender, proof.number) == (TRAINER.value, 1)
     other_number = cheat.wrong_number(message_in(first)).signed(signer).to_bytes()
     other_dispute = cheat.other_dispute(message_in(first)).signed(signer).to_bytes()
     for pair in (
@@ -362,9 +362,9 @@ def test_two_messages_of_one_number_convict_whoever_signed_them() -> None:
         (first, cheat.signed_garbage(signer, b"")(b"")[0]),
     ):
         with pytest.raises(VeritrainError):
-            check_equivocation(*pair, key=signer.public_key)
+            check_equivocation(*pair, key=signer.public_key, of=Message)
         with pytest.raises(VeritrainError):
-            check_equivocation(*pair[::-1], key=signer.public_key)
+            check_equivocation(*pair[::-1], key=signer.public_key, of=Message)
 
 
 def test_two_heads_of_one_length_convict_the_trainer() -> None:

@@ -23,33 +23,33 @@ from tests.protocols.dispute.toy import (
 )
 from veritrain.adversaries import disputants as cheat
 from veritrain.adversaries.disputants import Disputant
-from veritrain.protocols.dispute.challenge import Contest
-from veritrain.protocols.dispute.check import check
+from veritrain.protocols.dispute.challenge import DisputeTerms
 from veritrain.protocols.dispute.judge import Loser
 from veritrain.protocols.dispute.messages import PARTIES, Role
-from veritrain.protocols.dispute.party import Claims, Party
+from veritrain.protocols.dispute.offline_check import check_bundle
+from veritrain.protocols.dispute.party import Claims, DisputeParty
 from veritrain.protocols.dispute.referee import Referee
-from veritrain.protocols.dispute.verdict import Verdict
+from veritrain.protocols.dispute.verdict import DisputeVerdict
 
 REFEREES = [SIGNERS[Role.REFEREE].public_key]
 SEED = 5
 
 
-def honest_game(trainer: Run, challenger: Run) -> Verdict:
+def honest_game(trainer: Run, challenger: Run) -> DisputeVerdict:
     """Both answer by their own runs, without tricks on the way."""
     data = challenge(trainer, challenger)
-    contest = opened(data)
+    terms = opened(data)
     runs = dict(zip(PARTIES, (trainer, challenger), strict=True))
     disputants = {
-        role: cheat.honest(party(role, contest, RunClaims(run))) for role, run in runs.items()
+        role: cheat.honest(party(role, terms, RunClaims(run))) for role, run in runs.items()
     }
     verdict = settle(data, disputants).verdict
     assert verdict is not None
     return verdict
 
 
-def checked(referee: Referee) -> Verdict:
-    verdict = check(referee.bundle(), judge=ToyJudge(), referees=REFEREES)
+def checked(referee: Referee) -> DisputeVerdict:
+    verdict = check_bundle(referee.bundle(), judge=ToyJudge(), referees=REFEREES)
     assert verdict == referee.verdict
     return verdict
 
@@ -161,10 +161,10 @@ def test_a_false_trace_loses_where_it_is_false(role: Role, change, index, reason
     true, false = Run(job, 3), Run(job, 3, (Lie(2, None),))
     runs = dict(zip(PARTIES, (false, true) if role is Role.TRAINER else (true, false), strict=True))
     data = challenge(runs[Role.TRAINER], runs[Role.CHALLENGER])
-    contest = opened(data)
+    terms = opened(data)
     claims: dict[Role, Claims] = {one: RunClaims(run) for one, run in runs.items()}
     claims[role] = cheat.AlteredTrace(claims[role], change)
-    disputants = {one: cheat.honest(party(one, contest, claims[one])) for one in PARTIES}
+    disputants = {one: cheat.honest(party(one, terms, claims[one])) for one in PARTIES}
     verdict = checked(settle(data, disputants))
     assert (verdict.loser, verdict.step, verdict.index) == (Loser.of(role), 2, index)
     assert reason.replace("ROLE", role.value) in verdict.reason
@@ -198,7 +198,7 @@ def false_claims(claims: Claims, random: Random) -> Claims:
     )
 
 
-def false_sender(party: Party, role: Role, random: Random) -> Disputant:
+def false_sender(party: DisputeParty, role: Role, random: Random) -> Disputant:
     signer = SIGNERS[role]
     change = random.choice(
         [
@@ -233,11 +233,11 @@ class Side:
     run: Run
     is_honest: bool
 
-    def disputant(self, contest: Contest, random: Random) -> tuple[Disputant, Claims]:
+    def disputant(self, terms: DisputeTerms, random: Random) -> tuple[Disputant, Claims]:
         claims: Claims = RunClaims(self.run)
         if not self.is_honest and random.random() < 0.5:
             claims = false_claims(claims, random)
-        own = party(self.role, contest, claims)
+        own = party(self.role, terms, claims)
         if self.is_honest or random.random() < 0.5:
             return cheat.honest(own), claims
         return false_sender(own, self.role, random), claims
@@ -261,8 +261,8 @@ def random_game(seed: int) -> None:
     trainer = random_side(Role.TRAINER, last, step, random, operations_at_most)
     challenger = random_side(Role.CHALLENGER, step, step, random, operations_at_most)
     data = challenge(trainer.run, challenger.run, nonce=random.randbytes(16))
-    contest = opened(data)
-    players = [side.disputant(contest, random) for side in (trainer, challenger)]
+    terms = opened(data)
+    players = [side.disputant(terms, random) for side in (trainer, challenger)]
     disputants = dict(zip(PARTIES, (player[0] for player in players), strict=True))
     if random.random() < 0.5:
         referee = settle(data, disputants)

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from tests.protocols.dispute.toy import SIGNERS, STRANGER, Lie, Run, challenge, header
 from veritrain.adversaries.disputants import message_in
 from veritrain.encoding import encode
-from veritrain.errors import TranscriptError, UsageError, VerificationError
+from veritrain.errors import FieldError, TranscriptError, UsageError, VerificationError
+from veritrain.parties.envelope import SignedEnvelope
 from veritrain.protocols.dispute.bisection import Search
 from veritrain.protocols.dispute.challenge import Challenge
 from veritrain.protocols.dispute.claims import Commitment, Entries
-from veritrain.protocols.dispute.evidence import Bundle, Evidence
-from veritrain.protocols.dispute.limits import LIMITS
+from veritrain.protocols.dispute.dispute_limits import LIMITS
+from veritrain.protocols.dispute.evidence import Bundle, DisputeEvidence
 from veritrain.protocols.dispute.messages import (
     PARTIES,
     Detail,
@@ -29,7 +30,6 @@ from veritrain.protocols.dispute.messages import (
     Question,
     Resignation,
     Role,
-    SignedMessage,
     TraceClaim,
     TraceOf,
     read_reply,
@@ -58,13 +58,13 @@ TOPICS = [
 
 def test_a_signed_message_comes_back() -> None:
     data = MESSAGE.signed(SIGNERS[Role.TRAINER]).to_bytes()
-    signed = SignedMessage.read(data, limit=len(data), where="x")
-    signed.verify(SIGNERS[Role.TRAINER].public_key)
-    assert signed.opened(where="x") == MESSAGE
+    signed = SignedEnvelope.read(data, limit=len(data), where="x")
+    signed.verify(SIGNERS[Role.TRAINER].public_key, Message.type_name)
+    assert signed.opened(Message, where="x") == MESSAGE
     with pytest.raises(VerificationError):
-        signed.verify(STRANGER.public_key)
+        signed.verify(STRANGER.public_key, Message.type_name)
     with pytest.raises(TranscriptError, match="at most"):
-        SignedMessage.read(data, limit=len(data) - 1, where="x")
+        SignedEnvelope.read(data, limit=len(data) - 1, where="x")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_questions_come_back(of, topic) -> None:
 )
 def test_a_wrong_question_is_refused(change) -> None:
     question = Question(of=PARTIES, topic=OperatorAt(step=1, index=2)).to_value()
-    with pytest.raises(UsageError):
+    with pytest.raises(FieldError):
         Question.from_value({**question, **change})
 
 
@@ -122,12 +122,12 @@ def test_a_wrong_question_is_refused(change) -> None:
 def test_replies_come_back(content) -> None:
     body = reply_body(b"\x07" * 32, content)
     assert read_reply(body, type(content)) == (b"\x07" * 32, content)
-    with pytest.raises(UsageError):
+    with pytest.raises(FieldError):
         read_reply({**body, "question": b""}, type(content))
-    with pytest.raises(UsageError):
+    with pytest.raises(FieldError):
         read_reply({**body, "more": 1}, type(content))
     del body["question"]
-    with pytest.raises(UsageError):
+    with pytest.raises(FieldError):
         read_reply(body, type(content))
 
 
@@ -159,18 +159,21 @@ def test_replies_come_back(content) -> None:
     ],
 )
 def test_a_wrong_field_of_a_body_is_refused(content, change) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(FieldError):
         type(content).from_value({**content.to_value(), **change})
 
 
 READERS = [
     (Message, MESSAGE.to_bytes()),
-    (SignedMessage, CHALLENGE),
-    (Evidence, Evidence(referee=bytes(32), questions=(bytes(64),), events=(b"a", 1)).to_bytes()),
+    (SignedEnvelope, CHALLENGE),
+    (
+        DisputeEvidence,
+        DisputeEvidence(referee=bytes(32), questions=(bytes(64),), events=(b"a", 1)).to_bytes(),
+    ),
     (
         Bundle,
         Bundle(
-            evidence=Evidence(referee=bytes(32), questions=(), events=()), verdict=b"{}"
+            evidence=DisputeEvidence(referee=bytes(32), questions=(), events=()), verdict=b"{}"
         ).to_bytes(),
     ),
     (TraceEntry, TraceEntry(index=0, previous=bytes(32), final=True, body={"a": 1}).to_bytes()),
@@ -223,7 +226,7 @@ def test_no_value_of_a_field_does_more_than_be_refused(body, noise: st.DataObjec
     for hostile in (changed, noise.draw(values)):
         try:
             assert type(body).from_value(hostile).to_value() == hostile
-        except UsageError:
+        except FieldError:
             continue
 
 
@@ -249,7 +252,7 @@ def test_a_wrong_trace_entry_cannot_be_made(change) -> None:
 @pytest.mark.parametrize("event", [0, -1, True, LIMITS.number + 1, None, "a"])
 def test_events_are_messages_or_numbers(event) -> None:
     with pytest.raises(UsageError):
-        Evidence(referee=bytes(32), questions=(), events=(event,))
+        DisputeEvidence(referee=bytes(32), questions=(), events=(event,))
 
 
 def test_no_proof_opens_what_was_not_committed_to() -> None:

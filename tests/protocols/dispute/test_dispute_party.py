@@ -20,9 +20,10 @@ from tests.protocols.dispute.toy import (
 )
 from veritrain.adversaries.disputants import FalseDetail, message_in
 from veritrain.encoding import Value
-from veritrain.errors import UsageError, VerificationError, VeritrainError
-from veritrain.protocols.dispute.check import check_equivocation
-from veritrain.protocols.dispute.limits import LIMITS
+from veritrain.errors import TranscriptError, UsageError, VerificationError, VeritrainError
+from veritrain.parties.equivocation import EquivocationError, check_equivocation
+from veritrain.parties.journal import Journal, JournalEntry
+from veritrain.protocols.dispute.dispute_limits import LIMITS
 from veritrain.protocols.dispute.messages import (
     PARTIES,
     DetailOf,
@@ -35,13 +36,13 @@ from veritrain.protocols.dispute.messages import (
     Role,
     Topic,
 )
-from veritrain.protocols.dispute.party import Claims, Party, Reply
+from veritrain.protocols.dispute.party import Claims, DisputeParty
 
 TRAINER, CHALLENGER = PARTIES
 REFEREE = SIGNERS[Role.REFEREE]
 RUN, OTHER = Run(header(), 4, (Lie(2, 0),)), Run(header(), 4)
 CHALLENGE = challenge(RUN, OTHER)
-CONTEST = opened(CHALLENGE)
+TERMS = opened(CHALLENGE)
 
 
 class LongEntry:
@@ -55,21 +56,21 @@ class LongEntry:
         return replace(self._claims.operator(step, index), entry=bytes(LIMITS.entry_bytes))
 
 
-def make_party(replies: dict[int, Reply], claims: Claims | None = None) -> Party:
-    return Party(
+def make_party(entries: dict[int, JournalEntry], claims: Claims | None = None) -> DisputeParty:
+    return DisputeParty(
         role=TRAINER,
         signer=SIGNERS[TRAINER],
-        contest=CONTEST,
+        terms=TERMS,
         claims=claims or RunClaims(RUN),
-        replies=replies,
+        journal=Journal(entries),
     )
 
 
 def question(number: int, topic: Topic | None = None) -> Message:
     asked = Question(of=PARTIES, topic=topic or LeafAt(index=number % 3))
     return Message(
-        run=CONTEST.run,
-        dispute=CONTEST.dispute,
+        run=TERMS.run,
+        dispute=TERMS.dispute,
         sender=Role.REFEREE,
         number=number,
         kind=Kind.QUESTION,
@@ -82,21 +83,20 @@ def sent(message: Message) -> bytes:
 
 
 def test_the_same_question_has_the_same_answer_also_after_a_restart() -> None:
-    replies: dict[int, Reply] = {}
-    answers = [make_party(replies).answer(sent(question(number))) for number in (1, 2, 5)]
-    again = [make_party(replies).answer(sent(question(number))) for number in (1, 2, 5)]
+    entries: dict[int, JournalEntry] = {}
+    answers = [make_party(entries).answer(sent(question(number))) for number in (1, 2, 5)]
+    again = [make_party(entries).answer(sent(question(number))) for number in (1, 2, 5)]
     assert answers == again
-    assert [make_party(replies).resign(sent(question(1)))] == answers[:1]
+    assert [make_party(entries).resign(sent(question(1)))] == answers[:1]
 
 
 def test_another_question_with_a_used_number_is_kept_as_proof() -> None:
     party = make_party({})
     party.answer(sent(question(1)))
-    with pytest.raises(VerificationError, match="two different questions"):
+    with pytest.raises(EquivocationError, match="two different questions") as caught:
         party.answer(sent(question(1, LeafAt(index=0))))
-    ((first, second),) = party.conflicts
-    proof = check_equivocation(first, second, key=REFEREE.public_key)
-    assert (proof.sender, proof.number) == (Role.REFEREE, 1)
+    slot = check_equivocation(*caught.value.pair, key=REFEREE.public_key, of=Message)
+    assert (slot.sender, slot.number) == ("referee", 1)
 
 
 def test_numbers_rise() -> None:
@@ -125,18 +125,41 @@ def test_numbers_rise() -> None:
     ],
 )
 def test_what_is_no_question_to_it_is_not_answered(data: bytes) -> None:
-    replies: dict[int, Reply] = {}
+    entries: dict[int, JournalEntry] = {}
     with pytest.raises(VeritrainError):
-        make_party(replies).answer(data)
-    assert replies == {}
+        make_party(entries).answer(data)
+    assert entries == {}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"ask": "everything", "of": ["trainer"]},
+        {"ask": "leaf", "of": ["trainer"], "index": -1},
+        {"ask": "leaf", "of": ["referee"], "index": 1},
+        {"ask": "leaf", "of": "trainer", "index": 1},
+        {"ask": "leaf", "of": ["trainer"], "index": 1, "more": None},
+        {"ask": "trace", "of": ["trainer"], "step": "1"},
+        {"ask": "operator", "of": ["trainer"], "step": 1},
+        {"ask": "detail", "of": ["trainer"], "step": 1, "index": 1, "what": bytes(1 << 15)},
+    ],
+)
+def test_a_malformed_question_of_the_referee_is_not_this_partys_misuse(body) -> None:
+    """The caller of `answer` did nothing wrong, so it is no `UsageError`."""
+    entries: dict[int, JournalEntry] = {}
+    for reply in (make_party(entries).answer, make_party(entries).resign):
+        with pytest.raises(TranscriptError):
+            reply(sent(replace(question(1), body=body)))
+    assert entries == {}
 
 
 def test_what_cannot_be_opened_leaves_the_number_free() -> None:
-    replies: dict[int, Reply] = {}
-    party = make_party(replies)
+    entries: dict[int, JournalEntry] = {}
+    party = make_party(entries)
     with pytest.raises(UsageError):
         party.answer(sent(question(1, LeafAt(index=99))))
-    assert replies == {}
+    assert entries == {}
     assert message_in(party.resign(sent(question(1, LeafAt(index=99))))).kind is Kind.RESIGN
 
 
@@ -148,11 +171,11 @@ def test_a_detail_that_a_referee_could_not_read_is_null(detail: Value) -> None:
 
 
 def test_it_signs_nothing_that_a_referee_could_not_read() -> None:
-    replies: dict[int, Reply] = {}
-    party = make_party(replies, LongEntry(RunClaims(RUN)))
+    entries: dict[int, JournalEntry] = {}
+    party = make_party(entries, LongEntry(RunClaims(RUN)))
     with pytest.raises(UsageError):
         party.answer(sent(question(1, OperatorAt(step=0, index=0))))
-    assert replies == {}
+    assert entries == {}
 
 
 def test_leaves_of_another_head_are_not_signed() -> None:
@@ -163,30 +186,30 @@ def test_leaves_of_another_head_are_not_signed() -> None:
 
 def test_each_role_has_its_key() -> None:
     with pytest.raises(UsageError, match="the challenger's"):
-        Party(
+        DisputeParty(
             role=CHALLENGER,
             signer=SIGNERS[TRAINER],
-            contest=CONTEST,
+            terms=TERMS,
             claims=RunClaims(OTHER),
-            replies={},
+            journal=Journal({}),
         )
 
 
 def test_a_restart_in_every_round_changes_nothing() -> None:
     claims = dict(zip(PARTIES, (RunClaims(RUN), RunClaims(OTHER)), strict=True))
-    replies: dict[Role, dict[int, Reply]] = {role: {} for role in PARTIES}
+    entries: dict[Role, dict[int, JournalEntry]] = {role: {} for role in PARTIES}
     referee = referee_for(ToyJudge())
     referee.receive(CHALLENGE, 0)
     while referee.verdict is None:
         for role in PARTIES:
             asked = referee.question(role)
             for _ in range(2 if asked else 0):
-                own = Party(
+                own = DisputeParty(
                     role=role,
                     signer=SIGNERS[role],
-                    contest=CONTEST,
+                    terms=TERMS,
                     claims=claims[role],
-                    replies=replies[role],
+                    journal=Journal(entries[role]),
                 )
                 referee.receive(own.answer(asked or b""), 0)
     assert referee.verdict.loser.value == "trainer"

@@ -25,12 +25,13 @@ from tests.protocols.dispute.toy import (
 from veritrain.adversaries import disputants as cheat
 from veritrain.adversaries.disputants import message_in
 from veritrain.errors import InconclusiveError, UsageError, VerificationError, VeritrainError
+from veritrain.parties.envelope import SignedEnvelope
 from veritrain.protocols.dispute.challenge import Challenge, make_challenge, open_challenge
-from veritrain.protocols.dispute.hearing import Hearing
+from veritrain.protocols.dispute.dispute_limits import LIMITS
+from veritrain.protocols.dispute.dispute_state import DisputeState
 from veritrain.protocols.dispute.judge import Answered, Ask, Case, Judge, Loser, Ruling
-from veritrain.protocols.dispute.limits import LIMITS
-from veritrain.protocols.dispute.messages import PARTIES, Kind, Message, Role, SignedMessage
-from veritrain.protocols.dispute.party import Party
+from veritrain.protocols.dispute.messages import PARTIES, Kind, Message, Role
+from veritrain.protocols.dispute.party import DisputeParty
 from veritrain.protocols.dispute.referee import Deadlines, Referee
 from veritrain.protocols.dispute.verdict import Conclusion
 from veritrain.transcript.records import Head, SignedHead
@@ -46,9 +47,9 @@ class Table:
 
     def __init__(self, judge: Judge | None = None, deadlines: Deadlines = DEADLINES) -> None:
         self.challenge = challenge(FALSE, TRUE)
-        contest = opened(self.challenge)
-        self.parties: dict[Role, Party] = {
-            role: party(role, contest, RunClaims(run))
+        terms = opened(self.challenge)
+        self.parties: dict[Role, DisputeParty] = {
+            role: party(role, terms, RunClaims(run))
             for role, run in zip(PARTIES, (FALSE, TRUE), strict=True)
         }
         self.referee: Referee = referee_for(judge or ToyJudge(), deadlines)
@@ -95,14 +96,12 @@ def test_there_is_no_bundle_before_the_end() -> None:
 
 def test_what_is_over_does_not_expire() -> None:
     data = challenge(FALSE, TRUE)
-    hearing = Hearing(
-        challenge=data, contest=opened(data), signer=SIGNERS[Role.REFEREE], judge=ToyJudge()
-    )
-    hearing.expire()
-    assert hearing.verdict is not None
-    assert hearing.verdict.loser is Loser.TRAINER
+    state = DisputeState(terms=opened(data), signer=SIGNERS[Role.REFEREE], judge=ToyJudge())
+    state.expire()
+    assert state.verdict is not None
+    assert state.verdict.loser is Loser.TRAINER
     with pytest.raises(UsageError, match="no question"):
-        hearing.expire()
+        state.expire()
 
 
 def test_a_challenge_of_another_run_opens_nothing() -> None:
@@ -205,7 +204,7 @@ def test_whatever_a_party_signs_the_other_one_does_not_lose(rounds: int, role: R
             return
         data = mutated(message_in(table.answer(role)).to_bytes(), random)
         signature = SIGNERS[role].sign(Message.type_name, data)
-        table.referee.receive(SignedMessage(message=data, signature=signature).to_bytes(), 0)
+        table.referee.receive(SignedEnvelope(message=data, signature=signature).to_bytes(), 0)
         assert table.loser() in (None, Loser.of(role))
 
 
@@ -512,11 +511,11 @@ def test_a_referee_that_was_interrupted_asks_the_same_again() -> None:
 def test_the_number_of_rounds_of_a_long_run() -> None:
     long_false, long_true = Run(JOB, 999, (Lie(700, 0),)), Run(JOB, 999)
     data = challenge(long_false, long_true)
-    contest = opened(data)
+    terms = opened(data)
     referee = settle(
         data,
         {
-            role: cheat.honest(party(role, contest, RunClaims(run)))
+            role: cheat.honest(party(role, terms, RunClaims(run)))
             for role, run in zip(PARTIES, (long_false, long_true), strict=True)
         },
     )

@@ -17,11 +17,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from veritrain.adversaries.disputants import Trace, chained
 from veritrain.encoding import Digest, Value, digest_value
 from veritrain.errors import InconclusiveError
-from veritrain.protocols.dispute.challenge import Contest, make_challenge, open_challenge
+from veritrain.parties.journal import Journal
+from veritrain.protocols.dispute.challenge import DisputeTerms, make_challenge, open_challenge
 from veritrain.protocols.dispute.claims import Entries
 from veritrain.protocols.dispute.judge import Answered, Ask, Case, Loser, Ruling
 from veritrain.protocols.dispute.messages import PARTIES, Opening, Role, TraceClaim
-from veritrain.protocols.dispute.party import Claims, Party
+from veritrain.protocols.dispute.party import Claims, DisputeParty
 from veritrain.replay.trace.entry import TraceEntry
 from veritrain.transcript.records import Head, Header, Leaf, SignedHead
 from veritrain.transcript.signing import Signer
@@ -259,9 +260,11 @@ def challenge(trainer: Run, challenger: Run, nonce: bytes = bytes(16)) -> bytes:
     )
 
 
-def opened(data: bytes) -> Contest:
+def opened(data: bytes) -> DisputeTerms:
     return open_challenge(data, referee=SIGNERS[Role.REFEREE].public_key)
 
 
-def party(role: Role, contest: Contest, claims: Claims) -> Party:
-    return Party(role=role, signer=SIGNERS[role], contest=contest, claims=claims, replies={})
+def party(role: Role, terms: DisputeTerms, claims: Claims) -> DisputeParty:
+    return DisputeParty(
+        role=role, signer=SIGNERS[role], terms=terms, claims=claims, journal=Journal({})
+    )

@@ -20,14 +20,14 @@ import veritrain as vt
 from veritrain.encoding import digest
 from veritrain.errors import UsageError
 from veritrain.job.job import Job
+from veritrain.parties.journal import Journal
 from veritrain.protocols.dispute.challenge import make_challenge, open_challenge
 from veritrain.protocols.dispute.claims import Entries
 from veritrain.protocols.dispute.judging.operator_judge import OperatorJudge
 from veritrain.protocols.dispute.messages import Opening, Role, TraceClaim
-from veritrain.protocols.dispute.party import Party
+from veritrain.protocols.dispute.party import DisputeParty
 from veritrain.protocols.dispute.referee import Deadlines, Referee
-from veritrain.protocols.dispute.replayed_claims import ReplayedClaims
-from veritrain.protocols.dispute.verdict import Verdict
+from veritrain.protocols.dispute.verdict import DisputeVerdict
 from veritrain.replay.trace.entry import TraceEntry
 from veritrain.transcript import Signer, Transcript, merkle
 from veritrain.transcript.records import Head, Leaf, SignedHead
@@ -110,7 +110,7 @@ class Liar:
         return self._claims.detail(step, index, what)
 
 
-def settle(scene: Scene, step: int, trainer: Any = None, challenger: Any = None) -> Verdict:
+def settle(scene: Scene, step: int, trainer: Any = None, challenger: Any = None) -> DisputeVerdict:
     """The verdict on leaf `step`; a party without claims tells the truth, but for that one leaf if both do."""
     return hold(scene, step, trainer, challenger).verdict
 
@@ -124,14 +124,14 @@ def hold(scene: Scene, step: int, trainer: Any = None, challenger: Any = None) -
         signer=scene.challenger, header=header, head=signed, referee=scene.referee.public_key,
         nonce=bytes(16), leaves=Entries(encoded(challengers)),
     )  # fmt: skip
-    contest = open_challenge(challenge, referee=scene.referee.public_key)
+    terms = open_challenge(challenge, referee=scene.referee.public_key)
     parties = {
-        Role.TRAINER: Party(
-            role=Role.TRAINER, signer=scene.trainer, contest=contest, replies={},
+        Role.TRAINER: DisputeParty(
+            role=Role.TRAINER, signer=scene.trainer, terms=terms, journal=Journal({}),
             claims=trainer or scene.claims(),
         ),
-        Role.CHALLENGER: Party(
-            role=Role.CHALLENGER, signer=scene.challenger, contest=contest, replies={},
+        Role.CHALLENGER: DisputeParty(
+            role=Role.CHALLENGER, signer=scene.challenger, terms=terms, journal=Journal({}),
             claims=challenger.up_to(step) if challenger else scene.claims(step + 1),
         ),
     }  # fmt: skip

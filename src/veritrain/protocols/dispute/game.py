@@ -13,10 +13,10 @@ from typing import Any, TypeAlias, TypeVar, cast
 from veritrain.encoding import Digest
 from veritrain.errors import InconclusiveError
 from veritrain.protocols.dispute.bisection import Search
-from veritrain.protocols.dispute.challenge import Contest
+from veritrain.protocols.dispute.challenge import DisputeTerms
 from veritrain.protocols.dispute.claims import Commitment
+from veritrain.protocols.dispute.dispute_limits import LIMITS
 from veritrain.protocols.dispute.judge import Answered, Ask, Case, Judge, Loser, Ruling
-from veritrain.protocols.dispute.limits import LIMITS
 from veritrain.protocols.dispute.messages import (
     PARTIES,
     Body,
@@ -74,8 +74,8 @@ class Game:
         index: the first entry of its trace in which they differ, once it is known.
     """
 
-    def __init__(self, contest: Contest, judge: Judge) -> None:
-        self._contest = contest
+    def __init__(self, terms: DisputeTerms, judge: Judge) -> None:
+        self._terms = terms
         self._judge = judge
         self.step: int | None = None
         self.index: int | None = None
@@ -86,7 +86,7 @@ class Game:
         if isinstance(leaves, Ruling):
             return leaves
         self.step = leaves.high
-        before = self._contest.run if leaves.agreed is None else leaves.agreed.digest
+        before = self._terms.run if leaves.agreed is None else leaves.agreed.digest
         ruling = _unchained(f"leaf {leaves.high}", before, _differing(leaves))
         if ruling is not None:
             return ruling
@@ -102,7 +102,7 @@ class Game:
         return (yield from self._ask_judge(self._case(leaves, traces, entries)))
 
     def _find_step(self) -> Play[Search[Leaf] | Ruling]:
-        own = self._contest.leaf
+        own = self._terms.leaf
         # 1. The disputed leaf of the trainer.
         (trainer,) = yield self._leaf(own.step, Role.TRAINER)
         if trainer.digest == own.digest:
@@ -118,7 +118,7 @@ class Game:
 
     def _leaf(self, index: int, *of: Role) -> Round:
         def read(role: Role, answer: Body) -> Leaf:
-            return self._contest.leaves[role].leaf(index, cast(Opening, answer))
+            return self._terms.leaves[role].leaf(index, cast(Opening, answer))
 
         return _round(of, LeafAt(index=index), read)
 
@@ -164,7 +164,7 @@ class Game:
     ) -> Case:
         trainer, challenger = _differing(leaves)
         return Case(
-            header=self._contest.header,
+            header=self._terms.header,
             step=leaves.high,
             before=leaves.agreed,
             trainer=trainer,

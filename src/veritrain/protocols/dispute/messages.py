@@ -1,41 +1,37 @@
-"""What is sent in a dispute: signed messages, and the typed bodies of questions and answers.
+"""The envelope of a dispute, and the typed bodies of its questions and answers.
 
-A signed message holds the message as bytes: the signature is checked before anything in them is
-read, and bytes that make no sense are still someone's, if someone signed them. Whatever exists as
-an object here is well formed; whether it is true is decided elsewhere.
+An object of these classes is well formed. Whether the claim that it makes is true, the game and
+the judge decide.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from enum import Enum
-from typing import Any, ClassVar, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, ClassVar, Self, TypeAlias, TypeVar
 
 from veritrain.encoding import Digest, Value, encode
-from veritrain.errors import TranscriptError, UsageError
-from veritrain.protocols.dispute.limits import LIMITS
+from veritrain.errors import UsageError
+from veritrain.parties.envelope import Envelope, Slot
+from veritrain.protocols.dispute.dispute_limits import LIMITS
 from veritrain.replay.trace.entry import MAX_ENTRIES, TraceEntry
 from veritrain.transcript import fields as check
-from veritrain.transcript.record import MAX_STEP, Record
-from veritrain.transcript.records import SIGNATURE_BYTES
-from veritrain.transcript.signing import verify_signature
-
-_SIGNED_FRAME = 256  # bytes of a signed message beside the message
+from veritrain.transcript.record import MAX_STEP
 
 
 class Role(Enum):
-    """Who sends."""
+    """The part that somebody has in a dispute."""
 
     TRAINER = "trainer"
     CHALLENGER = "challenger"
     REFEREE = "referee"
 
 
-PARTIES = (Role.TRAINER, Role.CHALLENGER)  # in this order wherever there are two of something
+PARTIES = (Role.TRAINER, Role.CHALLENGER)  # wherever there are two of something, in this order
 
 
 class Kind(Enum):
-    """What a message is."""
+    """What a message is for."""
 
     CHALLENGE = "challenge"
     QUESTION = "question"
@@ -43,22 +39,12 @@ class Kind(Enum):
     RESIGN = "resign"
 
 
-class Signs(Protocol):
-    """Who can sign: a `Signer`."""
-
-    public_key: bytes
-
-    def sign(self, domain: str, data: bytes) -> bytes:
-        """The signature of `data` in `domain`."""
-        ...
-
-
 _Member = TypeVar("_Member", bound=Enum)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Message(Record):
-    """One message; who really sent it is known by its signature alone."""
+class Message(Envelope):
+    """The envelope of a dispute. Its signature alone says who sent it, `sender` is a claim."""
 
     type_name: ClassVar[str] = "dispute message"
     max_bytes: ClassVar[int] = LIMITS.detail_bytes
@@ -90,58 +76,10 @@ class Message(Record):
         taken["kind"] = _member(Kind, "kind", taken["kind"])
         return cls(**taken)
 
-    def signed(self, signer: Signs) -> SignedMessage:
-        """This message with `signer`'s signature.
-
-        Raises:
-            UsageError: larger than a reader would accept.
-        """
-        data = self.to_bytes()
-        return SignedMessage(message=data, signature=signer.sign(self.type_name, data))
-
-
-@dataclass(frozen=True, kw_only=True)
-class SignedMessage(Record):
-    """The bytes of a message with a signature, which nobody has checked yet."""
-
-    type_name: ClassVar[str] = "signed message"
-    max_bytes: ClassVar[int] = LIMITS.detail_bytes
-    max_items: ClassVar[int | None] = 16
-
-    message: bytes
-    signature: bytes
-
-    def __post_init__(self) -> None:
-        if type(self.message) is not bytes:
-            raise check.wrong("message", "a byte string", self.message)
-        check.check_bytes("signature", self.signature, SIGNATURE_BYTES)
-
-    @classmethod
-    def read(cls, data: bytes, *, limit: int, where: str) -> Self:
-        """`from_bytes` of at most `limit` bytes.
-
-        Raises:
-            TranscriptError: too large, or not the canonical bytes of a signed message.
-        """
-        if len(data) > limit:
-            raise TranscriptError(where, f"expected at most {limit} bytes, got {len(data)}")
-        return cls.from_bytes(data, where=where)
-
-    def verify(self, public_key: bytes) -> None:
-        """Check the signature.
-
-        Raises:
-            VerificationError: it is not one of the message by this key.
-        """
-        verify_signature(public_key, Message.type_name, self.message, self.signature)
-
-    def opened(self, *, where: str) -> Message:
-        """The message.
-
-        Raises:
-            TranscriptError: the bytes are not a message.
-        """
-        return Message.from_bytes(self.message, where=where)
+    @property
+    def slot(self) -> Slot:
+        """See `Envelope.slot`: one message of each sender for each question."""
+        return Slot(context=self.dispute, sender=self.sender.value, number=self.number)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,12 +92,13 @@ class Body:
 
     @classmethod
     def from_value(cls, value: Value) -> Self:
-        """The content of a decoded map.
+        """The content of a decoded map, which another party wrote.
 
         Raises:
-            UsageError: not a map, or a field is missing, unknown or wrong.
+            FieldError: not a map, or a field is missing, unknown or wrong.
         """
-        return cls(**cls._take(value))
+        with check.hostile_fields():
+            return cls(**cls._take(value))
 
     @classmethod
     def _take(cls, value: Value) -> dict[str, Any]:
@@ -217,7 +156,7 @@ class Detail(Body):
 
 @dataclass(frozen=True, kw_only=True)
 class Resignation(Body):
-    """Nothing: whoever resigns says no more."""
+    """Nothing: a party that resigns says no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,22 +251,23 @@ class Question:
 
     @classmethod
     def from_value(cls, value: Value) -> Self:
-        """The question of a decoded map.
+        """The question of a decoded map, which a referee wrote.
 
         Raises:
-            UsageError: not a map, or a field is missing, unknown or wrong.
+            FieldError: not a map, or a field is missing, unknown or wrong.
         """
-        if not isinstance(value, dict):
-            raise check.wrong("body", "a map", value)
-        ask, of = value.get("ask"), value.get("of")
-        topic = _TOPICS.get(ask) if isinstance(ask, str) else None
-        if topic is None:
-            raise check.wrong("ask", f"one of {', '.join(_TOPICS)}", ask)
-        if not isinstance(of, list) or len(of) > len(PARTIES):
-            raise check.wrong("of", "one or both parties", of)
-        rest: Value = {name: item for name, item in value.items() if name not in ("ask", "of")}
-        roles = tuple(_member(Role, "of", role) for role in of)
-        return cls(of=roles, topic=topic.from_value(rest))
+        with check.hostile_fields():
+            if not isinstance(value, dict):
+                raise check.wrong("body", "a map", value)
+            ask, of = value.get("ask"), value.get("of")
+            topic = _TOPICS.get(ask) if isinstance(ask, str) else None
+            if topic is None:
+                raise check.wrong("ask", f"one of {', '.join(_TOPICS)}", ask)
+            if not isinstance(of, list) or len(of) > len(PARTIES):
+                raise check.wrong("of", "one or both parties", of)
+            rest: Value = {name: item for name, item in value.items() if name not in ("ask", "of")}
+            roles = tuple(_member(Role, "of", role) for role in of)
+            return cls(of=roles, topic=topic.from_value(rest))
 
 
 _Content = TypeVar("_Content", bound=Body)
@@ -343,12 +283,13 @@ def read_reply(body: dict[str, Value], content: type[_Content]) -> tuple[Digest,
     """The digest of the question and the content that `reply_body` joined.
 
     Raises:
-        UsageError: a field is missing, unknown or wrong.
+        FieldError: a field is missing, unknown or wrong.
     """
     question = body.get("question")
-    if not isinstance(question, bytes):
-        raise check.wrong("question", "a digest", question)
-    check.check_digest("question", question)
+    with check.hostile_fields():
+        if not isinstance(question, bytes):
+            raise check.wrong("question", "a digest", question)
+        check.check_digest("question", question)
     rest: Value = {name: item for name, item in body.items() if name != "question"}
     return question, content.from_value(rest)
 

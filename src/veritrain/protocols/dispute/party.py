@@ -1,19 +1,21 @@
-"""A party of one dispute, trainer or challenger: answers the referee's questions, each once.
+"""A party of one dispute, trainer or challenger: it answers the referee's questions, each once.
 
-Two different answers with one number convict whoever signed them, even by mistake. So an answer is
-put into a store before it leaves this module, and the same question has the same bytes for ever.
+An answer goes through the party's journal before it leaves this module. So the same question has the
+same answer for ever, in the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from veritrain.encoding import Value
-from veritrain.errors import TranscriptError, UsageError, VerificationError
-from veritrain.protocols.dispute.challenge import Contest
-from veritrain.protocols.dispute.limits import LIMITS
+from veritrain.errors import FieldError, TranscriptError, UsageError, VerificationError
+from veritrain.parties.envelope import SignedEnvelope, Signs
+from veritrain.parties.journal import Journal
+from veritrain.protocols.dispute.challenge import DisputeTerms
+from veritrain.protocols.dispute.dispute_limits import LIMITS
 from veritrain.protocols.dispute.messages import (
     Body,
     Detail,
@@ -26,8 +28,6 @@ from veritrain.protocols.dispute.messages import (
     Question,
     Resignation,
     Role,
-    SignedMessage,
-    Signs,
     Topic,
     TraceClaim,
     TraceOf,
@@ -37,10 +37,10 @@ from veritrain.transcript.record import check_equal
 
 
 class Claims(Protocol):
-    """What a party holds to be true, and can open. Each call for the same gives the same.
+    """What a party holds to be true, and can open. Equal calls have equal results.
 
-    The trainer's leaves are those under the challenged head, with proofs for its size; the
-    challenger's those of its challenge. An exception leaves the question unanswered.
+    The trainer's leaves are those under the challenged head, with proofs for its size. The
+    challenger's leaves are those of its challenge. An exception leaves the question unanswered.
     """
 
     def leaf(self, index: int) -> Opening:
@@ -61,100 +61,97 @@ class Claims(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reply:
-    """A question and the answer to it, both signed."""
+class OpenedQuestion:
+    """A question that the referee of a dispute signed."""
 
-    question: bytes
-    answer: bytes
+    signed: SignedEnvelope
+    message: Message
+    question: Question
 
 
-class Party:
-    """Answers questions.
+def open_question(signed: SignedEnvelope, message: Message, terms: DisputeTerms) -> OpenedQuestion:
+    """Check a question of the dispute of these terms. `message` was read from `signed`.
 
-    Attributes:
-        conflicts: pairs of different questions that the referee signed with one number: proof
-            against it, see `check_equivocation`.
+    Raises:
+        TranscriptError: malformed fields.
+        VerificationError: not a question of the referee in this dispute.
     """
+    signed.verify(terms.key(Role.REFEREE), Message.type_name)
+    check_equal("run of the question", terms.run, message.run)
+    check_equal("dispute of the question", terms.dispute, message.dispute)
+    if (message.sender, message.kind) != (Role.REFEREE, Kind.QUESTION):
+        raise VerificationError(f"expected a question, got a {message.kind.value}")
+    try:
+        question = Question.from_value(message.body)
+    except FieldError as error:
+        raise TranscriptError("question", str(error)) from None
+    return OpenedQuestion(signed=signed, message=message, question=question)
+
+
+class DisputeParty:
+    """One side of a dispute: trainer or challenger."""
 
     def __init__(
         self,
         *,
         role: Role,
         signer: Signs,
-        contest: Contest,
+        terms: DisputeTerms,
         claims: Claims,
-        replies: MutableMapping[int, Reply],
+        journal: Journal,
     ) -> None:
         """One side of the dispute that `open_challenge` opened.
 
         Args:
-            replies: what was answered before, by number. An entry must be durable when its
-                assignment returns; whoever starts again hands in the same. A dict will do for a
-                party that never starts again.
+            journal: of this party in this dispute.
 
         Raises:
             UsageError: this is not the key of `role` in the dispute.
         """
-        if contest.keys[role] != signer.public_key:
+        if terms.key(role) != signer.public_key:
             raise UsageError(f"the key is not the {role.value}'s")
         self._role = role
         self._signer = signer
-        self._contest = contest
+        self._terms = terms
         self._claims = claims
-        self._replies = replies
-        self.conflicts: list[tuple[bytes, bytes]] = []
+        self._journal = journal
 
     def answer(self, question: bytes) -> bytes:
         """The signed answer to a signed question.
 
         Raises:
             TranscriptError: malformed bytes.
+            EquivocationError: the referee signed another question with this number.
             VerificationError: not a question of this referee to this party in this dispute, one
-                with a number that another question had, or claims that are not about the
-                challenged head.
-            UsageError: the answer, not a detail, is more than a referee takes; nothing was signed for good.
+                that comes after a later one, or claims that are not about the challenged head.
+            UsageError: the answer, not a detail, is more than a referee takes. Nothing was signed
+                for good.
         """
-        return self._reply(question, resign=False)
+        return self.answer_opened(self._opened(question))
+
+    def answer_opened(self, asked: OpenedQuestion) -> bytes:
+        """The signed answer to a question that was opened before; errors are those of `answer`."""
+        return self._reply(asked, lambda: self._content(asked.question.topic))
 
     def resign(self, question: bytes) -> bytes:
-        """Give up instead of answering; where the question was answered, the answer stays.
+        """Give up instead of answering. A question that was answered keeps its answer.
 
         Raises:
             TranscriptError, VerificationError: see `answer`.
         """
-        return self._reply(question, resign=True)
+        return self._reply(self._opened(question), Resignation)
 
-    def _reply(self, data: bytes, *, resign: bool) -> bytes:
-        signed = SignedMessage.read(data, limit=LIMITS.question_bytes, where="question")
-        message, question = self._checked(signed)
-        earlier = self._replies.get(message.number)
-        if earlier is not None:
-            self._require_same(earlier, data, signed)
-            return earlier.answer
-        if message.number <= max(self._replies, default=0):
-            raise VerificationError(f"question {message.number} comes after a later one")
-        content = Resignation() if resign else self._content(question.topic)
-        reply = Reply(question=data, answer=self._readable(message, question.topic, content))
-        self._replies[message.number] = reply
-        return reply.answer
+    def _opened(self, data: bytes) -> OpenedQuestion:
+        signed = SignedEnvelope.read(data, limit=LIMITS.question_bytes, where="question")
+        return open_question(signed, signed.opened(Message, where="question"), self._terms)
 
-    def _checked(self, signed: SignedMessage) -> tuple[Message, Question]:
-        signed.verify(self._contest.keys[Role.REFEREE])
-        message = signed.opened(where="question")
-        check_equal("run of the question", self._contest.run, message.run)
-        check_equal("dispute of the question", self._contest.dispute, message.dispute)
-        if (message.sender, message.kind) != (Role.REFEREE, Kind.QUESTION):
-            raise VerificationError(f"expected a question, got a {message.kind.value}")
-        question = Question.from_value(message.body)
-        if self._role not in question.of:
-            raise VerificationError(f"question {message.number} is not for the {self._role.value}")
-        return message, question
-
-    def _require_same(self, earlier: Reply, data: bytes, signed: SignedMessage) -> None:
-        before = SignedMessage.from_bytes(earlier.question, where="stored question")
-        if before.message != signed.message:
-            self.conflicts.append((earlier.question, data))
-            raise VerificationError("the referee signed two different questions with one number")
+    def _reply(self, asked: OpenedQuestion, content: Callable[[], Body]) -> bytes:
+        number, topic = asked.message.number, asked.question.topic
+        if self._role not in asked.question.of:
+            raise VerificationError(f"question {number} is not for the {self._role.value}")
+        return self._journal.sign_once(
+            number, asked.signed, lambda: self._readable(asked.message, topic, content())
+        )
 
     def _readable(self, asked: Message, topic: Topic, content: Body) -> bytes:
         """The signed answer; null for a detail that is more than a referee takes."""
@@ -169,8 +166,8 @@ class Party:
 
     def _signed(self, asked: Message, content: Body) -> bytes:
         answer = Message(
-            run=self._contest.run,
-            dispute=self._contest.dispute,
+            run=self._terms.run,
+            dispute=self._terms.dispute,
             sender=self._role,
             number=asked.number,
             kind=Kind.RESIGN if isinstance(content, Resignation) else Kind.ANSWER,
@@ -182,7 +179,7 @@ class Party:
         match topic:
             case LeafAt():
                 opening = self._claims.leaf(topic.index)
-                self._contest.leaves[self._role].leaf(topic.index, opening)
+                self._terms.leaves[self._role].leaf(topic.index, opening)
                 return opening
             case TraceOf():
                 return self._claims.trace(topic.step)
@@ -194,9 +191,9 @@ class Party:
 
 
 def _require_readable(answer: bytes, limit: int) -> None:
-    """The referee takes what it cannot read for a fault."""
+    """Check an own answer as the referee reads it: it takes an unreadable one for a fault."""
     where = "own answer"
     try:
-        SignedMessage.read(answer, limit=limit, where=where).opened(where=where)
+        SignedEnvelope.read(answer, limit=limit, where=where).opened(Message, where=where)
     except TranscriptError as error:
         raise UsageError(str(error)) from None

@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 
 from veritrain.encoding import DIGEST_BYTES, Digest
 from veritrain.errors import TranscriptError, UsageError
+from veritrain.protocols.dispute.dispute_limits import LIMITS
 from veritrain.protocols.dispute.judge import Loser
-from veritrain.protocols.dispute.limits import LIMITS
 from veritrain.replay.trace.entry import MAX_ENTRIES
 from veritrain.transcript import fields as check
 from veritrain.transcript.record import MAX_STEP
@@ -45,7 +45,7 @@ _CONCLUSIONS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class DisputeVerdict:
     """How a dispute ended.
 
     Attributes:
@@ -125,7 +125,7 @@ class Verdict:
         )
 
     @classmethod
-    def from_json(cls, data: bytes) -> Verdict:
+    def from_json(cls, data: bytes) -> DisputeVerdict:
         """Read the statement that `to_json` wrote.
 
         Raises:
@@ -146,11 +146,11 @@ class Verdict:
         return _envelope(payload, signer.public_key, signer.sign_dsse(PAYLOAD_TYPE, payload))
 
 
-def unseal(envelope: bytes, referee: bytes) -> Verdict:
+def unseal(envelope: bytes, referee: bytes) -> DisputeVerdict:
     """The verdict that `referee` signed.
 
     Raises:
-        TranscriptError: not an envelope as `Verdict.seal` writes it.
+        TranscriptError: not an envelope as `DisputeVerdict.seal` writes it.
         VerificationError: not signed by that key.
     """
     value = _parse(envelope)
@@ -161,7 +161,7 @@ def unseal(envelope: bytes, referee: bytes) -> Verdict:
     verify_dsse(referee, PAYLOAD_TYPE, payload, signature)
     if _envelope(payload, referee, signature) != envelope:
         raise TranscriptError(_WHERE, "not the one form of its envelope")
-    return Verdict.from_json(payload)
+    return DisputeVerdict.from_json(payload)
 
 
 def _envelope(payload: bytes, public_key: bytes, signature: bytes) -> bytes:
@@ -176,14 +176,14 @@ def _envelope(payload: bytes, public_key: bytes, signature: bytes) -> bytes:
     )
 
 
-def _read(value: dict[str, Any]) -> Verdict:
+def _read(value: dict[str, Any]) -> DisputeVerdict:
     predicate, subject = value["predicate"], value["subject"]
     taken = {
         field.name: predicate[field.name]
-        for field in fields(Verdict)
+        for field in fields(DisputeVerdict)
         if field.name in ("reason", "step", "index", "rounds", "messages", "bytes")
     }
-    return Verdict(
+    return DisputeVerdict(
         **taken,
         loser=Loser(predicate["loser"]),
         timed_out=predicate["timedOut"],

@@ -1,4 +1,4 @@
-"""What a client is told when something is wrong: constant texts that say nothing of this machine."""
+"""The answers to requests that go wrong: constant texts, which tell nothing about this machine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Problem(Enum):
     HEADER = 431, "the header of the request is too large"
     FAILED = 500, "the service failed"
     BUSY = 503, "the service is busy; come back later"
-    STOPPED = 503, "this dispute stopped by an error; it goes on when the service starts again"
+    STOPPED = 503, "it stopped by an error; it goes on when the service starts again"
 
     @property
     def status(self) -> int:
@@ -58,10 +58,6 @@ class ProblemError(Exception):
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.name)
         self.problem = problem
-
-
-class StoppedError(Exception):
-    """A dispute that an error ended without a verdict; it goes on when the referee starts again."""
 
 
 def of_status(status: int) -> Problem:

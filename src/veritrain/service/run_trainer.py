@@ -1,9 +1,9 @@
-"""The trainer's side of disputes, behind a service: takes challenges and questions, computes signed answers.
+"""The trainer of one run behind a service: it takes challenges and questions, and signs answers.
 
-Anybody may bring a challenge that names a trusted referee; it is remembered for a while, and nothing is written or
-computed until that referee signed a question in it. Each dispute is answered on a thread of its own: one replay runs at a
-time, and what is at hand is opened meanwhile. What was signed is on the disk before it is shown, so a trainer that
-was killed says the same again (see `Party`); so is a trace that was computed.
+Anybody may bring a challenge that names a trusted referee. The trainer remembers it for a while, and
+writes and computes nothing until that referee signed a question in it. Each dispute has a thread of
+its own. One replay runs at a time; values at hand are opened meanwhile. An answer is on the disk before
+it can be fetched, and so is a trace that was computed: a trainer that was killed gives the same answers.
 """
 
 from __future__ import annotations
@@ -15,20 +15,23 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from veritrain.encoding import Digest, decode, digest
-from veritrain.errors import TranscriptError, UsageError, VerificationError
+from veritrain.encoding import Digest, digest
+from veritrain.errors import UsageError, VerificationError
 from veritrain.job.job import Job
 from veritrain.job.sources import require_job
-from veritrain.protocols.dispute.challenge import Challenge, Contest, open_challenge
-from veritrain.protocols.dispute.limits import LIMITS
-from veritrain.protocols.dispute.messages import Kind, Message, Role, SignedMessage
-from veritrain.protocols.dispute.party import Party
+from veritrain.parties.envelope import SignedEnvelope
+from veritrain.parties.equivocation import EquivocationError
+from veritrain.parties.journal import Journal
+from veritrain.protocols.dispute.challenge import DisputeTerms, ReadChallenge, read_challenge
+from veritrain.protocols.dispute.dispute_limits import LIMITS
+from veritrain.protocols.dispute.messages import Kind, Message, Role
+from veritrain.protocols.dispute.party import DisputeParty, OpenedQuestion, open_question
+from veritrain.protocols.dispute.verdict import DisputeVerdict, unseal
 from veritrain.protocols.dispute.replayed_claims import ReplayedClaims
-from veritrain.protocols.dispute.verdict import Verdict, unseal
 from veritrain.runtime.progress import Stage, tell
-from veritrain.service.kept import Docket, Shelf
+from veritrain.service.dispute_folder import DisputeArchive, DisputeFolder, verdict_name
 from veritrain.transcript import Transcript
 from veritrain.transcript.record import check_equal
 from veritrain.transcript.signing import Signer, fingerprint, is_trusted
@@ -52,23 +55,23 @@ class _Task:
     """A question that waits for its answer."""
 
     name: Digest
-    question: bytes
+    question: OpenedQuestion
 
 
 class _Dispute:
-    """One dispute of this trainer. `party` is for the thread that answers alone, of which there is one at most."""
+    """One dispute of this trainer. Only the thread that answers uses `party`."""
 
     def __init__(
         self,
         job: Job,
         transcript: Transcript,
-        contest: Contest,
+        terms: DisputeTerms,
         signer: Signer,
-        docket: Docket,
+        folder: DisputeFolder,
         replaying: AbstractContextManager[Any, Any],
     ) -> None:
-        self.contest = contest
-        self.docket = docket
+        self.terms = terms
+        self.folder = folder
         self.tasks: deque[_Task] = deque()
         self.is_answering = False  # is there a thread?
         self._job = job
@@ -77,27 +80,27 @@ class _Dispute:
         self._replaying = replaying
 
     @cached_property
-    def party(self) -> Party:
-        leaves = self._transcript.leaves[: self.contest.head.size]
-        replies = self.docket.replies()
-        witness = ReplayedClaims(
+    def party(self) -> DisputeParty:
+        leaves = self._transcript.leaves[: self.terms.head.size]
+        entries = self.folder.entries()
+        claims = ReplayedClaims(
             self._job,
             self._transcript,
             [leaf.to_bytes() for leaf in leaves],
-            traces=self.docket.traces(replies),
+            traces=self.folder.traces(entries),
             replaying=self._replaying,
         )
-        return Party(
+        return DisputeParty(
             role=Role.TRAINER,
             signer=self._signer,
-            contest=self.contest,
-            claims=witness,
-            replies=replies,
+            terms=self.terms,
+            claims=claims,
+            journal=Journal(entries),
         )
 
 
-class TrainerAnswers:
-    """`Answers` of the trainer of one run."""
+class RunTrainer:
+    """The `TrainerBackend` of one run."""
 
     def __init__(
         self,
@@ -107,7 +110,7 @@ class TrainerAnswers:
         signer: Signer,
         referees: Collection[bytes | str],
         state: Path,
-        on_verdict: Callable[[Verdict], None],
+        on_verdict: Callable[[DisputeVerdict], None],
         report: Callable[[str], None],
     ) -> None:
         """Nothing is computed yet.
@@ -119,7 +122,7 @@ class TrainerAnswers:
             referees: public keys and fingerprints of those whose questions are answered.
             state: the folder where everything that was signed is kept.
             on_verdict: is called with each verdict that a referee brings, once it is on the disk.
-            report: is told what went wrong with a question, for people.
+            report: gets a line for people where a question could not be answered.
 
         Raises:
             UsageError: key, job or folders that do not fit, or nobody to answer.
@@ -137,36 +140,35 @@ class TrainerAnswers:
         if signer.public_key != self._transcript.header.public_key:
             raise UsageError(f"{run} was signed by another key than {signer.fingerprint}")
         require_job(job, self._transcript.header.job, str(run))
-        self._shelf = Shelf(state)
+        self._archive = DisputeArchive(state)
         self._replaying = threading.RLock()  # a job's program has the process for itself
         self._lock = threading.Condition()  # of all that follows
-        self._pending: OrderedDict[Digest, tuple[bytes, Contest]] = OrderedDict()
+        self._pending: OrderedDict[Digest, DisputeTerms] = OrderedDict()
         self._active: OrderedDict[Digest, _Dispute] = OrderedDict()
         self._waiting: set[Digest] = set()
         self._shown = _Shown(_SHOWN_BYTES)
 
     def submit(self, question: bytes) -> bytes:
-        """See `Answers.submit`; a challenge is taken too, and its answer is empty.
+        """See `TrainerBackend.submit`; a challenge is taken too, and its answer is empty.
 
         Raises:
             TranscriptError: malformed bytes.
             VerificationError: not of a dispute of this run before a trusted referee, or not signed.
             UsageError: there is too much to do.
         """
-        signed = SignedMessage.read(question, limit=LIMITS.challenge_bytes, where="message")
-        decode(signed.message, where="message", max_items=_MESSAGE_ITEMS)
-        message = signed.opened(where="message")
+        signed = SignedEnvelope.read(question, limit=LIMITS.challenge_bytes, where="message")
+        message = signed.opened(Message, where="message", max_items=_MESSAGE_ITEMS)
         name = digest("submitted message", question)
         with self._lock:
             if message.kind is Kind.CHALLENGE:
-                self._take_challenge(question, message)
+                self._take_challenge(ReadChallenge.of(signed, message))
                 self._shown.add(name, b"")
             elif self._shown.get(name) is None and name not in self._waiting:
-                self._take_question(name, question, signed, message)
+                self._take_question(name, signed, message)
         return name
 
     def get(self, digest: bytes) -> bytes | None:
-        """See `Answers.get`; waits a little for an answer that comes soon."""
+        """See `TrainerBackend.get`; waits a little for an answer that comes soon."""
         with self._lock:
             self._lock.wait_for(lambda: digest not in self._waiting, _SOON_SECONDS)
             found = self._shown.get(digest)
@@ -175,7 +177,7 @@ class TrainerAnswers:
             return found
 
     def conclude(self, dispute: bytes, verdict: bytes) -> None:
-        """See `Answers.conclude`. What was signed in the dispute stays on the disk.
+        """See `TrainerBackend.conclude`. What was signed in the dispute stays on the disk.
 
         Raises:
             LookupError: no question of that dispute was taken.
@@ -183,91 +185,84 @@ class TrainerAnswers:
             UsageError: it had another one before, or it cannot be kept.
         """
         with self._lock:
-            if self._shelf.docket(dispute).is_empty:
+            if self._archive.dispute(dispute).is_empty:
                 raise LookupError(dispute)
-            _, contest = self._known(dispute)
-            referee = cast(Contest, contest).keys[Role.REFEREE]
-            opened = unseal(verdict, referee)
+            opened = unseal(verdict, self._known(dispute).key(Role.REFEREE))
             check_equal("dispute of the verdict", dispute, opened.dispute)
-            is_new = self._shelf.write(f"{dispute.hex()}.verdict.json", verdict)
+            is_new = self._archive.write(verdict_name(dispute), verdict)
             self._forget(dispute)
         if is_new:
             self._on_verdict(opened)
 
-    def _take_challenge(self, data: bytes, message: Message) -> None:
-        if message.dispute in self._pending or message.dispute in self._active:
+    def _take_challenge(self, read: ReadChallenge) -> None:
+        dispute = read.message.dispute
+        if dispute in self._pending or dispute in self._active:
             return
-        self._pending[message.dispute] = (data, self._opened(data, message))
+        self._pending[dispute] = self._opened(read)
         while len(self._pending) > _PENDING:
             self._pending.popitem(last=False)
-        tell(Stage(doing=f"dispute {message.dispute.hex()} is opened about this run"))
+        tell(Stage(doing=f"dispute {dispute.hex()} is opened about this run"))
 
-    def _opened(self, data: bytes, message: Message) -> Contest:
-        """The dispute of a challenge.
+    def _opened(self, read: ReadChallenge) -> DisputeTerms:
+        """The terms of a challenge.
 
         Raises:
-            TranscriptError, VerificationError: see `open_challenge`; or the referee is not trusted, or
-                the head not one of this run.
+            TranscriptError, VerificationError: see `ReadChallenge.open`; or the referee is not
+                trusted, or the head not one of this run.
         """
-        try:
-            referee = Challenge.from_value(message.body).referee
-        except UsageError as error:
-            raise TranscriptError("challenge", str(error)) from None
+        referee = read.challenge.referee
         if not is_trusted(referee, self._referees):
             raise VerificationError(f"referee {fingerprint(referee)} is not trusted")
-        run = self._transcript.header.digest
-        contest = open_challenge(data, referee=referee, run=run)
-        if contest.head.size > len(self._transcript.leaves):  # the run went on
+        terms = read.open(referee=referee, run=self._transcript.header.digest)
+        if terms.head.size > len(self._transcript.leaves):  # the run went on
             self._transcript = Transcript.open(self._run)
-        if all(signed.head.digest != contest.head.digest for signed in self._transcript.heads):
+        if all(signed.head.digest != terms.head.digest for signed in self._transcript.heads):
             raise VerificationError("the head that is challenged is not in the run's folder")
-        return contest
+        return terms
 
-    def _take_question(
-        self, name: Digest, data: bytes, signed: SignedMessage, message: Message
-    ) -> None:
+    def _take_question(self, name: Digest, signed: SignedEnvelope, message: Message) -> None:
         dispute = self._active.get(message.dispute)
-        challenge, contest = self._known(message.dispute) if dispute is None else (b"", None)
-        opened = dispute.contest if dispute is not None else contest
-        if opened is None:
-            raise VerificationError("a question in a dispute that is not known here")
-        signed.verify(opened.keys[Role.REFEREE])
+        terms = self._known(message.dispute) if dispute is None else dispute.terms
+        asked = open_question(signed, message, terms)
         if len(self._waiting) >= _WAITING:
             raise UsageError("too many questions wait for their answers")
         if dispute is None:
-            dispute = self._activated(challenge, opened)
+            dispute = self._activated(terms)
         self._active.move_to_end(message.dispute)
         self._waiting.add(name)
-        dispute.tasks.append(_Task(name=name, question=data))
+        dispute.tasks.append(_Task(name=name, question=asked))
         if not dispute.is_answering:
             dispute.is_answering = True
             threading.Thread(target=self._work, args=[dispute], name="answers", daemon=True).start()
         self._make_room()
 
-    def _known(self, dispute: Digest) -> tuple[bytes, Contest | None]:
-        """The challenge that was brought lately, or was kept."""
+    def _known(self, dispute: Digest) -> DisputeTerms:
+        """The terms of a challenge that was brought lately, or was kept.
+
+        Raises:
+            VerificationError: there is none.
+        """
         if dispute in self._pending:
             return self._pending[dispute]
-        docket = self._shelf.docket(dispute)
-        if docket.is_empty:
-            return b"", None
-        data = docket.challenge
-        message = SignedMessage.from_bytes(data, where="kept challenge").opened(where="challenge")
-        check_equal("kept dispute", dispute, message.dispute)
-        return data, self._opened(data, message)
+        folder = self._archive.dispute(dispute)
+        if folder.is_empty:
+            raise VerificationError("a question in a dispute that is not known here")
+        read = read_challenge(folder.challenge)
+        check_equal("kept dispute", dispute, read.message.dispute)
+        return self._opened(read)
 
-    def _activated(self, challenge: bytes, contest: Contest) -> _Dispute:
-        docket = self._shelf.docket(contest.dispute)
-        if docket.is_empty and len(self._shelf.disputes()) >= _KEPT:
-            raise UsageError(f"{self._shelf.folder} holds {_KEPT} disputes; use another folder")
-        docket.begin(challenge)
-        self._pending.pop(contest.dispute, None)
-        made = _Dispute(self._job, self._transcript, contest, self._signer, docket, self._replaying)
-        self._active[contest.dispute] = made
+    def _activated(self, terms: DisputeTerms) -> _Dispute:
+        folder = self._archive.dispute(terms.dispute)
+        if folder.is_empty and len(self._archive.contexts()) >= _KEPT:
+            raise UsageError(f"{self._archive.folder} holds {_KEPT} disputes; use another folder")
+        folder.begin(terms.challenge.data)
+        self._pending.pop(terms.dispute, None)
+        made = _Dispute(self._job, self._transcript, terms, self._signer, folder, self._replaying)
+        self._active[terms.dispute] = made
         return made
 
     def _make_room(self) -> None:
-        """Of the disputes that nobody waits for, drop from memory those that were asked about longest ago."""
+        """Drop idle disputes from memory, those first that were asked about longest ago."""
         idle = [name for name, dispute in self._active.items() if not dispute.is_answering]
         for name in idle[: max(0, len(self._active) - _ACTIVE)]:
             del self._active[name]
@@ -278,7 +273,7 @@ class TrainerAnswers:
         if active is None or not active.is_answering:
             self._active.pop(dispute, None)
             with suppress(UsageError):
-                self._shelf.docket(dispute).forget_trace()
+                self._archive.dispute(dispute).forget_trace()
 
     def _work(self, dispute: _Dispute) -> None:
         """Answer what waits in a dispute, then end."""
@@ -298,20 +293,18 @@ class TrainerAnswers:
             self._make_room()
             return None
 
-    def _answered(self, dispute: _Dispute, question: bytes) -> bytes | None:
+    def _answered(self, dispute: _Dispute, question: OpenedQuestion) -> bytes | None:
         try:
-            return dispute.party.answer(question)
+            return dispute.party.answer_opened(question)
         except (Exception, SystemExit) as error:  # a job's code too; it stays unanswered
             self._report(f"a question is not answered: {type(error).__name__}: {error}")
-            self._keep_conflicts(dispute)
+            if isinstance(error, EquivocationError):
+                self._keep_proof(dispute, error.pair)
             return None
 
-    def _keep_conflicts(self, dispute: _Dispute) -> None:
-        party = dispute.__dict__.get("party")
-        if party is None or not party.conflicts:
-            return
+    def _keep_proof(self, dispute: _Dispute, pair: tuple[bytes, bytes]) -> None:
         try:
-            place = dispute.docket.keep_conflict(party.conflicts[-1])
+            place = dispute.folder.keep_equivocation(pair)
         except UsageError as error:
             self._report(f"proof against the referee is lost: {error}")
         else:

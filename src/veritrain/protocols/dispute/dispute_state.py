@@ -1,7 +1,7 @@
-"""A dispute once it is open, without a clock: who is asked what, what counts, and how it ends.
+"""The state of an open dispute, without a clock: who is asked what, what counts, how it ends.
 
-Two hearings that are given the same bytes in the same order say the same. That is why anyone can
-hold one again from the evidence (see `check`).
+Two states that take the same messages in the same order end in the same verdict. So anyone can
+play a dispute again from its evidence: see `offline_check`.
 """
 
 from __future__ import annotations
@@ -10,23 +10,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from veritrain.errors import TranscriptError, UsageError, VerificationError, VeritrainError
-from veritrain.protocols.dispute.challenge import Contest
-from veritrain.protocols.dispute.evidence import Event, Evidence
+from veritrain.parties.envelope import Signs
+from veritrain.parties.evidence import Event
+from veritrain.protocols.dispute.challenge import DisputeTerms, PartyMessage
+from veritrain.protocols.dispute.dispute_limits import LIMITS
+from veritrain.protocols.dispute.evidence import DisputeEvidence
 from veritrain.protocols.dispute.game import Game, Round
 from veritrain.protocols.dispute.judge import Judge, Loser, Ruling
-from veritrain.protocols.dispute.limits import LIMITS
 from veritrain.protocols.dispute.messages import (
-    PARTIES,
     Kind,
     Message,
     Question,
     Resignation,
     Role,
-    SignedMessage,
-    Signs,
     read_reply,
 )
-from veritrain.protocols.dispute.verdict import Verdict
+from veritrain.protocols.dispute.verdict import DisputeVerdict
 from veritrain.transcript.record import check_equal
 
 
@@ -43,8 +42,8 @@ class _Asked:
         return self.round.question
 
 
-class Hearing:
-    """Legal orders. A state and what comes in give the next state:
+class DisputeState:
+    """One dispute. A state and what comes in give the next state:
 
     =====================  ========================================  ===========================
     question that is open  what comes in                             next
@@ -66,16 +65,16 @@ class Hearing:
     over                   anything                                  over
     =====================  ========================================  ===========================
 
-    A *fault* is whatever a party signed and an honest one would not have: see `_checked`. The first
-    one ends the hearing, so both parties lose only by one event: a deadline that both miss, a chain
-    that both break, or a ruling.
+    A *fault* is a message that a party signed and that no honest party signs: see `_checked`. The
+    first one ends the dispute. So both parties lose only by one event: a deadline that both miss, a
+    chain that both break, or a ruling.
     """
 
-    def __init__(self, *, challenge: bytes, contest: Contest, signer: Signs, judge: Judge) -> None:
-        """Open the dispute of `contest`, which `open_challenge` made of the bytes `challenge`."""
-        self._contest = contest
+    def __init__(self, *, terms: DisputeTerms, signer: Signs, judge: Judge) -> None:
+        """Open the dispute of these terms."""
+        self._terms = terms
         self._signer = signer
-        self._game = Game(contest, judge)
+        self._game = Game(terms, judge)
         self._play = self._game.play()
         self._asked: _Asked | None = None
         self._answers: dict[Role, object] = {}
@@ -83,13 +82,17 @@ class Hearing:
         self._questions: list[bytes] = []  # signatures
         self._events: list[Event] = []
         self._bytes = 0
-        self._verdict: Verdict | None = None
-        signed = SignedMessage.from_bytes(challenge, where="challenge")
-        self._keep(Role.CHALLENGER, 0, signed, challenge)
+        self._verdict: DisputeVerdict | None = None
+        self._keep(terms.challenge, 0)
         self._ask(next(self._play))
 
     @property
-    def verdict(self) -> Verdict | None:
+    def terms(self) -> DisputeTerms:
+        """Who is against whom over what."""
+        return self._terms
+
+    @property
+    def verdict(self) -> DisputeVerdict | None:
         """How it ended; None before."""
         return self._verdict
 
@@ -104,9 +107,14 @@ class Hearing:
         return None if self._asked is None else self._asked.question
 
     @property
-    def evidence(self) -> Evidence:
+    def answer_bytes(self) -> int:
+        """The most bytes that an answer to the open question can have; 0 when it is over."""
+        return 0 if self._asked is None else self._asked.question.topic.answer_bytes
+
+    @property
+    def evidence(self) -> DisputeEvidence:
         """All that counted so far."""
-        return Evidence(
+        return DisputeEvidence(
             referee=self._signer.public_key,
             questions=tuple(self._questions),
             events=tuple(self._events),
@@ -119,21 +127,42 @@ class Hearing:
         return self._asked.signed
 
     def hear(self, data: bytes) -> None:
-        """Take bytes that someone sent. Those that no party signed have no effect."""
-        if self._asked is None or len(data) > self._asked.question.topic.answer_bytes:
+        """Take bytes that somebody sent. Those that no party signed have no effect."""
+        if self._asked is None:
             return
         try:
-            signed = SignedMessage.from_bytes(data, where="signed message")
-        except TranscriptError:
+            message = self._terms.from_party(data, limit=self.answer_bytes)
+        except (TranscriptError, VerificationError):
             return
-        if signed.message in self._taken.values():  # a repetition
+        self.take(message)
+
+    def take(self, message: PartyMessage) -> None:
+        """Take a message of a party."""
+        asked, role = self._asked, message.role
+        if asked is None or len(message.data) > self.answer_bytes:
             return
-        role = self._sender(signed)
-        if role is not None:
-            self._take(self._asked, role, signed, data)
+        if message.signed.message in self._taken.values():  # a repetition
+            return
+        number = None
+        try:
+            opened = message.signed.opened(Message, where="signed bytes")
+            if opened.dispute != self._terms.dispute:
+                return
+            number = opened.number
+            answer = self._checked(asked, role, opened)
+        except VeritrainError as error:
+            self._keep(message, number)
+            which = "a message" if number is None else f"message {number}"
+            reason = f"{which} of the {role.value}: {error}"
+            self._end(Ruling(loser=Loser.of(role), reason=reason), timed_out=False)
+            return
+        self._keep(message, number)
+        self._answers[role] = answer
+        if len(self._answers) == len(asked.question.of):
+            self._continue(tuple(self._answers[role] for role in asked.question.of))
 
     def expire(self) -> None:
-        """End the open question as its deadline does: whoever has not answered it loses.
+        """End the open question as its deadline does: a party that has not answered it loses.
 
         Raises:
             UsageError: no question is open.
@@ -151,35 +180,6 @@ class Hearing:
             timed_out=True,
         )
 
-    def _sender(self, signed: SignedMessage) -> Role | None:
-        """Whose signature it is; the sender that a message names is only a claim."""
-        for role in PARTIES:
-            try:
-                signed.verify(self._contest.keys[role])
-            except VerificationError:
-                continue
-            return role
-        return None
-
-    def _take(self, asked: _Asked, role: Role, signed: SignedMessage, data: bytes) -> None:
-        number = None
-        try:
-            message = signed.opened(where="signed bytes")
-            if message.dispute != self._contest.dispute:
-                return
-            number = message.number
-            answer = self._checked(asked, role, message)
-        except VeritrainError as error:
-            self._keep(role, number, signed, data)
-            which = "a message" if number is None else f"message {number}"
-            reason = f"{which} of the {role.value}: {error}"
-            self._end(Ruling(loser=Loser.of(role), reason=reason), timed_out=False)
-            return
-        self._keep(role, number, signed, data)
-        self._answers[role] = answer
-        if len(self._answers) == len(asked.question.of):
-            self._continue(tuple(self._answers[role] for role in asked.question.of))
-
     def _checked(self, asked: _Asked, role: Role, message: Message) -> object:
         """What a message of this dispute says, signed by `role` and not taken before.
 
@@ -192,7 +192,7 @@ class Hearing:
         # 2. By who it says, about the run.
         if message.sender is not role:
             raise VerificationError(f"sent as the {message.sender.value}")
-        check_equal("run", self._contest.run, message.run)
+        check_equal("run", self._terms.run, message.run)
         # 3. To the open question, by who is asked.
         if message.number != self.number or role not in asked.question.of:
             raise VerificationError("there is no such question")
@@ -206,11 +206,11 @@ class Hearing:
             raise VerificationError("resigned")
         return asked.round.read(role, content)
 
-    def _keep(self, role: Role, number: int | None, signed: SignedMessage, data: bytes) -> None:
-        self._events.append(data)
-        self._bytes += len(data)
+    def _keep(self, message: PartyMessage, number: int | None) -> None:
+        self._events.append(message.data)
+        self._bytes += len(message.data)
         if number is not None:
-            self._taken.setdefault((role, number), signed.message)
+            self._taken.setdefault((message.role, number), message.signed.message)
 
     def _continue(self, answers: Sequence[object]) -> None:
         try:
@@ -222,8 +222,8 @@ class Hearing:
 
     def _ask(self, round_: Round) -> None:
         message = Message(
-            run=self._contest.run,
-            dispute=self._contest.dispute,
+            run=self._terms.run,
+            dispute=self._terms.dispute,
             sender=Role.REFEREE,
             number=self.number + 1,
             kind=Kind.QUESTION,
@@ -238,13 +238,13 @@ class Hearing:
 
     def _end(self, ruling: Ruling, *, timed_out: bool) -> None:
         self._asked = None
-        self._verdict = Verdict(
+        self._verdict = DisputeVerdict(
             loser=ruling.loser,
             reason=_plain(ruling.reason),
             timed_out=timed_out,
-            run=self._contest.run,
-            dispute=self._contest.dispute,
-            root=self._contest.head.root,
+            run=self._terms.run,
+            dispute=self._terms.dispute,
+            root=self._terms.head.root,
             step=self._game.step,
             index=self._game.index,
             rounds=self.number,

@@ -1,4 +1,4 @@
-"""Requests between parties: what a hostile other side can do to them, and what a courier makes of it."""
+"""Requests to a hostile service are bounded, and a referee forwards its questions over them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.service.conftest import TOKEN
 from tests.service.faulty import faulty, says, sends
 from tests.service.test_download import QUICK
 from veritrain.errors import TranscriptError, UsageError
+from veritrain.net.http_client import HttpAnswer, HttpClient, UnansweredError
+from veritrain.net.sending import CHUNK_BYTES, bytes_response
+from veritrain.parties.envelope import SignedEnvelope as Signed
 from veritrain.protocols.dispute.messages import Kind, LeafAt, Message, Question, Role
-from veritrain.protocols.dispute.messages import SignedMessage as Signed
-from veritrain.service import courier
-from veritrain.service.challenger import CourtAt
-from veritrain.service.courier import attend
-from veritrain.service.court import View
-from veritrain.service.peer import Answer, Peer, UnansweredError
-from veritrain.service.sending import CHUNK_BYTES, bytes_response
+from veritrain.service import question_forwarder
+from veritrain.service.challenger import RefereeClient
+from veritrain.service.question_forwarder import QuestionForwarder, forward
+from veritrain.service.running_dispute import DisputeView
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 
@@ -33,16 +33,16 @@ def server():
         yield one
 
 
-def peer(server, token=None):
-    return Peer(server.url, token, QUICK)
+def client(server, token=None):
+    return HttpClient(server.url, token, QUICK)
 
 
 def test_an_answer_and_none(server):
-    assert peer(server).get("/x", 9) == Answer(status=200, body=b"an answer")
-    assert peer(server).post("/x", b"", 9).body == b"an answer"
-    assert peer(server).get("/y", 9).status == 404
+    assert client(server).get("/x", 9) == HttpAnswer(status=200, body=b"an answer")
+    assert client(server).post("/x", b"", 9).body == b"an answer"
+    assert client(server).get("/y", 9).status == 404
     with pytest.raises(TranscriptError):
-        peer(server).get("/x", 8)
+        client(server).get("/x", 8)
 
 
 def test_a_large_body_has_the_time_that_it_needs():
@@ -60,7 +60,7 @@ def test_a_large_body_has_the_time_that_it_needs():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=take, args=[listener], daemon=True).start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        assert Peer(url, limits=limits).post("/x", bytes(count), 9).status == 200
+        assert HttpClient(url, limits=limits).post("/x", bytes(count), 9).status == 200
 
 
 def test_a_large_answer_is_sent_in_parts_without_a_copy():
@@ -102,36 +102,37 @@ def test_whatever_comes_is_bounded(server, fault, error):
     server.faults["x"] = [fault]
     start = time.monotonic()
     with pytest.raises(error):
-        peer(server).get("/x", 100)
+        client(server).get("/x", 100)
     assert time.monotonic() - start < 6
 
 
 def test_a_token_goes_where_it_belongs(server):
-    peer(server, TOKEN).get("/x", 9)
+    client(server, TOKEN).get("/x", 9)
     assert server.requests[-1].field("authorization") == f"Bearer {TOKEN}"
-    peer(server).get("/x", 9)
+    client(server).get("/x", 9)
     assert server.requests[-1].field("authorization") is None
     with pytest.raises(UsageError, match="unencrypted"):
-        Peer("http://example.org", TOKEN)
+        HttpClient("http://example.org", TOKEN)
     for url in ("file:///etc/passwd", "runs/a", "http://user@host", "http://host/?x", ""):
         with pytest.raises(UsageError):
-            Peer(url)
+            HttpClient(url)
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"key": 1, "run": 2}', b'{"key": "00"}'])
 def test_a_referee_that_is_none(server, body):
     server.contents["referee"] = body
     with pytest.raises(TranscriptError):
-        CourtAt(peer(server)).about()
+        RefereeClient(client(server)).about()
 
 
-class FakeSitting:
+class FakeDispute:
     """An open question until an answer came."""
 
     def __init__(self, question):
-        self.view = View(questions={Role.TRAINER: question})
-        self.challenge = b"challenge"
-        self.contest = SimpleNamespace(dispute=bytes(32))
+        self.view = DisputeView(questions={Role.TRAINER: question})
+        self.terms = SimpleNamespace(
+            dispute=bytes(32), challenge=SimpleNamespace(data=b"challenge")
+        )
         self.is_over = False
         self.got = threading.Event()
         self.answer = b""
@@ -140,7 +141,7 @@ class FakeSitting:
         return self.view.questions.get(role)
 
     def receive(self, message):
-        self.answer, self.view, self.is_over = message, View(verdict=b"verdict"), True
+        self.answer, self.view, self.is_over = message, DisputeView(verdict=b"verdict"), True
         self.got.set()
 
 
@@ -152,7 +153,7 @@ class FakeTrainer:
 
     def post(self, path, body, at_most):
         self.asked.append((path, body))
-        made = self.answers.pop(0) if self.answers else Answer(status=200, body=b"good")
+        made = self.answers.pop(0) if self.answers else HttpAnswer(status=200, body=b"good")
         if isinstance(made, Exception):
             raise made
         return made
@@ -165,40 +166,40 @@ PLACE = "/dispute/answers/" + "0" * 64
 
 
 def place(text):
-    return Answer(status=202, body=f'{{"answer": "{text}"}}'.encode())
+    return HttpAnswer(status=202, body=f'{{"answer": "{text}"}}'.encode())
 
 
 @pytest.mark.parametrize(
     "answers",
     [
         [],
-        [Answer(status=422, body=b""), Answer(status=200, body=b"")],
-        [place(PLACE), Answer(status=202, body=b""), Answer(status=200, body=b"good")],
-        [place(PLACE), Answer(status=404, body=b"")],
+        [HttpAnswer(status=422, body=b""), HttpAnswer(status=200, body=b"")],
+        [place(PLACE), HttpAnswer(status=202, body=b""), HttpAnswer(status=200, body=b"good")],
+        [place(PLACE), HttpAnswer(status=404, body=b"")],
         [place("http://169.254.169.254" + PLACE)],
         [place(PLACE + "?x"), place("//host" + PLACE), place("../header")],
         [UnansweredError("nobody"), TranscriptError("x", "too large"), AssertionError()],
-        [Answer(status=202, body=b"not json"), Answer(status=500, body=b"")],
+        [HttpAnswer(status=202, body=b"not json"), HttpAnswer(status=500, body=b"")],
     ],
 )
-def test_a_courier_goes_on_until_there_is_an_answer(answers):
+def test_a_forwarder_goes_on_until_there_is_an_answer(answers):
     data = a_question()
-    sitting, trainer = FakeSitting(data), FakeTrainer(*answers)
-    attend(sitting, trainer, lambda text: None)
-    assert sitting.got.wait(20)
-    assert sitting.answer == b"good"
+    dispute, trainer = FakeDispute(data), FakeTrainer(*answers)
+    forward(dispute, trainer, lambda text: None)
+    assert dispute.got.wait(20)
+    assert dispute.answer == b"good"
     asked = [one for one in trainer.asked if one[1] != b"verdict"]
     assert {path for path, _ in asked} <= {"/dispute/questions", PLACE}
     assert {body for _, body in asked} <= {data, b"challenge", b""}
 
 
-def test_a_courier_introduces_a_dispute_again_at_once(monkeypatch):
+def test_a_forwarder_introduces_a_dispute_again_at_once(monkeypatch):
     """Strangers' challenges can push it out of the trainer's memory before the question comes."""
-    monkeypatch.setattr(courier.time, "sleep", lambda seconds: pytest.fail("waits"))
+    monkeypatch.setattr(question_forwarder.time, "sleep", lambda seconds: pytest.fail("waits"))
     data = a_question()
-    sitting = FakeSitting(data)
-    trainer = FakeTrainer(*[Answer(status=422, body=b""), Answer(status=200, body=b"")] * 4)
-    courier._Courier(sitting, trainer, pytest.fail)._deliver(data)
+    dispute = FakeDispute(data)
+    trainer = FakeTrainer(*[HttpAnswer(status=422, body=b""), HttpAnswer(status=200, body=b"")] * 4)
+    QuestionForwarder(dispute, trainer, pytest.fail)._deliver(data)
     assert [body for _, body in trainer.asked] == [data, b"challenge"] * 4 + [data]
 
 
@@ -213,17 +214,17 @@ def a_question():
 @pytest.mark.parametrize(
     ("answers", "problem"),
     [
-        ([Answer(status=204, body=b"")], None),
-        ([Answer(status=404, body=b"")], None),
-        ([UnansweredError("nobody"), Answer(status=422, body=b""), Answer(status=204, body=b"")], None),
+        ([HttpAnswer(status=204, body=b"")], None),
+        ([HttpAnswer(status=404, body=b"")], None),
+        ([UnansweredError("nobody"), HttpAnswer(status=422, body=b""), HttpAnswer(status=204, body=b"")], None),
         ([UnansweredError("nobody")] * 6, "nobody"),
-        ([Answer(status=422, body=b"")] * 6, "422"),
+        ([HttpAnswer(status=422, body=b"")] * 6, "422"),
     ],
 )  # fmt: skip
-def test_a_courier_brings_the_verdict_and_gives_up_at_some_time(answers, problem, monkeypatch):
-    monkeypatch.setattr(courier, "_PAUSES", (0.01,) * 6)
-    sitting, trainer, told = FakeSitting(b""), FakeTrainer(*answers), []
-    sitting.receive(b"")
-    courier._Courier(sitting, trainer, told.append).run()
+def test_a_forwarder_brings_the_verdict_and_gives_up_at_some_time(answers, problem, monkeypatch):
+    monkeypatch.setattr(question_forwarder, "PAUSES", (0.01,) * 6)
+    dispute, trainer, told = FakeDispute(b""), FakeTrainer(*answers), []
+    dispute.receive(b"")
+    QuestionForwarder(dispute, trainer, told.append).run()
     assert trainer.asked == [(f"/dispute/verdicts/{'00' * 32}", b"verdict")] * len(answers)
     assert [problem in text for text in told] == ([True] if problem else [])

@@ -1,4 +1,4 @@
-"""The process around the service: address, TLS, and an orderly end."""
+"""The process around an HTTP service: its address, TLS, and an orderly end."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from veritrain.errors import UsageError
-from veritrain.service.connections import GuardedLoop, protocol
-from veritrain.service.limits import SERVICE_LIMITS, ServiceLimits
+from veritrain.net.connections import GuardedLoop, protocol
+from veritrain.net.http_limits import HTTP_LIMITS, HttpLimits
 from veritrain.transcript.given import require_given, require_private
 
 _BACKLOG = 1024  # connections that wait to be accepted
@@ -68,14 +68,14 @@ def serve(
     listener: socket.socket,
     *,
     certificate: Certificate | None = None,
-    limits: ServiceLimits = SERVICE_LIMITS,
+    limits: HttpLimits = HTTP_LIMITS,
     on_start: Callable[[], None] | None = None,
     is_over: Callable[[], bool] | None = None,
 ) -> None:
     """Answer requests until SIGINT or SIGTERM; then finish what is being answered.
 
     Args:
-        app: made by `app.make_app`.
+        app: the service.
         listener: made by `listen`; is closed.
         certificate: for TLS; None for none.
         limits: bounds on connections.
@@ -103,13 +103,13 @@ def serve(
     )
     config.load()
     config.ssl = tls
-    server = _Server(config, on_start, is_over)
+    server = _BoundedServer(config, on_start, is_over)
     with asyncio.Runner(loop_factory=lambda: _loop(limits)) as runner, suppress(KeyboardInterrupt):
         runner.run(server.serve(sockets=[listener]))
 
 
-class _Server(uvicorn.Server):
-    """Says when it is ready, and asks whether it is needed."""
+class _BoundedServer(uvicorn.Server):
+    """Tells when it is ready, and asks whether it is still needed."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class _Server(uvicorn.Server):
             self._on_start()
 
 
-def _loop(limits: ServiceLimits) -> GuardedLoop:
+def _loop(limits: HttpLimits) -> GuardedLoop:
     loop = GuardedLoop()
     loop.handshake_seconds = limits.handshake_seconds
     return loop
@@ -164,7 +164,7 @@ def _is_loopback(host: str) -> bool:
     return False
 
 
-def _allow_files(limits: ServiceLimits) -> None:
+def _allow_files(limits: HttpLimits) -> None:
     """Let this process have as many open files as its connections may need, if the system does."""
     wanted = 2 * limits.connections + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,147 +1,35 @@
-"""Where the parties of a dispute exchange messages; what they mean is not this module's business.
+"""The HTTP paths on which the parties of a dispute exchange messages.
 
-A trainer shows `Answers`: questions come in, signed answers are computed in their own time and fetched.
-A referee shows `Court`: both parties fetch their questions there and bring their answers. All messages are
-opaque bytes here, signed by their senders (docs/disputes.md); a digest names what is fetched later.
+At a trainer's service questions come in; it computes the signed answers in its own time, and they are
+fetched. At a referee's service both parties fetch their questions and bring their trainer.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from os import SEEK_END
-from typing import Annotated, Any, BinaryIO, Protocol, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from veritrain.errors import VeritrainError
-from veritrain.service.limits import SERVICE_LIMITS, ServiceLimits
-from veritrain.service.problems import Problem, ProblemError, StoppedError
-from veritrain.service.sending import BYTES, FileStream, bytes_response
+from veritrain.net.bodies import BodyBudget
+from veritrain.net.problems import Problem, ProblemError
+from veritrain.net.sending import BYTES, FileStream, bytes_response
+from veritrain.service.backends import RefereeBackend, StoppedError, TrainerBackend
+from veritrain.service.service_limits import SERVICE_LIMITS, ServiceLimits
 
 _Result = TypeVar("_Result")
 _LOOK_SECONDS = 0.2  # between two looks for a question that is waited for
 _PRIVATE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-
-
-class Answers(Protocol):
-    """A trainer who answers the questions of referees. Called from several threads; may block."""
-
-    def submit(self, question: bytes) -> bytes:
-        """Take a signed question; again, if it was taken before.
-
-        Returns:
-            The digest, 32 bytes, under which its answer will be found.
-
-        Raises:
-            VeritrainError: not a question to this trainer.
-        """
-        ...
-
-    def get(self, digest: bytes) -> bytes | None:
-        """The signed answer, or None while it is being computed.
-
-        Raises:
-            LookupError: no such question was taken.
-        """
-        ...
-
-    def conclude(self, dispute: bytes, verdict: bytes) -> None:
-        """Take the verdict of a dispute, a DSSE envelope in JSON; again, if it was taken before.
-
-        Raises:
-            LookupError: no question of that dispute was taken.
-            VeritrainError: not its verdict.
-        """
-        ...
-
-
-class Court(Protocol):
-    """A referee. Called from several threads; may block. Each method with a dispute raises `LookupError`
-    where there is no such one, and `StoppedError` where an error stopped it."""
-
-    def about(self) -> tuple[bytes, bytes]:
-        """The referee's public key, and the digest of the header of the run that it hears disputes about."""
-        ...
-
-    def open(self, challenge: bytes) -> bytes:
-        """Take a signed challenge; again, if it was taken before.
-
-        Returns:
-            The digest, 32 bytes, that identifies the dispute.
-
-        Raises:
-            VeritrainError: not a challenge that this referee takes.
-        """
-        ...
-
-    def question(self, dispute: bytes, role: str) -> bytes | None:
-        """The signed question that "challenger" or "trainer" has to answer next, if there is one."""
-        ...
-
-    def at_most(self, dispute: bytes) -> int:
-        """The most bytes that a message of a party may have now."""
-        ...
-
-    def receive(self, dispute: bytes, message: bytes) -> None:
-        """Take a signed message of a party.
-
-        Raises:
-            VeritrainError: not a message of this dispute.
-        """
-        ...
-
-    def verdict(self, dispute: bytes) -> bytes | None:
-        """The verdict, a DSSE envelope in JSON, once there is one."""
-        ...
-
-    def evidence(self, dispute: bytes) -> BinaryIO | None:
-        """What anybody needs to check the verdict, once there is one; whoever gets it closes it."""
-        ...
-
-    def collected(self, dispute: bytes) -> None:
-        """Somebody was sent all of the evidence."""
-        ...
-
-
-class BodyBudget:
-    """Reads bodies of requests, each within a limit, all that are being read within another one."""
-
-    def __init__(self, total: int) -> None:
-        self._left = total  # bytes
-
-    async def read(self, request: Request, limit: int) -> bytes:
-        """The whole body.
-
-        Raises:
-            ProblemError: it is too large, or others are being read that leave no room.
-        """
-        announced = request.headers.get("content-length", "0")
-        if not re.fullmatch("[0-9]{1,15}", announced, re.ASCII) or int(announced) > limit:
-            raise ProblemError(Problem.LARGE)
-        body = bytearray()
-        try:
-            async for part in request.stream():
-                if len(body) + len(part) > limit:
-                    raise ProblemError(Problem.LARGE)
-                if len(part) > self._left:
-                    raise ProblemError(Problem.BUSY)
-                self._left -= len(part)
-                body += part
-            return bytes(body)
-        except ClientDisconnect:
-            raise ProblemError(Problem.LATE) from None
-        finally:
-            self._left += len(body)
 
 
 class _Threads:
@@ -181,7 +69,7 @@ _Wait = Annotated[int, Query(ge=0, le=SERVICE_LIMITS.poll_seconds, description="
 _Role = Annotated[str, Path(pattern="^(challenger|trainer)$")]
 
 
-def answers_router(answers: Answers, limits: ServiceLimits, budget: BodyBudget) -> APIRouter:
+def trainer_router(trainer: TrainerBackend, limits: ServiceLimits, budget: BodyBudget) -> APIRouter:
     """The paths of a trainer's service."""
     router = APIRouter(tags=["dispute"])
     ask = _Threads(limits)
@@ -198,8 +86,8 @@ def answers_router(answers: Answers, limits: ServiceLimits, budget: BodyBudget) 
         at once, or later at the path that is named."""
         question = await budget.read(request, limits.question_bytes)
         with _refusals():
-            digest = await ask(answers.submit, question)
-        answer = await ask(answers.get, digest)
+            digest = await ask(trainer.submit, question)
+        answer = await ask(trainer.get, digest)
         if answer is not None:
             return _found(answer)
         place = f"/dispute/answers/{digest.hex()}"
@@ -215,7 +103,7 @@ def answers_router(answers: Answers, limits: ServiceLimits, budget: BodyBudget) 
     async def answer(digest: _Digest) -> Response:
         """Fetch the answer to a question."""
         with _refusals():
-            found = await ask(answers.get, bytes.fromhex(digest))
+            found = await ask(trainer.get, bytes.fromhex(digest))
         return _found(found) if found is not None else _empty(202)
 
     @router.post(
@@ -229,13 +117,13 @@ def answers_router(answers: Answers, limits: ServiceLimits, budget: BodyBudget) 
         """Bring the referee's verdict, a DSSE envelope: the dispute is over."""
         verdict = await budget.read(request, limits.verdict_bytes)
         with _refusals():
-            await ask(answers.conclude, bytes.fromhex(dispute), verdict)
+            await ask(trainer.conclude, bytes.fromhex(dispute), verdict)
         return Response(status_code=204, headers=_PRIVATE)
 
     return router
 
 
-def court_router(court: Court, limits: ServiceLimits, budget: BodyBudget) -> APIRouter:
+def referee_router(referee: RefereeBackend, limits: ServiceLimits, budget: BodyBudget) -> APIRouter:
     """The paths of a referee's service."""
     router = APIRouter(tags=["referee"])
     ask = _Threads(limits)
@@ -243,7 +131,7 @@ def court_router(court: Court, limits: ServiceLimits, budget: BodyBudget) -> API
     @router.get("/referee", response_model=About)
     async def about() -> About:
         """Learn who the referee is. Trust the key only if you know it from elsewhere."""
-        key, run = await ask(court.about)
+        key, run = await ask(referee.about)
         return About(key=key.hex(), run=run.hex())
 
     @router.post(
@@ -257,7 +145,7 @@ def court_router(court: Court, limits: ServiceLimits, budget: BodyBudget) -> API
         """Open a dispute by a signed challenge."""
         challenge = await budget.read(request, limits.challenge_bytes)
         with _refusals():
-            dispute = (await ask(court.open, challenge)).hex()
+            dispute = (await ask(referee.open, challenge)).hex()
         headers = {**_PRIVATE, "Location": f"/disputes/{dispute}"}
         return Response(Opened(dispute=dispute).model_dump_json(), 201, headers, "application/json")
 
@@ -271,7 +159,7 @@ def court_router(court: Court, limits: ServiceLimits, budget: BodyBudget) -> API
     ) -> Response:
         """Fetch the question that a party has to answer next; `wait` seconds for one, if need be."""
         seconds = min(wait, limits.poll_seconds)
-        look = partial(court.question, bytes.fromhex(dispute), role)
+        look = partial(referee.question, bytes.fromhex(dispute), role)
         found = await _wait_for(request, lambda: ask(look), seconds)
         return _found(found) if found is not None else _empty(204)
 
@@ -285,10 +173,10 @@ def court_router(court: Court, limits: ServiceLimits, budget: BodyBudget) -> API
     async def receive(request: Request, dispute: _Digest) -> Response:
         """Bring a signed message. It may be as large as an answer to the open question can be."""
         with _refusals():
-            at_most = await ask(court.at_most, bytes.fromhex(dispute))
+            at_most = await ask(referee.at_most, bytes.fromhex(dispute))
         message = await budget.read(request, min(limits.message_bytes, at_most))
         with _refusals():
-            await ask(court.receive, bytes.fromhex(dispute), message)
+            await ask(referee.receive, bytes.fromhex(dispute), message)
         return _empty(202)
 
     @router.get(
@@ -299,7 +187,7 @@ def court_router(court: Court, limits: ServiceLimits, budget: BodyBudget) -> API
     async def verdict(dispute: _Digest) -> Response:
         """Fetch the referee's verdict."""
         with _refusals():
-            found = await ask(court.verdict, bytes.fromhex(dispute))
+            found = await ask(referee.verdict, bytes.fromhex(dispute))
         return _found(found, "application/json") if found is not None else _empty(204)
 
     @router.get(
@@ -310,10 +198,10 @@ def court_router(court: Court, limits: ServiceLimits, budget: BodyBudget) -> API
     async def evidence(dispute: _Digest) -> Response:
         """Fetch what the verdict rests on."""
         with _refusals():
-            found = await ask(court.evidence, bytes.fromhex(dispute))
+            found = await ask(referee.evidence, bytes.fromhex(dispute))
         if found is None:
             return _empty(204)
-        size, on_sent = found.seek(0, SEEK_END), partial(court.collected, bytes.fromhex(dispute))
+        size, on_sent = found.seek(0, SEEK_END), partial(referee.collected, bytes.fromhex(dispute))
         return FileStream(found, 0, size, 200, _PRIVATE, on_sent)
 
     return router

@@ -17,15 +17,15 @@ from typing import Any, cast
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from veritrain.service.guard import client_key
-from veritrain.service.limits import ServiceLimits
-from veritrain.service.problems import Problem
+from veritrain.net.guard import client_key
+from veritrain.net.http_limits import HttpLimits
+from veritrain.net.problems import Problem
 
 
-class Gate:
+class ConnectionCount:
     """Counts open connections, all and those of each client."""
 
-    def __init__(self, limits: ServiceLimits) -> None:
+    def __init__(self, limits: HttpLimits) -> None:
         self._limits = limits
         self._open: Counter[str] = Counter()
 
@@ -44,15 +44,17 @@ class Gate:
             del self._open[client]
 
 
-def protocol(limits: ServiceLimits) -> type[H11Protocol]:
+def protocol(limits: HttpLimits) -> type[H11Protocol]:
     """The class of the connections of one server."""
-    return type("GuardedProtocol", (_Guarded,), {"limits": limits, "gate": Gate(limits)})
+    return type(
+        "GuardedProtocol", (_Guarded,), {"limits": limits, "count": ConnectionCount(limits)}
+    )
 
 
 class GuardedLoop(asyncio.SelectorEventLoop):
     """An event loop whose servers bound the time of a TLS handshake."""
 
-    handshake_seconds = ServiceLimits.handshake_seconds
+    handshake_seconds = HttpLimits.handshake_seconds
 
     async def create_server(self, *arguments: Any, **options: Any) -> asyncio.Server:
         """See `asyncio.loop.create_server`."""
@@ -67,8 +69,8 @@ class _Guarded(H11Protocol):
     `conn.their_state` says what is being received: IDLE a header, SEND_BODY a body, DONE nothing.
     """
 
-    limits: ServiceLimits
-    gate: Gate
+    limits: HttpLimits
+    count: ConnectionCount
     _client = ""
     _receiving: Any = None  # the state that `_reading` is for
     _reading: asyncio.TimerHandle | None = None
@@ -80,14 +82,14 @@ class _Guarded(H11Protocol):
         # The header and the body of an answer are two writes: do not hold the second one back.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._client = client_key(self.client[0] if self.client else "")
-        if self.gate.enter(self._client):
+        if self.count.enter(self._client):
             self._watch_reading()
         else:
             self._end(Problem.BUSY)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self.gate.leave(self._client)
+        self.count.leave(self._client)
         self._stop_reading()
         if self._writing is not None:
             self._writing.cancel()

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from veritrain.service.limits import ServiceLimits
-from veritrain.service.problems import Problem
+from veritrain.net.http_limits import HttpLimits
+from veritrain.net.problems import Problem
 
 _BODYLESS = ("GET", "HEAD")
 _VERSIONS = ("1.0", "1.1")
@@ -44,7 +44,7 @@ class Access:
 class Rates:
     """A token bucket for each client; of those not seen for longest nothing is remembered."""
 
-    def __init__(self, limits: ServiceLimits, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, limits: HttpLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # requests left, when
@@ -70,7 +70,7 @@ class Guard:
     def __init__(
         self,
         app: ASGIApp,
-        limits: ServiceLimits,
+        limits: HttpLimits,
         token: str | None,
         log: Callable[[Access], None] | None = None,
     ) -> None:

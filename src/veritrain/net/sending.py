@@ -5,19 +5,28 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from anyio.to_thread import run_sync
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from veritrain.service.problems import Problem
-from veritrain.service.ranges import Fields, select
-from veritrain.service.served import OpenFile
+from veritrain.net.problems import Problem
+from veritrain.net.ranges import Fields, select
 
 CHUNK_BYTES = 1 << 18
 _YEAR = 365 * 24 * 3600  # seconds; the longest time that caches are told, RFC 9111 section 5.2.2.1
 BYTES = "application/octet-stream"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenFile:
+    """A file that is shown. Whoever gets it closes it."""
+
+    file: BinaryIO = field(repr=False)
+    size: int  # bytes
+    tag: str  # strong entity tag, RFC 9110 section 8.8.3
 
 
 def for_ever(*, private: bool) -> str:

@@ -1,12 +1,14 @@
-"""Requests of one party of a dispute to another one's service. The other side is not trusted.
+"""Requests of one party to the service of another one, which is not trusted.
 
-A peer talks to one address and no other; redirects are refused. Bodies are
-counted as they come, whatever was announced, and each request has a time by which it is over.
+A client talks to one address and no other; it refuses redirects. It counts the bytes of a body as
+they come, whatever was announced. Each request has a time by which it is over.
 """
 
 from __future__ import annotations
 
 import http.client
+import json
+import re
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from veritrain import __version__
-from veritrain.errors import UsageError
+from veritrain.errors import TranscriptError, UsageError
 from veritrain.transcript.download import (
     DOWNLOAD_LIMITS,
     DownloadLimits,
@@ -34,21 +36,46 @@ _KIND = {"Content-Type": "application/octet-stream"}
 _PART_BYTES = 1 << 17
 _LENGTHS = ("Content-Length", "Transfer-Encoding")
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})  # statuses that may pass
+PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between tries; the last one again and again
 
 
 class UnansweredError(UsageError):
-    """No answer that can be used came; the other side may do better later."""
+    """The other side gave no answer that can be used; it may do better later."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class HttpAnswer:
     """What came back."""
 
     status: int
     body: bytes
 
+    def expect(self, status: int, who: str = "it") -> bytes:
+        """The body of an answer that has this status; `who` names the other side for people.
 
-class Peer:
+        Raises:
+            UnansweredError: the answer has another one.
+        """
+        if self.status != status:
+            raise UnansweredError(f"{who} answers with status {self.status}")
+        return self.body
+
+    def text(self, name: str, form: re.Pattern[str]) -> str:
+        """The text `name` of an answer that is a JSON object.
+
+        Raises:
+            TranscriptError: there is none, or it is not of this form.
+        """
+        try:
+            found = json.loads(self.body)[name]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            found = None
+        if not isinstance(found, str) or not form.fullmatch(found):
+            raise TranscriptError("answer", f"expected an object with {name} like {form.pattern}")
+        return found
+
+
+class HttpClient:
     """Sends requests to one address; not to be shared by threads."""
 
     def __init__(
@@ -75,7 +102,7 @@ class Peer:
         }
         self._pool = connection_pool(self.url, limits)
 
-    def get(self, path: str, at_most: int) -> Answer:
+    def get(self, path: str, at_most: int) -> HttpAnswer:
         """Ask for what is at `path`, of at most `at_most` bytes.
 
         Raises:
@@ -85,11 +112,11 @@ class Peer:
         """
         return self._request("GET", path, None, at_most)
 
-    def post(self, path: str, body: bytes, at_most: int) -> Answer:
+    def post(self, path: str, body: bytes, at_most: int) -> HttpAnswer:
         """Bring `body` to `path`; errors are those of `get`."""
         return self._request("POST", path, body, at_most)
 
-    def _request(self, method: str, path: str, body: bytes | None, at_most: int) -> Answer:
+    def _request(self, method: str, path: str, body: bytes | None, at_most: int) -> HttpAnswer:
         about = {} if body is None else {"Content-Length": str(len(body)), **_KIND}
         response = None
         try:
@@ -106,7 +133,7 @@ class Peer:
             self._require_usable(response)
             read = self._read(response, path, at_most)
             response.release_conn()
-            return Answer(status=response.status, body=read)
+            return HttpAnswer(status=response.status, body=read)
         except (HTTPError, http.client.HTTPException, ssl.SSLError) as error:
             raise UnansweredError(f"{self.url}: {reason_of(error)}") from None
         except (OSError, ValueError, AttributeError) as error:  # of the parser of hostile bytes
@@ -138,9 +165,15 @@ class Peer:
 
 
 def _parts(body: bytes) -> Iterator[bytes]:
-    """The body in parts, each of which has `connect_seconds` to leave: all of it would have no more."""
+    """The body in parts. urllib3 gives each part `connect_seconds` to leave; it would give a whole
+    body no more."""
     for start in range(0, len(body), _PART_BYTES):
         yield body[start : start + _PART_BYTES]
+
+
+def pause(attempt: int) -> float:
+    """Seconds to wait after try number `attempt`, counted from 0, before the next one."""
+    return PAUSES[min(attempt, len(PAUSES) - 1)]
 
 
 def token_in(path: Path | None) -> str | None:
