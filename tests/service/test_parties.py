@@ -7,10 +7,10 @@ import time
 from dataclasses import replace
 
 import pytest
-from tests.replay.trace.referee import Liar, Scene, encoded, head
 from veritrain.job.load import load_job
 
 from tests import zoo
+from tests.replay.trace.court import Liar, Scene, encoded, head
 from tests.service.conftest import JOB
 from veritrain.adversaries import rounders, trainers
 from veritrain.cli import main

@@ -8,7 +8,8 @@ from random import Random
 
 import pytest
 
-from tests.protocols.dispute.simulator import Faults, settle, settle_over
+from tests.parties.simulator import Faults
+from tests.protocols.dispute.simulator import settle, settle_over
 from tests.protocols.dispute.toy import (
     SIGNERS,
     Lie,

@@ -3,6 +3,10 @@
 An operation takes the value to `31 * value + operand`; the operands follow from the header's seed.
 A trace entry holds the digest of its operand and the value after it; a leaf the digest of the last
 value. So the judge has to have the operand opened, and, at the first entry, the value before it.
+
+How to use it: `Run(header(), 4, (Lie(2, 0),))` is a run of steps 0 to 4 with a lie in step 2;
+`challenge(trainer, challenger)` opens a dispute of two runs, `opened` says its terms, and
+`party(role, terms, RunClaims(run))` answers for one side.
 """
 
 from __future__ import annotations
