@@ -3,13 +3,19 @@
     VeritrainError
     ├── UsageError              the caller asked for something that cannot be done
     │   ├── JobError            the job cannot be loaded or is not valid
-    │   └── StorageError        a file of a run cannot be written: a full disk, for example
+    │   ├── StorageError        a file of a run cannot be written: a full disk, for example
+    │   ├── AlreadyWrittenError    (transcript.store) a file is there, and files are written once
+    │   └── UnansweredError        (net.http_client) another party's service gave no answer
     ├── NumericsError           a step cannot be given machine-independent bits
     │   └── UnsupportedOperatorError   an operator without a rule, refused by name
     ├── FieldError              a value that another party wrote is not of its form: names the field
     ├── TranscriptError         bytes that another party wrote are malformed: names file and place
     ├── VerificationError       the bytes are well formed, the claim they make is false
-    └── InconclusiveError       neither true nor false could be shown (missing data, other environment)
+    │   └── EquivocationError      (parties.equivocation) a party signed two things for one slot
+    ├── FalseOpeningError       (the trace's openings) a value is not the one that was committed to
+    ├── InconclusiveError       neither true nor false could be shown (missing data, other environment)
+    │   └── CannotFollowError      (the trace's structure) the judge cannot follow the job's code
+    └── StoppedRunError         (cli.train) a signal ended the training; it can be resumed
 
 `exit_code` is what the command line returns when the error reaches it: 0 accepted, 1 rejected,
 2 bad usage or unreadable input, 3 inconclusive.

@@ -20,7 +20,13 @@ from tests.protocols.dispute.toy import (
 )
 from veritrain.adversaries.disputants import FalseDetail, message_in
 from veritrain.encoding import Value
-from veritrain.errors import TranscriptError, UsageError, VerificationError, VeritrainError
+from veritrain.errors import (
+    FieldError,
+    TranscriptError,
+    UsageError,
+    VerificationError,
+    VeritrainError,
+)
 from veritrain.parties.equivocation import EquivocationError, check_equivocation
 from veritrain.parties.journal import Journal, JournalEntry
 from veritrain.protocols.dispute.dispute_limits import LIMITS
@@ -157,7 +163,7 @@ def test_a_malformed_question_of_the_referee_is_not_this_partys_misuse(body) -> 
 def test_what_cannot_be_opened_leaves_the_number_free() -> None:
     entries: dict[int, JournalEntry] = {}
     party = make_party(entries)
-    with pytest.raises(UsageError):
+    with pytest.raises(FieldError, match="leaf 99 of 5"):
         party.answer(sent(question(1, LeafAt(index=99))))
     assert entries == {}
     assert message_in(party.resign(sent(question(1, LeafAt(index=99))))).kind is Kind.RESIGN

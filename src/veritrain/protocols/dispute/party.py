@@ -121,6 +121,7 @@ class DisputeParty:
 
         Raises:
             TranscriptError: malformed bytes.
+            FieldError: the question asks for something that is not there.
             EquivocationError: the referee signed another question with this number.
             VerificationError: not a question of this referee to this party in this dispute, one
                 that comes after a later one, or claims that are not about the challenged head.
@@ -178,8 +179,11 @@ class DisputeParty:
     def _content(self, topic: Topic) -> Body:
         match topic:
             case LeafAt():
+                leaves = self._terms.leaves[self._role]
+                if topic.index >= leaves.size:
+                    raise FieldError(f"question: leaf {topic.index} of {leaves.size}")
                 opening = self._claims.leaf(topic.index)
-                self._terms.leaves[self._role].leaf(topic.index, opening)
+                leaves.leaf(topic.index, opening)
                 return opening
             case TraceOf():
                 return self._claims.trace(topic.step)
