@@ -1,7 +1,7 @@
 """Parties of a dispute who cheat: in the claims that they make, and in the messages that they send.
 
-They attack at the boundary. `AlteredTrace` and its changes wrap the claims that an honest `DisputeParty`
-is given; the functions below wrap what it sends. An adversary signs with the party's own key.
+They attack at the boundary. `AlteredTrace` and its changes wrap the claims of an honest
+`DisputeParty`; the functions below wrap what it sends. An adversary signs with the party's own key.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Trainers who cheat in their rounding log and sign properly.
 
-Each is a `Recording` that decides or writes otherwise than arithmetic does; `rounding_by` lets it take the
-honest one's place while a run is recorded. Nothing else of the run is touched.
+Each is a `Recording` that decides or writes otherwise than arithmetic does; `rounding_by` lets it
+take the honest one's place while a run is recorded. Nothing else of the run is touched.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Greedy(Steering):
 
 
 class Diluting(_Cheating):
-    """Steers every ambiguous entry, and logs all others that are possible as they are, to hide it."""
+    """Steers every ambiguous entry. To hide it, logs all others that are possible as they are."""
 
     def decide(self, tensors: Tensors) -> Rounded:
         """See `Recording.decide`."""
@@ -85,8 +85,10 @@ class Diluting(_Cheating):
 
 
 class Concentrating(_Cheating):
-    """Decides no more otherwise than audits accept, and all of it in results of `size` entries: the gradient
-    of one parameter, say. Of these the largest ambiguous values, which move farthest.
+    """Decides no more otherwise than audits accept, and all of it in results of one size.
+
+    These are the gradient of one parameter, say. It steers the largest ambiguous values in them, which
+    move farthest.
     """
 
     def __init__(self, target: Target, thresholds: Thresholds, *, size: int) -> None:

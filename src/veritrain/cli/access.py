@@ -1,4 +1,4 @@
-"""Options of commands that read a run at an HTTP address: a token, and whose certificates to trust."""
+"""Options of commands that read a run at an HTTP address: a token, and trusted certificates."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 def options(command: _Command) -> _Command:
-    """Add `--token-file` and `--ca`. Their values go into the environment while the command runs, so
-    that processes which it starts have them too."""
+    """Add `--token-file` and `--ca`. Their values go into the environment while the command runs:
+    the processes that it starts need them too."""
     return _options("--token-file")(command)
 
 

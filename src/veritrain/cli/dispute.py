@@ -36,7 +36,8 @@ Examples:
   veritrain dispute runs/a --referee http://127.0.0.1:8471 --job job.py --key my.key --step 41
 
 Exit status: 0 the challenge is refuted, or nothing differs; 1 the run is rejected,
-by the verdict or without a dispute where its data set is not the job's; 3 inconclusive, 2 bad usage or a run that cannot be read.""",
+by the verdict or without a dispute where its data set is not the job's; 3 inconclusive,
+2 bad usage or a run that cannot be read.""",
 )
 @click.argument("run", type=params.Run())
 @click.option("--referee", required=True, metavar="URL", help="Address of the referee's service.")
@@ -74,13 +75,14 @@ def command(
     out: Path,
     as_json: bool,
 ) -> int:
-    """Challenge RUN, a folder, HTTP address or fsspec URL, before a referee, and answer until the verdict.
+    """Challenge RUN before a referee, and answer until the verdict.
 
-    First compares the data set with the one that the run committed to: another one needs no dispute. Asks the referee
-    who it is, then recomputes the run to find the first step that differs, unless --step names one; the
-    job is executed. Then the referee asks both sides. The verdict counts when this side comes to it too, from
-    the evidence. Keep it running: who falls silent loses. After an interruption the same command goes
-    on with the same dispute, from what it keeps in --out.
+    RUN is a folder, an HTTP address or an fsspec URL. The command first compares the data set with
+    the one that the run committed to: another one needs no dispute. It asks the referee who it is.
+    It recomputes the run to find the first step that differs, unless --step names one; the job is
+    executed. Then the referee asks both sides. The verdict counts when this side comes to it too,
+    from the evidence. Keep it running: a side that falls silent loses. After an interruption the
+    same command goes on with the same dispute, from the files that it keeps in --out.
     """
     from veritrain.job.load import load_job
     from veritrain.net.http_client import HttpClient, token_in
@@ -163,7 +165,7 @@ class _Side:
     def dispute(
         self, client: RefereeClient, witness: ReplayedClaims, referee: bytes, archive: DisputeArchive
     ) -> _Ended:
-        """Lead a dispute before the referee with this key to its end; the one that was interrupted, if there is one."""
+        """Lead a dispute before this referee to its end; an interrupted one, if there is one."""
         from veritrain.parties.journal import Journal
         from veritrain.protocols.dispute.challenge import open_challenge
         from veritrain.protocols.dispute.messages import Role
@@ -268,7 +270,8 @@ def _opened(run: str) -> Transcript:
 
 
 def _save(archive: DisputeArchive, ended: _Ended) -> Path:
-    """Write verdict and bundle, as the referee made them, and forget what was signed; where the bundle is."""
+    """Write verdict and bundle as the referee made them, delete the journal, and return the
+    bundle's path."""
     from veritrain.protocols.dispute.evidence import Bundle
     from veritrain.service.dispute_folder import bundle_name, verdict_name
 

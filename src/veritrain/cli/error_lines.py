@@ -41,7 +41,7 @@ def describe(error: BaseException) -> str:
 
 
 def _part_of_step(error: NumericsError) -> str | None:
-    """In the backward pass, in a module or in an optimiser: what the traceback shows, if it does."""
+    """The part of a step that the traceback shows: backward pass, module or optimiser."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     if any(frame.f_code.co_name == _BACKWARD for frame in frames):
         return "in the backward pass, `veritrain check` names the module"

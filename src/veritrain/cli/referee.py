@@ -91,10 +91,10 @@ def command(
 ) -> int:
     """Hear disputes about the run at RUN_URL, which its trainer serves, until Ctrl-C.
 
-    Challengers come here; questions for the trainer are carried to RUN_URL, and nowhere else. A verdict
-    is printed, and written with its evidence to --out (ID.verdict.json, ID.bundle). The job
-    is executed: of a dispute, one operator of one step. With --json it prints an object when it is
-    ready, and one for each verdict. Needs the extra `service`.
+    Challengers come to this address. Questions for the trainer go to RUN_URL, and nowhere else.
+    Each verdict is printed, and written with its evidence to --out (ID.verdict.json, ID.bundle).
+    The job is executed: of a dispute, one operator of one step. With --json the command prints an
+    object when it is ready, and one for each verdict. Needs the extra `service`.
     """
     prepared = serving.prepared()
     from veritrain.job.load import load_job

@@ -57,14 +57,15 @@ def command(
     serving: Serving,
     as_json: bool,
 ) -> int:
-    """Show RUN, a local folder, to others over HTTP, until Ctrl-C. Nothing can be changed through it.
+    """Show RUN, a local folder, to others over HTTP, until Ctrl-C. They can change nothing.
 
     The files have the paths that they have in the folder; a run that is still being trained grows
     as it is shown. Prints its address when it is ready. Needs the extra `service`.
 
-    With --job and --referee it answers that referee's questions in disputes over the run, which replays
-    steps: the job is executed. Verdicts are printed as they come. Two different answers to one question convict the trainer, so
-    whatever was signed is kept in --state first, and one process at a time uses it.
+    With --job and --referee it answers that referee's questions in disputes over the run. For that
+    it replays steps: the job is executed. Verdicts are printed as they come. Two different answers
+    to one question convict the trainer. So each answer is kept in --state before it is sent, and
+    one process at a time uses that folder.
     """
     prepared = serving.prepared()
     from veritrain.service.app import make_app

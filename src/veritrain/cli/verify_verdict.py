@@ -47,7 +47,7 @@ Exit status: 0 the verdict is right, whatever it says; 1 it is false;
 @click.option(
     "--run",
     metavar="RUN_OR_HEX",
-    help="The run that you mean: what `show` prints as `run` (64 hexadecimal digits), or where it is.",
+    help="The run that you mean: the `run` that `show` prints (64 hex digits), or its place.",
 )
 @click.option(
     "--equivocation",
@@ -69,12 +69,14 @@ def command(
 ) -> int:
     """Check FILE, the bundle of a dispute or the verdict alone (a DSSE envelope).
 
-    The dispute is played again from the bundle, and the operator recomputed. Only where it depends on what the
-    job's code says (which operator comes next, which batch, the initial state) --job is needed. A verdict
+    The dispute is played again from the bundle, and the operator is computed again. --job is needed
+    only where the verdict depends on the job's code: which operator comes next, which batch, the
+    initial state. A verdict
     alone shows the referee's signature and nothing more.
 
-    Anybody can make keys and a bundle. So a verdict counts with --referee only, and it is for you to know
-    that it is of the run that you mean: name it with --run, or compare what is printed.
+    Anybody can make keys and a bundle. So a verdict counts with --referee only. You have to know
+    that it is of the run that you mean: name the run with --run, or compare the one that is
+    printed.
     """
     if equivocation is not None:
         if file is not None or job is not None or referees or run is not None or key is None:
@@ -132,7 +134,7 @@ def _checked(
 
 
 def _replayed(data: bytes, bundle: Bundle, job: Path | None) -> tuple[DisputeVerdict, list[str]]:
-    """The verdict of the dispute played again; the referee's, and why, where that does not decide."""
+    """The verdict that follows here; where none does, the referee's and the reasons."""
     from veritrain.protocols.dispute.offline_check import check_bundle
     from veritrain.protocols.dispute.verdict import unseal
 
@@ -189,12 +191,13 @@ def _emit(found: _Found, *, as_json: bool) -> None:
 
 
 def _require_no_root(run: Digest | None, root: Digest) -> None:
-    """Tell the digest of all steps from the one that names a run. The verdict's own claim of which run has
-    that root is not taken for an answer."""
+    """Refuse the digest of all steps in the place of the digest that names a run. The verdict
+    itself says which run has that root, but that is only its claim."""
     if run == root:
         raise UsageError(
             "--run: this is the digest of all steps of a run, which train, audit and show print as "
-            "`digest`; expected the digest of its header, which `veritrain show RUN` prints as `run`, "
+            "`digest`; expected the digest of its header, which `veritrain show RUN` prints as "
+            "`run`, "
             "or where the run is"
         )
 

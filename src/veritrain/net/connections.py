@@ -1,8 +1,9 @@
 """How long a connection may take for what it does, and how many there may be.
 
-uvicorn bounds the pause between two requests and nothing else. Here each phase has a bound: the header of
-a request, its body (a time, and a pace for what is large), and what a client takes to read each part of an answer.
-Whoever is slower is told so, or cut off.
+uvicorn bounds the pause between two requests and nothing else. This module bounds each phase: the
+header of a request, its body (a time, and a pace for a large one), and the time in which a client
+reads each part of an answer. A slower client gets an answer that says so, or its connection is
+closed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class ConnectionCount:
         self._open: Counter[str] = Counter()
 
     def enter(self, client: str) -> bool:
-        """Count one more; whether that is still allowed. `leave` is due either way."""
+        """Count one more and tell whether it is allowed. The caller calls `leave` in both cases."""
         self._open[client] += 1
         return (
             self._open.total() <= self._limits.connections
@@ -123,12 +124,12 @@ class _Guarded(H11Protocol):
 
     @property
     def _answering(self) -> RequestResponseCycle | None:
-        """What is being answered; uvicorn's types do not say that there may be nothing."""
+        """The request that is being answered. uvicorn's types do not say that there may be none."""
         cycle = cast("RequestResponseCycle | None", self.cycle)
         return cycle if cycle is not None and not cycle.response_complete else None
 
     def _watch_reading(self) -> None:
-        """Start the time of what is received now, if it is another thing than before."""
+        """Start the clock of the phase that begins now, if it is another one than before."""
         state = self.conn.their_state
         if state is self._receiving or self.transport.is_closing():
             return
@@ -141,7 +142,7 @@ class _Guarded(H11Protocol):
             self._watch_body()
 
     def _watch_body(self) -> None:
-        """What came gives the rest more time; look again when that is over."""
+        """Bytes that came give the rest of the body more time. Look again when that is over."""
         if self.loop.time() < self._end_of_body:
             self._reading = self.loop.call_at(self._end_of_body, self._watch_body)
         else:
@@ -162,7 +163,7 @@ class _Guarded(H11Protocol):
         if answering is not None and answering.response_started:
             self.transport.abort()
             return
-        if answering is not None:  # what waits for the body learns that nothing will come
+        if answering is not None:  # the code that waits for the body learns that none will come
             answering.disconnected = True
             answering.message_event.set()
         self._end(problem)

@@ -1,8 +1,8 @@
-"""Who may ask, how often and how much: the first code that sees a request, before it means anything.
+"""The guard is the first code that sees a request. It knows nothing of what the request asks for.
 
-In this order: the client's rate (429), the size of the header (431) and the version (400), the bearer token (401),
-a body where none belongs (400). Everything
-that goes wrong behind it becomes a constant answer, and each request becomes one line for the log.
+It checks in this order: the client's rate (429), the size of the header (431), the version (400),
+the bearer token (401), and a body where none belongs (400). An error of the code behind it becomes
+a constant answer. Each request becomes one line for the log.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Access:
 
 
 class Rates:
-    """A token bucket for each client; of those not seen for longest nothing is remembered."""
+    """A token bucket for each client. Clients not seen for longest are forgotten."""
 
     def __init__(self, limits: HttpLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
@@ -117,7 +117,7 @@ class Guard:
 
 
 class _Watched:
-    """What is sent, counted."""
+    """Counts the bytes that are sent."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -132,7 +132,7 @@ class _Watched:
 
 
 def client_of(scope: Scope) -> str:
-    """The client that requests are counted for: an IPv4 address, or the first half of an IPv6 one."""
+    """The client for which a request counts: an IPv4 address, or half of an IPv6 one."""
     host = (scope.get("client") or ("unknown", 0))[0]
     return client_key(host)
 

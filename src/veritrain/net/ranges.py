@@ -1,7 +1,8 @@
 """Conditional and partial requests, RFC 9110 sections 13 and 14, without I/O.
 
-A file has one strong entity tag and no date. One range is served as such; of several the whole file is sent,
-which section 14.2 allows, and so is it where a range is malformed or in other units than bytes.
+A file has one strong entity tag and no date. A request for one range gets that range. A request for
+several ranges, for a malformed one or for units other than bytes gets the whole file, which section
+14.2 allows.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Fields = Sequence[tuple[bytes, bytes]]  # names in lower case and values, as the
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What to answer: with status 200 and 206 the bytes from `start` to `stop`, without the latter."""
+    """The answer: with status 200 and 206 the bytes from `start` on, up to but without `stop`."""
 
     status: int  # 200, 206, 304, 412 or 416
     start: int = 0
@@ -34,7 +35,7 @@ def select(method: str, fields: Fields, tag: str, size: int) -> Selection:
     In the order of RFC 9110 section 13.2.2:
       1. If-Match: 412 where no tag is the file's;
       2. If-None-Match: 304 where one is;
-      3. Range, where If-Range names this file or is not there: 206, or 416 for bytes it does not have.
+      3. Range, where If-Range names this file or is missing: 206, or 416 for bytes beyond it.
     """
     wanted = _value(fields, b"if-match")
     if wanted is not None and not _matches(wanted, tag, weak=False):  # 1

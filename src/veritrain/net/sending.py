@@ -22,7 +22,7 @@ BYTES = "application/octet-stream"
 
 @dataclass(frozen=True, kw_only=True)
 class OpenFile:
-    """A file that is shown. Whoever gets it closes it."""
+    """A file that is shown. The caller that gets it closes it."""
 
     file: BinaryIO = field(repr=False)
     size: int  # bytes
@@ -30,7 +30,7 @@ class OpenFile:
 
 
 def for_ever(*, private: bool) -> str:
-    """Cache-Control of what never changes; caches that people share must not keep what needs a token."""
+    """Cache-Control of a file that never changes. A shared cache must not keep a private one."""
     return f"{'private' if private else 'public'}, max-age={_YEAR}, immutable"
 
 
@@ -62,15 +62,17 @@ def file_response(opened: OpenFile, method: str, fields: Fields, caching: str) -
 
 
 def bytes_response(body: bytes, headers: Mapping[str, str], kind: str = BYTES) -> Response:
-    """The answer that has this body, of which no copy is made for each reader."""
+    """The answer that has this body. Many readers share the bytes: none gets a copy."""
     if len(body) <= CHUNK_BYTES:
         return Response(body, 200, headers, kind)
     return _BytesStream(body, headers, kind)
 
 
 class _Stream(Response):
-    """A body that is read and sent by chunks. Where it ends too early the connection breaks: a client must not
-    take what came for the whole."""
+    """A body that is read and sent by chunks.
+
+    A body that ends too early breaks the connection: a client must not take a part for the whole.
+    """
 
     def __init__(self, length: int, status: int, headers: Mapping[str, str], kind: str) -> None:
         super().__init__(None, status, {**headers, "Content-Length": str(length)}, kind)
@@ -130,7 +132,7 @@ class FileStream(_Stream):
 
 
 class _BytesStream(_Stream):
-    """What is in memory; many readers share it."""
+    """A body in memory, which many readers share."""
 
     def __init__(self, body: bytes, headers: Mapping[str, str], kind: str) -> None:
         super().__init__(len(body), 200, headers, kind)
@@ -144,7 +146,7 @@ class _BytesStream(_Stream):
 
 
 async def _disconnected(receive: Receive) -> None:
-    """Return when the client is gone. Sending to it is no error: without this, all of a file would be
-    read for nobody."""
+    """Return when the client is gone. Sending to a client that is gone is no error, so without this
+    all of a file would be read for nobody."""
     while (await receive())["type"] != "http.disconnect":
         pass

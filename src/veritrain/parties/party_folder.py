@@ -46,7 +46,7 @@ class PartyFolder:
         return (self.folder / name).exists()
 
     def write(self, name: str, data: bytes) -> bool:
-        """Keep a file beside the contexts. Is it new? A file that is there stays, if it is the same.
+        """Keep a file beside the contexts, and tell whether it is new. The same file may be there.
 
         Raises:
             UsageError: it cannot be written, or is there and differs.

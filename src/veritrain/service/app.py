@@ -1,7 +1,7 @@
 """The paths of the service and their description (OpenAPI 3.1, at `/openapi.json`).
 
-A run is shown as static resources: the paths are those of its files. Whoever has a token may read the run;
-there is nothing that a client could change.
+A run is shown as static resources: the paths are those of its files. A client that has the token
+may read the run. It can change nothing.
 """
 
 from __future__ import annotations
@@ -154,8 +154,8 @@ def _show_list(run: ServedRun, caching: str) -> _Endpoint:
     async def show(
         request: Request, head: _Head = None, after: _After = "", limit: _Limit = PAGE_FILES
     ) -> Response:
-        """With `head` the list never changes; a client that reads several pages takes `head` from the
-        first."""
+        """With `head` the list never changes. A client that reads several pages takes `head` from
+        the first one."""
         try:
             page = await run_sync(lambda: run.page(head=head, after=after, limit=limit))
         except LookupError:
@@ -179,7 +179,7 @@ def _listing(request: Request, page: Page, caching: str) -> Response:
 
 
 def _explain_errors(app: FastAPI) -> None:
-    """Let every error become one of `Problem`; nothing of a request or of this machine comes back."""
+    """Let every error become a `Problem`: it tells nothing about a request or this machine."""
 
     async def on_problem(request: Request, error: Exception) -> Response:
         problem = error.problem if isinstance(error, ProblemError) else Problem.FAILED
@@ -209,7 +209,7 @@ def _common_responses(token: str | None) -> dict[int | str, dict[str, Any]]:
 
 
 def _describe(app: FastAPI, token: str | None) -> None:
-    """Complete the description with what the framework does not know of."""
+    """Complete the description: the framework does not know of HEAD, tokens and statuses."""
     made = app.openapi
 
     def description() -> dict[str, Any]:

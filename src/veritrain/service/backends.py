@@ -1,7 +1,7 @@
 """What the HTTP paths of disputes call: a trainer who answers, and a referee who asks.
 
-Messages are opaque bytes here, signed by their senders (docs/disputes.md). A digest names a message or
-a dispute that is fetched later.
+Messages are opaque bytes for the paths, signed by their senders (docs/disputes.md). A digest names
+a message or a dispute that is fetched later.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class StoppedError(Exception):
 
 
 class TrainerBackend(Protocol):
-    """A trainer who answers the questions of referees. Called from several threads; may block."""
+    """A trainer who answers the questions of referees. Several threads call it; it may block."""
 
     def submit(self, question: bytes) -> bytes:
         """Take a signed question; again, if it was taken before.
@@ -46,11 +46,14 @@ class TrainerBackend(Protocol):
 
 
 class RefereeBackend(Protocol):
-    """A referee. Called from several threads; may block. Each method with a dispute raises `LookupError`
-    where there is no such one, and `StoppedError` where an error stopped it."""
+    """A referee. Several threads call it; it may block.
+
+    Each method with a dispute raises `LookupError` where there is no such dispute, and
+    `StoppedError` where an error stopped it.
+    """
 
     def about(self) -> tuple[bytes, bytes]:
-        """The referee's public key, and the digest of the header of the run that it hears disputes about."""
+        """The referee's public key, and the digest of the header of its run."""
         ...
 
     def open(self, challenge: bytes) -> bytes:
@@ -65,7 +68,7 @@ class RefereeBackend(Protocol):
         ...
 
     def question(self, dispute: bytes, role: str) -> bytes | None:
-        """The signed question that "challenger" or "trainer" has to answer next, if there is one."""
+        """The signed question that `role` has to answer next, if any: "challenger" or "trainer"."""
         ...
 
     def at_most(self, dispute: bytes) -> int:
@@ -85,7 +88,7 @@ class RefereeBackend(Protocol):
         ...
 
     def evidence(self, dispute: bytes) -> BinaryIO | None:
-        """What anybody needs to check the verdict, once there is one; whoever gets it closes it."""
+        """The file that proves the verdict, once there is one. The caller closes it."""
         ...
 
     def collected(self, dispute: bytes) -> None:

@@ -1,7 +1,7 @@
 """The folders in which trainer, challenger and referee keep their disputes.
 
-A `DisputeArchive` holds a `DisputeFolder` for each dispute, and beside them the bundles and verdicts of
-those that are over: `ID.bundle`, `ID.verdict.json`.
+A `DisputeArchive` holds a `DisputeFolder` for each dispute. Beside them lie the bundles and
+verdicts of disputes that are over: `ID.bundle`, `ID.verdict.json`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class DisputeFolder(ContextFolder):
         self._keep(_CHALLENGE, challenge)
 
     def traces(self, entries: Mapping[int, JournalEntry]) -> KeptTraces:
-        """What was computed, see `KeptTraces`; `entries` are those of this dispute's journal."""
+        """The trace that was computed, if any; `entries` are those of this dispute's journal."""
         return KeptTraces(self._store, entries)
 
     def forget_trace(self) -> None:
@@ -119,8 +119,10 @@ class KeptTrace(Record):
 
 
 class KeptTraces:
-    """The trace of the disputed step, so that it need not be computed again; see `Traces`. It is taken for the trace
-    only where a reply that was signed commits to just this one."""
+    """Keeps the trace of the disputed step, so that it need not be computed again; see `Traces`.
+
+    The file counts as the trace only where the party signed an answer that commits to it.
+    """
 
     def __init__(self, store: LocalStore, entries: Mapping[int, JournalEntry]) -> None:
         self._store = store

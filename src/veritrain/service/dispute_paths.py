@@ -1,7 +1,7 @@
 """The HTTP paths on which the parties of a dispute exchange messages.
 
-At a trainer's service questions come in; it computes the signed answers in its own time, and they are
-fetched. At a referee's service both parties fetch their questions and bring their trainer.
+A trainer's service takes questions, and shows the signed answers once they are computed. At a
+referee's service both parties fetch their questions and bring their answers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PRIVATE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
 class _Threads:
-    """Calls a party on threads of its own: one that takes its time does not hold up the files."""
+    """Calls a party on threads of its own: a slow one does not hold up the files."""
 
     def __init__(self, limits: ServiceLimits) -> None:
         self._limiter = CapacityLimiter(limits.party_threads)
@@ -50,7 +50,7 @@ class Submitted(BaseModel):
 
 
 class About(BaseModel):
-    """Who the referee is, and which run it hears disputes about: 64 hexadecimal digits each."""
+    """The referee's key, and the run that it decides disputes about: 64 digits each."""
 
     model_config = ConfigDict(extra="forbid")
     key: str
@@ -82,8 +82,8 @@ def trainer_router(trainer: TrainerBackend, limits: ServiceLimits, budget: BodyB
         responses=_responses(_bytes(200, "the signed answer"), 413, 422),
     )
     async def submit(request: Request) -> Response:
-        """Bring a signed question, or first the challenge. The answer (to a challenge an empty one) comes
-        at once, or later at the path that is named."""
+        """Bring a signed question, or the challenge before it. The answer comes at once, or later
+        at the path that is named. The answer to a challenge is empty."""
         question = await budget.read(request, limits.question_bytes)
         with _refusals():
             digest = await ask(trainer.submit, question)
@@ -157,7 +157,7 @@ def referee_router(referee: RefereeBackend, limits: ServiceLimits, budget: BodyB
     async def question(
         request: Request, dispute: _Digest, role: _Role, wait: _Wait = 0
     ) -> Response:
-        """Fetch the question that a party has to answer next; `wait` seconds for one, if need be."""
+        """Fetch the question that a party has to answer next. Waits `wait` seconds for one."""
         seconds = min(wait, limits.poll_seconds)
         look = partial(referee.question, bytes.fromhex(dispute), role)
         found = await _wait_for(request, lambda: ask(look), seconds)

@@ -1,4 +1,7 @@
-"""Forwards a referee's questions to the trainer's service, its answers back, and the verdict last."""
+"""Forwards a referee's questions to the trainer's service, and the verdict at the end.
+
+The trainer's answers come back the same way.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,8 @@ def forward(dispute: RunningDispute, trainer: HttpClient, report: Callable[[str]
 class QuestionForwarder:
     """Forwards the questions of one dispute.
 
-    A trainer that cannot be reached is asked again until the deadline ends the dispute. It can fetch the
-    verdict at the referee later.
+    A trainer that cannot be reached is asked again until the deadline ends the dispute. It can
+    fetch the verdict at the referee later.
     """
 
     def __init__(

@@ -188,7 +188,7 @@ class RunReferee:
         self._forward(running)
 
     def _keep(self, dispute: Digest, folder: DisputeFolder, referee: Referee) -> bytes:
-        """Write the files of a dispute that is over, the bundle first; return the signed verdict."""
+        """Write the files of a dispute that is over, the bundle first; return the sealed verdict."""
         verdict = referee.verdict
         if verdict is None:
             raise UsageError("the dispute is not over")
@@ -203,7 +203,7 @@ class RunReferee:
         return sealed
 
     def _clean(self, dispute: Digest, folder: DisputeFolder) -> None:
-        """Finish `_keep`, in which an earlier process was killed after it had written the bundle."""
+        """Finish `_keep`: an earlier process was killed after it had written the bundle."""
         if self._archive.read(verdict_name(dispute), LIMITS.verdict_bytes) is None:
             data = self._archive.read(bundle_name(dispute), Bundle.max_bytes) or b""
             bundle = Bundle.from_bytes(data, where=bundle_name(dispute))
@@ -228,7 +228,7 @@ class RunReferee:
 
 
 class _OneAtATime:
-    """A judge that is called by one thread at a time: a job's program has the process for itself."""
+    """A judge that one thread at a time calls: a job's program has the process for itself."""
 
     def __init__(self, judge: Judge) -> None:
         self._judge = judge

@@ -1,9 +1,10 @@
 """The trainer of one run behind a service: it takes challenges and questions, and signs answers.
 
-Anybody may bring a challenge that names a trusted referee. The trainer remembers it for a while, and
-writes and computes nothing until that referee signed a question in it. Each dispute has a thread of
-its own. One replay runs at a time; values at hand are opened meanwhile. An answer is on the disk before
-it can be fetched, and so is a trace that was computed: a trainer that was killed gives the same answers.
+Anybody may bring a challenge that names a trusted referee. The trainer remembers it for a while.
+It writes and computes nothing until that referee signed a question in it. Each dispute has a
+thread of its own. One replay runs at a time; values at hand are opened meanwhile. An answer and a
+computed trace are on the disk before they can be fetched, so a trainer that was killed gives the
+same answers.
 """
 
 from __future__ import annotations

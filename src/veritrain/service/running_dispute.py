@@ -1,8 +1,9 @@
 """One dispute that a referee's process decides: a `Referee` with a thread, a clock and a folder.
 
-Everything happens on the dispute's own thread, in the order in which messages came. Each message has the
-time at which it came. A message that counted is on the disk before the question that follows from it
-can be seen. A referee that was killed takes such messages once more, and no time passes meanwhile.
+Everything happens on the dispute's own thread, in the order in which messages came. Each message
+has the time at which it came. A message that counted is on the disk before anybody can see the
+question that follows from it. A referee that was killed takes these messages once more, in no
+time.
 """
 
 from __future__ import annotations

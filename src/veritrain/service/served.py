@@ -1,8 +1,8 @@
 """Which files of a run are shown: those that are committed, each once and for ever.
 
-A file is shown when a signed head covers its step, so what is shown never changes: neither a file nor
-the list of all files up to one head. Names are checked against the format before anything is opened, and
-links are not followed.
+A file is shown when a signed head covers its step. So a shown file never changes, and neither does
+the list of all files up to one head. Names are checked against the format before a file is opened.
+Links are not followed.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class ServedRun:
         return newest is not None and step <= newest
 
     def _fresh(self) -> _Seen:
-        """What was seen last, if nothing can have changed since; otherwise what a new look finds."""
+        """The last look at the folder, or a new one where something can have changed since."""
         seen, now = self._seen, time.monotonic()
         if now - seen.looked < _LOOK_SECONDS:
             return seen
@@ -183,7 +183,7 @@ def _up_to(paths: tuple[str, ...], head: int | None, after: str) -> Iterator[str
 
 
 def _tag(path: str, status: os.stat_result) -> str:
-    """A strong entity tag: the file's place, size and times, which show each change of a local file."""
+    """A strong entity tag. Place, size and times of a local file show each change."""
     seen: list[Value] = [
         path,
         status.st_ino,

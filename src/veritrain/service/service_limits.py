@@ -1,4 +1,4 @@
-"""What a client of a trainer's or a referee's service may send, beside the bounds of HTTP itself."""
+"""The bounds on a client of a trainer's or a referee's service, beside those of HTTP itself."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The order of questions in a dispute, and what follows from the answers.
 
-Nothing here knows of signatures, deadlines or bytes on a wire: the game says what to ask whom, is
-sent what was answered, and ends with a ruling. The numbers are those of docs/disputes.md, section 4.
+The game knows nothing of signatures, deadlines or bytes on a wire. It yields a question, gets the
+answers, and ends with a ruling. The numbers in comments are those of docs/disputes.md, section 4.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from veritrain.protocols.dispute.messages import (
     Topic,
     TraceClaim,
     TraceOf,
+    by_party,
 )
 from veritrain.replay.trace.entry import TraceEntry
 from veritrain.transcript.records import Leaf
@@ -188,7 +189,7 @@ class Game:
             answered.append(Answered(ask=ask, details=opened))
 
     def _decision(self, case: Case, answered: list[Answered]) -> Ruling | tuple[Ask, Round]:
-        """The judge's ruling or next question. Whatever else the judge does decides nothing."""
+        """The judge's ruling or next question. A judge that does anything else decides nothing."""
         try:
             decision = self._judge.next(case, tuple(answered))
             if isinstance(decision, Ruling):
@@ -225,8 +226,8 @@ def _differing(search: Search[_R]) -> tuple[_R, _R]:
 
 
 def _unchained(what: str, before: Digest, pair: tuple[_R, _R]) -> Ruling | None:
-    """Whose entry does not follow the agreed one loses."""
-    losers = [role for role, entry in zip(PARTIES, pair, strict=True) if entry.previous != before]
+    """The ruling against a party whose entry does not follow the agreed one before it."""
+    losers = [role for role, entry in by_party(pair) if entry.previous != before]
     if not losers:
         return None
     whose = " and ".join(role.value for role in losers)

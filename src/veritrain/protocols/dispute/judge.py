@@ -1,8 +1,8 @@
-"""What the referee needs of a judge: whoever recomputes one operator and says which entry is false.
+"""The judge recomputes one operator and says which party's entry is false. This is its interface.
 
-A judge sees only what both parties are bound to, and what they opened of it. It may ask twice. All
-of it is a party's word until the judge has checked it: digests against the entries, and the result
-against its own.
+A judge sees the entries that the parties are bound to, and the values that they opened. It may ask
+twice. A value is a party's word until the judge has checked its digest against the entries, and the
+result against its own.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Case:
 
     Attributes:
         before: the agreed leaf of the step before; None at step 0, which follows from the header.
-        trainer, challenger: the leaves of `step`. They differ, and both follow `before` in the chain.
+        trainer, challenger: the leaves of `step`. They differ; both follow `before` in the chain.
         sizes: of the two traces.
-        index: the first entry that differs; None where the traces are equal and only the leaves differ.
+        index: the first entry that differs; None where the traces are equal and the leaves differ.
         previous: the agreed entry before it; None for entry 0. Both entries follow it in the chain.
         entries: at `index`; where that is None, the last entry of both, which is the same.
     """
@@ -83,7 +83,7 @@ class Ask:
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """What those asked opened: their word, to be checked against their entries."""
+    """The values that the asked parties opened, to be checked against their entries."""
 
     ask: Ask
     details: Mapping[Role, Value]
@@ -95,7 +95,7 @@ class Judge(Protocol):
     def next(self, case: Case, answered: Sequence[Answered]) -> Ruling | Ask:
         """Decide, or ask for something, at most twice. A pure function: others will call it again.
 
-        Whoever's detail is false or useless loses by a ruling. An exception decides nothing: the
-        dispute is then inconclusive.
+        A party whose detail is false or useless loses by a ruling. An exception decides nothing:
+        the dispute is then inconclusive.
         """
         ...

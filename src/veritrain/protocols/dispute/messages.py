@@ -30,6 +30,14 @@ class Role(Enum):
 PARTIES = (Role.TRAINER, Role.CHALLENGER)  # wherever there are two of something, in this order
 
 
+_T = TypeVar("_T")
+
+
+def by_party(pair: tuple[_T, _T]) -> tuple[tuple[Role, _T], tuple[Role, _T]]:
+    """The trainer's and the challenger's of a pair, each with its role."""
+    return (Role.TRAINER, pair[0]), (Role.CHALLENGER, pair[1])
+
+
 class Kind(Enum):
     """What a message is for."""
 

@@ -1,7 +1,7 @@
 """A party of one dispute, trainer or challenger: it answers the referee's questions, each once.
 
-An answer goes through the party's journal before it leaves this module. So the same question has the
-same answer for ever, in the same bytes.
+An answer goes through the party's journal before it leaves this module. So a question has the same
+answer for ever, in the same bytes.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The referee of one dispute: a `Machine` that adds deadlines to `DisputeState`.
 
-Bytes and times come in by `receive` and `tick`. Questions, the verdict and the evidence are there to
-be fetched and sent.
+Bytes and times come in by `receive` and `tick`. The caller fetches and sends the questions, the
+verdict and the evidence.
 
-A referee that was interrupted takes the messages that it had kept once more, in their order. It then
-asks the same questions in the same bytes. The caller sees to it that each dispute is opened once.
+A referee that was interrupted takes the messages that it had kept once more, in their order. It
+then asks the same questions in the same bytes. The caller opens each dispute once.
 """
 
 from __future__ import annotations

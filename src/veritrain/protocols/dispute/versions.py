@@ -1,7 +1,7 @@
 """A judge runs the job's code on PyTorch: what one release calls next, another may not.
 
-Under another release a true entry could look false, at just the place that a liar picks. So a judge decides nothing
-about a run whose header names other releases than the judge has.
+Under another release a true entry could look false, at just the place that a liar picks. So a judge
+decides nothing about a run whose header names other releases than the judge has.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NOT_COMPARED = {"python", "numpy", "numba", "veritrain"}
 
 
 class SameVersions:
-    """A `Judge` that decides where PyTorch, and the packages that define the job's parts, are those of the run."""
+    """A `Judge` that decides only with the run's releases of PyTorch and of the job's packages."""
 
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
@@ -45,8 +45,11 @@ def require_versions(environment: Mapping[str, str]) -> None:
 
 
 def _problem(environment: Mapping[str, str]) -> str | None:
-    """What is installed here in another release. A package that is missing here is not needed to judge,
-    or the job says so; one that the header does not name is none of the job's, but for PyTorch."""
+    """Which packages are installed here in another release, as a sentence; None if there are none.
+
+    A package that is missing here is not needed to judge, or the job says so. A package that the
+    header does not name is none of the job's; PyTorch always is.
+    """
     installed = _installed()
     named = {"torch", *environment} - _NOT_COMPARED
     found = {name: installed.get(_normal(name)) for name in named}
@@ -61,7 +64,7 @@ def _problem(environment: Mapping[str, str]) -> str | None:
 
 
 def _installed() -> dict[str, str]:
-    """Releases of what is installed here, by name: looked up once, and not for each of a header's names."""
+    """Releases of the packages that are installed here, by name. One look serves all names."""
     found: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
         name = cast("str | None", distribution.metadata["Name"])  # none in a broken one
