@@ -287,7 +287,7 @@ if __name__ == "__main__":
     torch.set_num_threads(int(sys.argv[4]))
     data = Path(sys.argv[3]).read_bytes()
     judge = OperatorJudge(MODELS[sys.argv[1]].job("exact", int(sys.argv[2])))
-    from veritrain.protocols.dispute.evidence import Bundle
+    from veritrain.protocols.dispute.dispute_evidence import Bundle
 
     referee_key = Bundle.from_bytes(data, where="bundle").evidence.referee
     begin = perf_counter()

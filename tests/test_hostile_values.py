@@ -23,7 +23,7 @@ from veritrain.job.step import Program, run_step
 from veritrain.net.http_client import HttpAnswer
 from veritrain.numerics.logged.log import LogReader
 from veritrain.parties.envelope import SignedEnvelope
-from veritrain.protocols.dispute.evidence import Bundle, DisputeEvidence
+from veritrain.protocols.dispute.dispute_evidence import Bundle, DisputeEvidence
 from veritrain.protocols.dispute.messages import Message, Question
 from veritrain.protocols.dispute.verdict import DisputeVerdict, unseal
 from veritrain.replay.trace import calls

@@ -10,7 +10,7 @@ import pytest
 from tests.protocols.dispute.test_dispute_evidence import HONEST, play
 from tests.protocols.dispute.toy import SIGNERS, header
 from veritrain.cli import main
-from veritrain.protocols.dispute.evidence import Bundle
+from veritrain.protocols.dispute.dispute_evidence import Bundle
 from veritrain.protocols.dispute.messages import Role
 
 REFEREE = SIGNERS[Role.REFEREE]

@@ -27,15 +27,15 @@ from veritrain.parties.journal import Journal, JournalEntry
 from veritrain.parties.party_folder import KeptEntries
 from veritrain.protocols.dispute.challenge import make_challenge, open_challenge
 from veritrain.protocols.dispute.claims import Entries
+from veritrain.protocols.dispute.dispute_evidence import Bundle
 from veritrain.protocols.dispute.dispute_limits import LIMITS
-from veritrain.protocols.dispute.evidence import Bundle
 from veritrain.protocols.dispute.find_difference import challenger_claims, first_difference
 from veritrain.protocols.dispute.judge import Ask, Loser, Ruling
 from veritrain.protocols.dispute.messages import (
     DetailOf,
-    Kind,
     LeafAt,
     Message,
+    MessageKind,
     OperatorAt,
     Question,
     Role,
@@ -92,7 +92,7 @@ def ask(scene, data, number=1, topic=None, signer=None):
     question = Question(of=(Role.TRAINER,), topic=topic or LeafAt(index=STEP))
     message = Message(
         run=terms.run, dispute=terms.dispute, sender=Role.REFEREE, number=number,
-        kind=Kind.QUESTION, body=question.to_value(),
+        kind=MessageKind.QUESTION, body=question.to_value(),
     )  # fmt: skip
     return message.signed(signer or scene.referee).to_bytes()
 

@@ -10,7 +10,7 @@ import pytest
 from veritrain.errors import TranscriptError
 from veritrain.net.http_client import HttpAnswer, UnansweredError
 from veritrain.parties.envelope import SignedEnvelope as Signed
-from veritrain.protocols.dispute.messages import Kind, LeafAt, Message, Question, Role
+from veritrain.protocols.dispute.messages import LeafAt, Message, MessageKind, Question, Role
 from veritrain.service import question_forwarder
 from veritrain.service.question_forwarder import QuestionForwarder, forward
 from veritrain.service.running_dispute import DisputeView
@@ -96,7 +96,7 @@ def test_a_forwarder_introduces_a_dispute_again_at_once(monkeypatch):
 
 def a_question():
     message = Message(
-        run=bytes(32), dispute=bytes(32), sender=Role.REFEREE, number=1, kind=Kind.QUESTION,
+        run=bytes(32), dispute=bytes(32), sender=Role.REFEREE, number=1, kind=MessageKind.QUESTION,
         body=Question(of=(Role.TRAINER,), topic=LeafAt(index=1)).to_value(),
     )  # fmt: skip
     return Signed(message=message.to_bytes(), signature=bytes(64)).to_bytes()

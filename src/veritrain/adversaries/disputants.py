@@ -14,8 +14,8 @@ from veritrain.encoding import Digest, Value
 from veritrain.parties.envelope import SignedEnvelope
 from veritrain.protocols.dispute.claims import Entries
 from veritrain.protocols.dispute.messages import (
-    Kind,
     Message,
+    MessageKind,
     Opening,
     TraceClaim,
 )
@@ -213,7 +213,7 @@ def wrong_question(message: Message) -> Message:
 
 def wrong_kind(message: Message) -> Message:
     """A question, as only the referee asks them."""
-    return replace(message, kind=Kind.QUESTION)
+    return replace(message, kind=MessageKind.QUESTION)
 
 
 def other_dispute(message: Message) -> Message:

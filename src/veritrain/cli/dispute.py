@@ -272,7 +272,7 @@ def _opened(run: str) -> Transcript:
 def _save(archive: DisputeArchive, ended: _Ended) -> Path:
     """Write verdict and bundle as the referee made them, delete the journal, and return the
     bundle's path."""
-    from veritrain.protocols.dispute.evidence import Bundle
+    from veritrain.protocols.dispute.dispute_evidence import Bundle
     from veritrain.service.dispute_folder import bundle_name, verdict_name
 
     verdict = Bundle.from_bytes(ended.bundle, where="dispute bundle").verdict

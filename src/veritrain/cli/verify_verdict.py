@@ -14,7 +14,7 @@ from veritrain.errors import InconclusiveError, UsageError, VerificationError
 
 if TYPE_CHECKING:
     from veritrain.encoding import Digest
-    from veritrain.protocols.dispute.evidence import Bundle
+    from veritrain.protocols.dispute.dispute_evidence import Bundle
     from veritrain.protocols.dispute.judge import Judge
     from veritrain.protocols.dispute.verdict import DisputeVerdict
 
@@ -109,7 +109,7 @@ class _Found:
 def _checked(
     data: bytes, job: Path | None, trusted: list[bytes | str], run: Digest | None
 ) -> _Found:
-    from veritrain.protocols.dispute.evidence import Bundle
+    from veritrain.protocols.dispute.dispute_evidence import Bundle
     from veritrain.protocols.dispute.messages import Role
     from veritrain.protocols.dispute.offline_check import terms_of
     from veritrain.transcript.signing import fingerprint, is_trusted
@@ -229,7 +229,7 @@ def _equivocation(files: tuple[Path, Path], key: bytes | str, *, as_json: bool) 
 
 
 def _read(file: Path) -> bytes:
-    from veritrain.protocols.dispute.evidence import Bundle
+    from veritrain.protocols.dispute.dispute_evidence import Bundle
     from veritrain.transcript.given import read_given
 
     return read_given(file, Bundle.max_bytes)

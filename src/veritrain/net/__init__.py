@@ -6,7 +6,7 @@ of requests.
     http_limits   every bound on a client of an HTTP service
     guard         which requests are answered: rate, header, token
     connections   how long a connection may take for each phase of a request
-    bodies        bodies of requests, within a bound for one and a bound for all
+    body_budget   bodies of requests, within a bound for one and a bound for all
     problems      the constant answers to requests that go wrong
     ranges        conditional and partial requests
     sending       answers, in one piece or in chunks

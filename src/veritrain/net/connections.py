@@ -20,7 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from veritrain.net.guard import client_key
 from veritrain.net.http_limits import HttpLimits
-from veritrain.net.problems import Problem
+from veritrain.net.problems import HttpProblem
 
 
 class ConnectionCount:
@@ -48,7 +48,9 @@ class ConnectionCount:
 def protocol(limits: HttpLimits) -> type[H11Protocol]:
     """The class of the connections of one server."""
     return type(
-        "GuardedProtocol", (_Guarded,), {"limits": limits, "count": ConnectionCount(limits)}
+        "BoundedConnection",
+        (_BoundedConnection,),
+        {"limits": limits, "count": ConnectionCount(limits)},
     )
 
 
@@ -64,7 +66,7 @@ class GuardedLoop(asyncio.SelectorEventLoop):
         return await super().create_server(*arguments, **options)
 
 
-class _Guarded(H11Protocol):
+class _BoundedConnection(H11Protocol):
     """One connection.
 
     `conn.their_state` says what is being received: IDLE a header, SEND_BODY a body, DONE nothing.
@@ -86,7 +88,7 @@ class _Guarded(H11Protocol):
         if self.count.enter(self._client):
             self._watch_reading()
         else:
-            self._end(Problem.BUSY)
+            self._end(HttpProblem.BUSY)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -102,7 +104,7 @@ class _Guarded(H11Protocol):
             self._end_of_body += len(data) / self.limits.body_bytes_per_second
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(Problem.MALFORMED)
+        self._refuse(HttpProblem.MALFORMED)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -155,9 +157,9 @@ class _Guarded(H11Protocol):
 
     def _too_late(self) -> None:
         if not self.transport.is_closing():
-            self._refuse(Problem.LATE)
+            self._refuse(HttpProblem.LATE)
 
-    def _refuse(self, problem: Problem) -> None:
+    def _refuse(self, problem: HttpProblem) -> None:
         """End the request that is being received, whether it is being answered already or not."""
         answering = self._answering
         if answering is not None and answering.response_started:
@@ -178,7 +180,7 @@ class _Guarded(H11Protocol):
         if self.flow.write_paused or (is_over and self.transport.get_write_buffer_size()):
             self.transport.abort()
 
-    def _end(self, problem: Problem) -> None:
+    def _end(self, problem: HttpProblem) -> None:
         """Say what is wrong, and close."""
         body = problem.body
         phrase = HTTPStatus(problem.status).phrase

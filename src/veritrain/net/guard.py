@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from veritrain.net.http_limits import HttpLimits
-from veritrain.net.problems import Problem
+from veritrain.net.problems import HttpProblem
 
 _BODYLESS = ("GET", "HEAD")
 _VERSIONS = ("1.0", "1.1")
@@ -95,17 +95,17 @@ class Guard:
             if self._log is not None:
                 self._log(_access(scope, seen))
 
-    def _problem(self, scope: Scope) -> Problem | None:
+    def _problem(self, scope: Scope) -> HttpProblem | None:
         if not self._rates.admit(client_of(scope)):
-            return Problem.RATE
+            return HttpProblem.RATE
         if _header_bytes(scope) > self._limits.header_bytes:
-            return Problem.HEADER
+            return HttpProblem.HEADER
         if scope["http_version"] not in _VERSIONS:
-            return Problem.MALFORMED
+            return HttpProblem.MALFORMED
         if self._token is not None and not self._knows(scope):
-            return Problem.TOKEN
+            return HttpProblem.TOKEN
         if scope["method"] in _BODYLESS and _has_body(scope):
-            return Problem.HAS_BODY
+            return HttpProblem.HAS_BODY
         return None
 
     def _knows(self, scope: Scope) -> bool:

@@ -9,7 +9,7 @@ from enum import Enum
 from starlette.responses import Response
 
 
-class Problem(Enum):
+class HttpProblem(Enum):
     """Status and text of each error that this service answers with."""
 
     MALFORMED = 400, "this is not a request that the service understands"
@@ -55,12 +55,17 @@ class Problem(Enum):
 class ProblemError(Exception):
     """Ends a request with an answer that says what is wrong."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: HttpProblem) -> None:
         super().__init__(problem.name)
         self.problem = problem
 
 
-def of_status(status: int) -> Problem:
+def of_status(status: int) -> HttpProblem:
     """What a status that the framework chose means here."""
-    known = {404: Problem.MISSING, 405: Problem.METHOD, 413: Problem.LARGE, 422: Problem.MISSING}
-    return known.get(status, Problem.MALFORMED if status < 500 else Problem.FAILED)
+    known = {
+        404: HttpProblem.MISSING,
+        405: HttpProblem.METHOD,
+        413: HttpProblem.LARGE,
+        422: HttpProblem.MISSING,
+    }
+    return known.get(status, HttpProblem.MALFORMED if status < 500 else HttpProblem.FAILED)

@@ -12,7 +12,7 @@ from anyio.to_thread import run_sync
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from veritrain.net.problems import Problem
+from veritrain.net.problems import HttpProblem
 from veritrain.net.ranges import Fields, select
 
 CHUNK_BYTES = 1 << 18
@@ -50,9 +50,9 @@ def file_response(opened: OpenFile, method: str, fields: Fields, caching: str) -
         return FileStream(opened.file, selection.start, length, selection.status, headers)
     with opened.file as file:
         if selection.status == 416:
-            return Problem.RANGE.response({"Content-Range": f"bytes */{opened.size}"})
+            return HttpProblem.RANGE.response({"Content-Range": f"bytes */{opened.size}"})
         if selection.status == 412:
-            return Problem.CHANGED.response()
+            return HttpProblem.CHANGED.response()
         if selection.status == 304:
             return Response(status_code=304, headers=headers)
         if method == "HEAD":

@@ -1,20 +1,16 @@
-"""What a trainer or a referee shows to others over HTTP; docs/service.md describes it.
+"""The processes of trainers, referees and challengers; docs/service.md describes them.
 
-    app           the paths and their description (OpenAPI)
-    served        which files of a run are shown
-    ranges        conditional and partial requests
-    sending       files as answers
-    disputes      where the parties of a dispute exchange messages
-    trainer       who answers questions there
-    court         who decides there; courier carries its questions to the trainer
-    challenger    who brings a dispute there
-    kept          what they keep on disk
-    peer          requests of one of them to another
-    guard         who may ask, how often and how much
-    connections   how long a connection may take for what it does
-    server        the process around it
-    problems      what a client is told when something is wrong
-    limits        every bound on what a client can make this process do
+    app                 the paths of a service and their description (OpenAPI)
+    served              which files of a run are shown
+    dispute_paths       the paths on which parties of a dispute exchange messages
+    backends            what these paths call
+    run_trainer         a trainer who answers questions about one run
+    run_referee         a referee who decides disputes about one run
+    running_dispute     one dispute that is not over, at the referee
+    question_forwarder  its questions on their way to the trainer, and the answers back
+    challenger          a party that brings a dispute to a referee
+    dispute_folder      what each of them keeps on disk
+    service_limits      the bounds on what clients may send
 
-Needs the extra `service`, but for a challenger. The verifier needs none of it.
+HTTP itself is in `net`. All but the challenger need the extra `service`. The verifier needs none of it.
 """

@@ -20,9 +20,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from veritrain import __version__
-from veritrain.net.bodies import BodyBudget
+from veritrain.net.body_budget import BodyBudget
 from veritrain.net.guard import Access, Guard
-from veritrain.net.problems import Problem, ProblemError, of_status
+from veritrain.net.problems import HttpProblem, ProblemError, of_status
 from veritrain.net.ranges import select
 from veritrain.net.sending import file_response, for_ever
 from veritrain.service.backends import RefereeBackend, TrainerBackend
@@ -145,7 +145,7 @@ def _show_file(run: ServedRun, path: str, caching: str) -> _Endpoint:
         try:
             return await run_sync(answer)
         except LookupError:
-            raise ProblemError(Problem.MISSING) from None
+            raise ProblemError(HttpProblem.MISSING) from None
 
     return show
 
@@ -159,7 +159,7 @@ def _show_list(run: ServedRun, caching: str) -> _Endpoint:
         try:
             page = await run_sync(lambda: run.page(head=head, after=after, limit=limit))
         except LookupError:
-            raise ProblemError(Problem.MISSING) from None
+            raise ProblemError(HttpProblem.MISSING) from None
         return _listing(request, page, "no-cache" if head is None else caching)
 
     return show
@@ -172,18 +172,20 @@ def _listing(request: Request, page: Page, caching: str) -> Response:
     headers = {"ETag": tag, "Cache-Control": caching, "X-Content-Type-Options": "nosniff"}
     status = select("HEAD", request.scope["headers"], tag, len(body)).status  # has no ranges
     if status == 412:
-        raise ProblemError(Problem.CHANGED)
+        raise ProblemError(HttpProblem.CHANGED)
     if status == 304:
         return Response(status_code=304, headers=headers)
     return Response(body, 200, headers, "application/json")
 
 
 def _explain_errors(app: FastAPI) -> None:
-    """Let every error become a `Problem`: it tells nothing about a request or this machine."""
+    """Let every error become a `HttpProblem`: it tells nothing about a request or this machine."""
 
     async def on_problem(request: Request, error: Exception) -> Response:
-        problem = error.problem if isinstance(error, ProblemError) else Problem.FAILED
-        closing = {"Connection": "close"} if problem in (Problem.LARGE, Problem.BUSY) else {}
+        problem = error.problem if isinstance(error, ProblemError) else HttpProblem.FAILED
+        closing = (
+            {"Connection": "close"} if problem in (HttpProblem.LARGE, HttpProblem.BUSY) else {}
+        )
         return problem.response(closing)
 
     async def on_status(request: Request, error: Exception) -> Response:
@@ -195,7 +197,7 @@ def _explain_errors(app: FastAPI) -> None:
         in_path = isinstance(error, RequestValidationError) and any(
             one["loc"][0] == "path" for one in error.errors()
         )
-        return (Problem.MISSING if in_path else Problem.MALFORMED).response()
+        return (HttpProblem.MISSING if in_path else HttpProblem.MALFORMED).response()
 
     app.add_exception_handler(ProblemError, on_problem)
     app.add_exception_handler(HTTPException, on_status)

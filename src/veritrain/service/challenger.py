@@ -15,8 +15,8 @@ from veritrain.errors import InconclusiveError, UsageError, VeritrainError
 from veritrain.net.http_client import HttpClient, UnansweredError
 from veritrain.protocols.dispute.challenge import open_challenge
 from veritrain.protocols.dispute.claims import Commitment
+from veritrain.protocols.dispute.dispute_evidence import Bundle
 from veritrain.protocols.dispute.dispute_limits import LIMITS
-from veritrain.protocols.dispute.evidence import Bundle
 from veritrain.protocols.dispute.messages import Role
 from veritrain.protocols.dispute.party import DisputeParty
 from veritrain.service.dispute_folder import DisputeArchive, DisputeFolder

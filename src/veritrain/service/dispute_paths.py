@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from veritrain.errors import VeritrainError
-from veritrain.net.bodies import BodyBudget
-from veritrain.net.problems import Problem, ProblemError
+from veritrain.net.body_budget import BodyBudget
+from veritrain.net.problems import HttpProblem, ProblemError
 from veritrain.net.sending import BYTES, FileStream, bytes_response
 from veritrain.service.backends import RefereeBackend, StoppedError, TrainerBackend
 from veritrain.service.service_limits import SERVICE_LIMITS, ServiceLimits
@@ -57,7 +57,7 @@ class About(BaseModel):
     run: str
 
 
-class Opened(BaseModel):
+class OpenedDispute(BaseModel):
     """The dispute that a challenge opened."""
 
     model_config = ConfigDict(extra="forbid")
@@ -137,7 +137,7 @@ def referee_router(referee: RefereeBackend, limits: ServiceLimits, budget: BodyB
     @router.post(
         "/disputes",
         status_code=201,
-        response_model=Opened,
+        response_model=OpenedDispute,
         openapi_extra=_body(limits.challenge_bytes),
         responses=_responses({}, 413, 422),
     )
@@ -147,7 +147,9 @@ def referee_router(referee: RefereeBackend, limits: ServiceLimits, budget: BodyB
         with _refusals():
             dispute = (await ask(referee.open, challenge)).hex()
         headers = {**_PRIVATE, "Location": f"/disputes/{dispute}"}
-        return Response(Opened(dispute=dispute).model_dump_json(), 201, headers, "application/json")
+        return Response(
+            OpenedDispute(dispute=dispute).model_dump_json(), 201, headers, "application/json"
+        )
 
     @router.get(
         "/disputes/{dispute}/questions/{role}",
@@ -224,11 +226,11 @@ def _refusals() -> Generator[None]:
     try:
         yield
     except VeritrainError:
-        raise ProblemError(Problem.REFUSED) from None
+        raise ProblemError(HttpProblem.REFUSED) from None
     except LookupError:
-        raise ProblemError(Problem.MISSING) from None
+        raise ProblemError(HttpProblem.MISSING) from None
     except StoppedError:
-        raise ProblemError(Problem.STOPPED) from None
+        raise ProblemError(HttpProblem.STOPPED) from None
 
 
 def _found(body: bytes, kind: str = BYTES) -> Response:

@@ -16,8 +16,8 @@ from typing import BinaryIO
 from veritrain.encoding import Digest
 from veritrain.errors import UsageError, VerificationError
 from veritrain.protocols.dispute.challenge import DisputeTerms, open_challenge
+from veritrain.protocols.dispute.dispute_evidence import Bundle
 from veritrain.protocols.dispute.dispute_limits import LIMITS
-from veritrain.protocols.dispute.evidence import Bundle
 from veritrain.protocols.dispute.judge import Answered, Ask, Case, Judge, Ruling
 from veritrain.protocols.dispute.messages import Role
 from veritrain.protocols.dispute.referee import Deadlines, Referee

@@ -27,7 +27,7 @@ from veritrain.parties.equivocation import EquivocationError
 from veritrain.parties.journal import Journal
 from veritrain.protocols.dispute.challenge import DisputeTerms, ReadChallenge, read_challenge
 from veritrain.protocols.dispute.dispute_limits import LIMITS
-from veritrain.protocols.dispute.messages import Kind, Message, Role
+from veritrain.protocols.dispute.messages import Message, MessageKind, Role
 from veritrain.protocols.dispute.party import DisputeParty, OpenedQuestion, open_question
 from veritrain.protocols.dispute.verdict import DisputeVerdict, unseal
 from veritrain.protocols.dispute.replayed_claims import ReplayedClaims
@@ -161,7 +161,7 @@ class RunTrainer:
         message = signed.opened(Message, where="message", max_items=_MESSAGE_ITEMS)
         name = digest("submitted message", question)
         with self._lock:
-            if message.kind is Kind.CHALLENGE:
+            if message.kind is MessageKind.CHALLENGE:
                 self._take_challenge(ReadChallenge.of(signed, message))
                 self._shown.add(name, b"")
             elif self._shown.get(name) is None and name not in self._waiting:

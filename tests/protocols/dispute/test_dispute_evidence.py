@@ -28,7 +28,7 @@ from veritrain.adversaries import disputants as cheat
 from veritrain.adversaries.disputants import message_in
 from veritrain.errors import InconclusiveError, TranscriptError, VerificationError, VeritrainError
 from veritrain.parties.equivocation import check_equivocation
-from veritrain.protocols.dispute.evidence import Bundle
+from veritrain.protocols.dispute.dispute_evidence import Bundle
 from veritrain.protocols.dispute.judge import Answered, Ask, Case, Judge, Loser, Ruling
 from veritrain.protocols.dispute.messages import PARTIES, Message, Role
 from veritrain.protocols.dispute.offline_check import check_bundle, check_forked_heads

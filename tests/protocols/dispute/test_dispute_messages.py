@@ -16,15 +16,15 @@ from veritrain.parties.envelope import SignedEnvelope
 from veritrain.protocols.dispute.bisection import Search
 from veritrain.protocols.dispute.challenge import Challenge
 from veritrain.protocols.dispute.claims import Commitment, Entries
+from veritrain.protocols.dispute.dispute_evidence import Bundle, DisputeEvidence
 from veritrain.protocols.dispute.dispute_limits import LIMITS
-from veritrain.protocols.dispute.evidence import Bundle, DisputeEvidence
 from veritrain.protocols.dispute.messages import (
     PARTIES,
     Detail,
     DetailOf,
-    Kind,
     LeafAt,
     Message,
+    MessageKind,
     Opening,
     OperatorAt,
     Question,
@@ -43,7 +43,7 @@ MESSAGE = Message(
     dispute=bytes(32),
     sender=Role.TRAINER,
     number=3,
-    kind=Kind.ANSWER,
+    kind=MessageKind.ANSWER,
     body={"question": bytes(32), "detail": [1, "a", None]},
 )
 OPENING = Opening(entry=b"entry", proof=(bytes(32), bytes(32)))

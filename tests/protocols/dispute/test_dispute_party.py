@@ -33,9 +33,9 @@ from veritrain.protocols.dispute.dispute_limits import LIMITS
 from veritrain.protocols.dispute.messages import (
     PARTIES,
     DetailOf,
-    Kind,
     LeafAt,
     Message,
+    MessageKind,
     Opening,
     OperatorAt,
     Question,
@@ -79,7 +79,7 @@ def question(number: int, topic: Topic | None = None) -> Message:
         dispute=TERMS.dispute,
         sender=Role.REFEREE,
         number=number,
-        kind=Kind.QUESTION,
+        kind=MessageKind.QUESTION,
         body=asked.to_value(),
     )
 
@@ -121,7 +121,7 @@ def test_numbers_rise() -> None:
         sent(replace(question(1), run=bytes(32))),
         sent(replace(question(1), dispute=bytes(32))),
         sent(replace(question(1), sender=CHALLENGER)),
-        sent(replace(question(1), kind=Kind.ANSWER)),
+        sent(replace(question(1), kind=MessageKind.ANSWER)),
         sent(replace(question(1), body={})),
         sent(
             replace(question(1), body=Question(of=(CHALLENGER,), topic=LeafAt(index=1)).to_value())
@@ -166,7 +166,7 @@ def test_what_cannot_be_opened_leaves_the_number_free() -> None:
     with pytest.raises(FieldError, match="leaf 99 of 5"):
         party.answer(sent(question(1, LeafAt(index=99))))
     assert entries == {}
-    assert message_in(party.resign(sent(question(1, LeafAt(index=99))))).kind is Kind.RESIGN
+    assert message_in(party.resign(sent(question(1, LeafAt(index=99))))).kind is MessageKind.RESIGN
 
 
 @pytest.mark.parametrize("detail", [bytes(LIMITS.detail_bytes), [None] * LIMITS.message_items])

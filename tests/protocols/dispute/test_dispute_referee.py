@@ -30,7 +30,7 @@ from veritrain.protocols.dispute.challenge import Challenge, make_challenge, ope
 from veritrain.protocols.dispute.dispute_limits import LIMITS
 from veritrain.protocols.dispute.dispute_state import DisputeState
 from veritrain.protocols.dispute.judge import Answered, Ask, Case, Judge, Loser, Ruling
-from veritrain.protocols.dispute.messages import PARTIES, Kind, Message, Role
+from veritrain.protocols.dispute.messages import PARTIES, Message, MessageKind, Role
 from veritrain.protocols.dispute.party import DisputeParty
 from veritrain.protocols.dispute.referee import Deadlines, Referee
 from veritrain.protocols.dispute.verdict import Conclusion
@@ -169,7 +169,7 @@ def test_repetitions_are_ignored_however_late() -> None:
         cheat.wrong_size,
         lambda message: replace(message, run=bytes(32)),
         lambda message: replace(message, sender=Role.REFEREE),
-        lambda message: replace(message, kind=Kind.RESIGN),
+        lambda message: replace(message, kind=MessageKind.RESIGN),
         lambda message: replace(message, body={}),
     ],
 )
@@ -412,7 +412,7 @@ def changed_challenge(**changes: object) -> bytes:
         signed(replace(message_in(challenge(FALSE, TRUE)), dispute=bytes(32)), CHALLENGER),
         signed(replace(message_in(challenge(FALSE, TRUE)), number=1), CHALLENGER),
         signed(replace(message_in(challenge(FALSE, TRUE)), sender=TRAINER), CHALLENGER),
-        signed(replace(message_in(challenge(FALSE, TRUE)), kind=Kind.ANSWER), CHALLENGER),
+        signed(replace(message_in(challenge(FALSE, TRUE)), kind=MessageKind.ANSWER), CHALLENGER),
         signed(replace(message_in(challenge(FALSE, TRUE)), body={}), CHALLENGER),
         bytes(LIMITS.challenge_bytes + 1),
     ],

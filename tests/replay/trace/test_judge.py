@@ -322,7 +322,9 @@ def test_of_two_liars_the_one_whose_lie_comes_first_loses(scene):
         first = Liar(scene, STEP, change=change_somewhere(seed, lies[0]))
         second = Liar(scene, STEP, change=change_somewhere(seed + 1000, lies[1]))
         (trainer, *_), (challenger, *_) = lies[0][0], lies[1][0]  # index of the entry
-        if trainer == challenger:
+        if first.leaves[STEP].digest == second.leaves[STEP].digest:  # nothing to challenge
+            losers = {Loser.CHALLENGER}
+        elif trainer == challenger:
             losers = {Loser.TRAINER, Loser.CHALLENGER, Loser.BOTH}
         else:
             losers = {Loser.TRAINER if trainer < challenger else Loser.CHALLENGER}

@@ -7,7 +7,8 @@
     referee                who asks, sets deadlines and decides
     party                  who answers
     judge                  who recomputes the last question
-    evidence, verdict      what is kept, and what is signed at the end
+    dispute_evidence       what the referee keeps
+    verdict                what it signs at the end
     versions               whether a judge here has the releases of the run
     offline_check          for everybody else: the same game again from the evidence
     dispute_limits         every bound on what is read

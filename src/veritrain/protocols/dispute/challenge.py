@@ -11,7 +11,7 @@ from veritrain.parties.envelope import SignedEnvelope, Signs
 from veritrain.parties.roster import Roster
 from veritrain.protocols.dispute.claims import Commitment, Entries
 from veritrain.protocols.dispute.dispute_limits import LIMITS
-from veritrain.protocols.dispute.messages import PARTIES, Kind, Message, Opening, Role
+from veritrain.protocols.dispute.messages import PARTIES, Message, MessageKind, Opening, Role
 from veritrain.transcript import fields as check
 from veritrain.transcript.record import MAX_STEP, check_equal
 from veritrain.transcript.records import PUBLIC_KEY_BYTES, Head, Header, Leaf, SignedHead
@@ -127,7 +127,7 @@ def make_challenge(
         dispute=challenge.dispute,
         sender=Role.CHALLENGER,
         number=0,
-        kind=Kind.CHALLENGE,
+        kind=MessageKind.CHALLENGE,
         body=challenge.to_value(),
     )
     data = message.signed(signer).to_bytes()
@@ -174,7 +174,7 @@ class ReadChallenge:
             VerificationError: another kind of message.
         """
         place = (message.kind, message.sender, message.number)
-        if place != (Kind.CHALLENGE, Role.CHALLENGER, 0):
+        if place != (MessageKind.CHALLENGE, Role.CHALLENGER, 0):
             raise VerificationError(
                 f"challenge: got a {message.kind.value} of the {message.sender.value}"
             )

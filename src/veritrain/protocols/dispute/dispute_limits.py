@@ -15,7 +15,7 @@ _FRAME = 1 << 13  # bytes round an entry: proof, digests, names, signature
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class DisputeLimits:
     """Bounds on one dispute; `LIMITS` holds the values of version 1."""
 
     challenge_bytes: int = TRANSCRIPT.header_bytes + TRANSCRIPT.signature_bytes + _FRAME
@@ -36,4 +36,4 @@ class Limits:
     reason_chars: int = 1024
 
 
-LIMITS = Limits()
+LIMITS = DisputeLimits()

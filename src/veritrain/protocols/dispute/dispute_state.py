@@ -13,13 +13,13 @@ from veritrain.errors import TranscriptError, UsageError, VerificationError, Ver
 from veritrain.parties.envelope import Signs
 from veritrain.parties.evidence import Event
 from veritrain.protocols.dispute.challenge import DisputeTerms, PartyMessage
+from veritrain.protocols.dispute.dispute_evidence import DisputeEvidence
 from veritrain.protocols.dispute.dispute_limits import LIMITS
-from veritrain.protocols.dispute.evidence import DisputeEvidence
 from veritrain.protocols.dispute.game import Game, Round
 from veritrain.protocols.dispute.judge import Judge, Loser, Ruling
 from veritrain.protocols.dispute.messages import (
-    Kind,
     Message,
+    MessageKind,
     Question,
     Resignation,
     Role,
@@ -196,13 +196,16 @@ class DisputeState:
         # 3. To the open question, by who is asked.
         if message.number != self.number or role not in asked.question.of:
             raise VerificationError("there is no such question")
-        contents = {Kind.ANSWER: asked.question.topic.answer, Kind.RESIGN: Resignation}
+        contents = {
+            MessageKind.ANSWER: asked.question.topic.answer,
+            MessageKind.RESIGN: Resignation,
+        }
         if message.kind not in contents:
             raise VerificationError(f"expected an answer, got a {message.kind.value}")
         question, content = read_reply(message.body, contents[message.kind])
         check_equal("question", asked.message.digest, question)
         # 4. With something that an honest party could say.
-        if message.kind is Kind.RESIGN:
+        if message.kind is MessageKind.RESIGN:
             raise VerificationError("resigned")
         return asked.round.read(role, content)
 
@@ -226,7 +229,7 @@ class DisputeState:
             dispute=self._terms.dispute,
             sender=Role.REFEREE,
             number=self.number + 1,
-            kind=Kind.QUESTION,
+            kind=MessageKind.QUESTION,
             body=round_.question.to_value(),
         )
         signed = message.signed(self._signer)

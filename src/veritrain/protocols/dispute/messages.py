@@ -38,7 +38,7 @@ def by_party(pair: tuple[_T, _T]) -> tuple[tuple[Role, _T], tuple[Role, _T]]:
     return (Role.TRAINER, pair[0]), (Role.CHALLENGER, pair[1])
 
 
-class Kind(Enum):
+class MessageKind(Enum):
     """What a message is for."""
 
     CHALLENGE = "challenge"
@@ -62,7 +62,7 @@ class Message(Envelope):
     dispute: Digest
     sender: Role
     number: int  # of the question; 0: the challenge
-    kind: Kind
+    kind: MessageKind
     body: dict[str, Value]
 
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ class Message(Envelope):
         """See `Record.from_value`."""
         taken = cls._take(value)
         taken["sender"] = _member(Role, "sender", taken["sender"])
-        taken["kind"] = _member(Kind, "kind", taken["kind"])
+        taken["kind"] = _member(MessageKind, "kind", taken["kind"])
         return cls(**taken)
 
     @property

@@ -10,9 +10,9 @@ from dataclasses import fields
 from veritrain.encoding import Digest
 from veritrain.errors import InconclusiveError, VerificationError
 from veritrain.protocols.dispute.challenge import DisputeTerms, open_challenge, open_head
+from veritrain.protocols.dispute.dispute_evidence import Bundle, DisputeEvidence
 from veritrain.protocols.dispute.dispute_limits import LIMITS
 from veritrain.protocols.dispute.dispute_state import DisputeState
-from veritrain.protocols.dispute.evidence import Bundle, DisputeEvidence
 from veritrain.protocols.dispute.judge import Answered, Ask, Case, Judge, Ruling
 from veritrain.protocols.dispute.verdict import DisputeVerdict, unseal
 from veritrain.transcript.record import check_equal

@@ -20,9 +20,9 @@ from veritrain.protocols.dispute.messages import (
     Body,
     Detail,
     DetailOf,
-    Kind,
     LeafAt,
     Message,
+    MessageKind,
     Opening,
     OperatorAt,
     Question,
@@ -79,7 +79,7 @@ def open_question(signed: SignedEnvelope, message: Message, terms: DisputeTerms)
     signed.verify(terms.key(Role.REFEREE), Message.type_name)
     check_equal("run of the question", terms.run, message.run)
     check_equal("dispute of the question", terms.dispute, message.dispute)
-    if (message.sender, message.kind) != (Role.REFEREE, Kind.QUESTION):
+    if (message.sender, message.kind) != (Role.REFEREE, MessageKind.QUESTION):
         raise VerificationError(f"expected a question, got a {message.kind.value}")
     try:
         question = Question.from_value(message.body)
@@ -171,7 +171,7 @@ class DisputeParty:
             dispute=self._terms.dispute,
             sender=self._role,
             number=asked.number,
-            kind=Kind.RESIGN if isinstance(content, Resignation) else Kind.ANSWER,
+            kind=MessageKind.RESIGN if isinstance(content, Resignation) else MessageKind.ANSWER,
             body=reply_body(asked.digest, content),
         )
         return answer.signed(self._signer).to_bytes()

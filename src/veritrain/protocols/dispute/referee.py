@@ -16,8 +16,8 @@ from veritrain.errors import UsageError, VeritrainError
 from veritrain.parties.evidence import Event
 from veritrain.parties.machine import Outgoing
 from veritrain.protocols.dispute.challenge import DisputeTerms, PartyMessage, open_challenge
+from veritrain.protocols.dispute.dispute_evidence import Bundle
 from veritrain.protocols.dispute.dispute_state import DisputeState
-from veritrain.protocols.dispute.evidence import Bundle
 from veritrain.protocols.dispute.judge import Judge
 from veritrain.protocols.dispute.messages import PARTIES, Question, Role
 from veritrain.protocols.dispute.verdict import DisputeVerdict

@@ -6,7 +6,7 @@ import re
 
 from starlette.requests import ClientDisconnect, Request
 
-from veritrain.net.problems import Problem, ProblemError
+from veritrain.net.problems import HttpProblem, ProblemError
 
 
 class BodyBudget:
@@ -23,18 +23,18 @@ class BodyBudget:
         """
         announced = request.headers.get("content-length", "0")
         if not re.fullmatch("[0-9]{1,15}", announced, re.ASCII) or int(announced) > limit:
-            raise ProblemError(Problem.LARGE)
+            raise ProblemError(HttpProblem.LARGE)
         body = bytearray()
         try:
             async for part in request.stream():
                 if len(body) + len(part) > limit:
-                    raise ProblemError(Problem.LARGE)
+                    raise ProblemError(HttpProblem.LARGE)
                 if len(part) > self._left:
-                    raise ProblemError(Problem.BUSY)
+                    raise ProblemError(HttpProblem.BUSY)
                 self._left -= len(part)
                 body += part
             return bytes(body)
         except ClientDisconnect:
-            raise ProblemError(Problem.LATE) from None
+            raise ProblemError(HttpProblem.LATE) from None
         finally:
             self._left += len(body)
