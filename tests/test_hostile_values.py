@@ -27,7 +27,6 @@ from veritrain.protocols.dispute.dispute_evidence import Bundle, DisputeEvidence
 from veritrain.protocols.dispute.messages import Message, Question
 from veritrain.protocols.dispute.verdict import DisputeVerdict, unseal
 from veritrain.replay.trace import calls
-from veritrain.replay.trace.cells import CellView
 from veritrain.replay.trace.entry import TraceEntry
 from veritrain.service import challenger, question_forwarder
 from veritrain.training import calibration as calibrate
@@ -226,8 +225,9 @@ def test_a_changed_record_is_of_the_one_form_or_refused(record, data):
 @settings(deadline=None, max_examples=400)
 @given(any_values | st.lists(any_values, min_size=5, max_size=5))
 def test_any_value_is_no_view_and_no_call(value):
-    parsed(View.from_value, value, ValueError)
-    parsed(lambda v: calls.unplain(v, lambda view: torch.empty(0)), value, ValueError)
+    parsed(CellView.from_value, value, FieldError)
+    found = parsed(calls.read_argument, value, FieldError)
+    assert found is None or encode(calls.argument_value(found)) == encode(value)
     parsed(Question.from_value, value, FieldError)
 
 

@@ -155,21 +155,11 @@ def test_the_package_itself_loads_nothing_but_errors():
     assert {name for name in loaded if str(name).startswith("veritrain")} == {"veritrain.errors"}
 
 
-def test_net_knows_no_protocol():
-    """It carries bytes; `service` and the command line alone use it."""
-    below = {"errors", "encoding", "transcript", "parties", "progress"}
-    used = {
-        (file.name, target)
-        for file in (PACKAGE / "net").rglob("*.py")
-        for name, _ in imports(file)
-        if (target := name.partition(".")[2].partition(".")[0])
-        not in below | {"net", "__version__"}
-    }
-    assert used == set()
+def test_services_and_the_command_line_alone_carry_bytes():
     users = {
-        room_of(file)
-        for file in PACKAGE.rglob("*.py")
-        if any(name.startswith("veritrain.net.") for name, _ in imports(file))
+        module.partition(".")[0]
+        for module, targets in graph_of_files().items()
+        if any(target.partition(".")[0] == "net" for target in targets)
     }
     assert users == {"net", "service", "cli"}
 

@@ -7,7 +7,6 @@ import time
 from dataclasses import replace
 
 import pytest
-from veritrain.job.load import load_job
 
 from tests import zoo
 from tests.replay.trace.court import Liar, Scene, encoded, head
@@ -21,6 +20,7 @@ from veritrain.errors import (
     VerificationError,
     VeritrainError,
 )
+from veritrain.job.load import load_job
 from veritrain.parties.envelope import SignedEnvelope
 from veritrain.parties.equivocation import check_equivocation
 from veritrain.parties.journal import Journal, JournalEntry
@@ -31,6 +31,7 @@ from veritrain.protocols.dispute.dispute_evidence import Bundle
 from veritrain.protocols.dispute.dispute_limits import LIMITS
 from veritrain.protocols.dispute.find_difference import challenger_claims, first_difference
 from veritrain.protocols.dispute.judge import Ask, Loser, Ruling
+from veritrain.protocols.dispute.judging.operator_judge import OperatorJudge
 from veritrain.protocols.dispute.messages import (
     DetailOf,
     LeafAt,
@@ -45,10 +46,8 @@ from veritrain.protocols.dispute.messages import (
 from veritrain.protocols.dispute.offline_check import check_bundle
 from veritrain.protocols.dispute.party import DisputeParty
 from veritrain.protocols.dispute.referee import Deadlines
-from veritrain.protocols.dispute.verdict import DisputeVerdict, unseal
-from veritrain.protocols.dispute.find_difference import challenger_claims, first_difference
-from veritrain.protocols.dispute.judging.operator_judge import OperatorJudge
 from veritrain.protocols.dispute.replayed_claims import ReplayedClaims
+from veritrain.protocols.dispute.verdict import DisputeVerdict, unseal
 from veritrain.replay.trace.replayed_step import ReplayedStep
 from veritrain.service.backends import StoppedError
 from veritrain.service.dispute_folder import DisputeArchive

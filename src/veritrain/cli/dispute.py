@@ -16,8 +16,8 @@ from veritrain.runtime.progress import Step, tell
 if TYPE_CHECKING:
     from veritrain.encoding import Digest
     from veritrain.job.job import Job
-    from veritrain.protocols.dispute.verdict import DisputeVerdict
     from veritrain.protocols.dispute.replayed_claims import ReplayedClaims
+    from veritrain.protocols.dispute.verdict import DisputeVerdict
     from veritrain.service.challenger import RefereeClient
     from veritrain.service.dispute_folder import DisputeArchive
     from veritrain.transcript import Signer, Transcript
@@ -163,7 +163,11 @@ class _Side:
         return None if own == self.transcript.leaves[step].to_bytes() else witness
 
     def dispute(
-        self, client: RefereeClient, witness: ReplayedClaims, referee: bytes, archive: DisputeArchive
+        self,
+        client: RefereeClient,
+        witness: ReplayedClaims,
+        referee: bytes,
+        archive: DisputeArchive,
     ) -> _Ended:
         """Lead a dispute before this referee to its end; an interrupted one, if there is one."""
         from veritrain.parties.journal import Journal
@@ -216,6 +220,7 @@ class _Side:
         Raises:
             InconclusiveError: it does not, or cannot say.
         """
+        from veritrain.protocols.dispute.judging.operator_judge import OperatorJudge
         from veritrain.protocols.dispute.offline_check import check_bundle
         from veritrain.protocols.dispute.versions import SameVersions
         from veritrain.transcript.record import check_equal

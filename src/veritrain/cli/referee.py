@@ -100,6 +100,7 @@ def command(
     from veritrain.job.load import load_job
     from veritrain.job.sources import require_job
     from veritrain.net.http_client import HttpClient
+    from veritrain.protocols.dispute.judging.operator_judge import OperatorJudge
     from veritrain.protocols.dispute.referee import Deadlines
     from veritrain.protocols.dispute.versions import require_versions
     from veritrain.service.app import make_app

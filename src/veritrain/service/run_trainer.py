@@ -29,8 +29,8 @@ from veritrain.protocols.dispute.challenge import DisputeTerms, ReadChallenge, r
 from veritrain.protocols.dispute.dispute_limits import LIMITS
 from veritrain.protocols.dispute.messages import Message, MessageKind, Role
 from veritrain.protocols.dispute.party import DisputeParty, OpenedQuestion, open_question
-from veritrain.protocols.dispute.verdict import DisputeVerdict, unseal
 from veritrain.protocols.dispute.replayed_claims import ReplayedClaims
+from veritrain.protocols.dispute.verdict import DisputeVerdict, unseal
 from veritrain.runtime.progress import Stage, tell
 from veritrain.service.dispute_folder import DisputeArchive, DisputeFolder, verdict_name
 from veritrain.transcript import Transcript

@@ -27,6 +27,7 @@ from veritrain.protocols.dispute.judging.operator_judge import OperatorJudge
 from veritrain.protocols.dispute.messages import Opening, Role, TraceClaim
 from veritrain.protocols.dispute.party import DisputeParty
 from veritrain.protocols.dispute.referee import Deadlines, Referee
+from veritrain.protocols.dispute.replayed_claims import ReplayedClaims
 from veritrain.protocols.dispute.verdict import DisputeVerdict
 from veritrain.replay.trace.entry import TraceEntry
 from veritrain.transcript import Signer, Transcript, merkle

@@ -19,13 +19,13 @@ from veritrain.errors import InconclusiveError, TranscriptError
 from veritrain.job.data import Batches
 from veritrain.numerics.logged.grid import follow, round_to
 from veritrain.numerics.logged.rounding import Following
-from veritrain.protocols.dispute.judge import Loser
-from veritrain.protocols.dispute.offline_check import check_bundle
-from veritrain.protocols.dispute.judging import parts
 from veritrain.protocols.dispute.find_difference import challenger_claims, first_difference
+from veritrain.protocols.dispute.judge import Loser
+from veritrain.protocols.dispute.judging import parts
 from veritrain.protocols.dispute.judging.operator_judge import OperatorJudge
-from veritrain.replay.trace.tracer import Tracer
+from veritrain.protocols.dispute.offline_check import check_bundle
 from veritrain.protocols.dispute.replayed_claims import ReplayedClaims
+from veritrain.replay.trace.tracer import Tracer
 
 STEP = 3
 
