@@ -27,6 +27,7 @@ from veritrain.protocols.dispute.dispute_evidence import Bundle, DisputeEvidence
 from veritrain.protocols.dispute.messages import Message, Question
 from veritrain.protocols.dispute.verdict import DisputeVerdict, unseal
 from veritrain.replay.trace import calls
+from veritrain.replay.trace.cells import CellView
 from veritrain.replay.trace.entry import TraceEntry
 from veritrain.service import challenger, question_forwarder
 from veritrain.training import calibration as calibrate

@@ -134,17 +134,14 @@ def test_every_room_has_a_layer():
     assert {module.partition(".")[0] for module in modules()} - {""} <= set(LEVEL)
 
 
-@pytest.mark.xfail(strict=True, reason="the trace and the numerics are moved next")
 def test_imports_point_down():
     assert faults() == []
 
 
-@pytest.mark.xfail(strict=True, reason="the trace and the numerics are moved next")
 def test_no_files_import_in_a_circle():
     assert circles(graph_of_files()) == []
 
 
-@pytest.mark.xfail(strict=True, reason="the trace and the numerics are moved next")
 def test_no_folders_import_in_a_circle():
     assert circles(graph_of_folders()) == []
 

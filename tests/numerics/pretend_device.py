@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
-from veritrain.job.job import step
+from veritrain.job import step
 
 aten = torch.ops.aten
 PLACE = torch.device("meta")

@@ -10,8 +10,8 @@ from typing import TypeVar, cast
 from veritrain.encoding import Value, encode
 from veritrain.errors import InconclusiveError
 from veritrain.job.job import Job
+from veritrain.protocols.dispute.dispute_limits import LIMITS
 from veritrain.protocols.dispute.judge import Answered, Ask, Case, Loser, Ruling
-from veritrain.protocols.dispute.limits import LIMITS
 from veritrain.protocols.dispute.messages import PARTIES, Role
 from veritrain.replay.trace.arithmetic import Arithmetic
 from veritrain.replay.trace.entry import TraceEntry
