@@ -17,7 +17,8 @@
     service      200 readers of one server, alone and beside attackers: requests/s, latency, errors
     cuda         on a GPU: digests against the CPU's, step times against native numerics
 
-Each that can run here writes FOLDER/NAME.json and prints a table; figures in the README come from these files.
+Each that can run here writes FOLDER/NAME.json and prints a table. The figures of README.md and
+docs/benchmarks.md come from these files.
 """
 
 from __future__ import annotations

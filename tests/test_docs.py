@@ -1,4 +1,8 @@
-"""The documentation cannot rot: its job, commands and code run here, its links and names exist."""
+"""The documentation cannot rot: its job, commands and code run here, its links and names exist.
+
+A `console` block of a page that runs is executed line by line. Each command ends with 0, unless its
+comment begins with REJECTED: then it ends with 1, and prints that comment.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +16,17 @@ import veritrain
 from veritrain.cli import commands, main
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 _BLOCK = re.compile(r"(?:<!-- (?P<mark>.*?) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)```", re.DOTALL)
 
 
-def run_page(page: Path) -> tuple[int, int]:
+def run_page(page: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, int]:
     """Run a page's blocks in order; how many commands and Python blocks it had."""
     ran, executed = 0, 0
     for block in _BLOCK.finditer(page.read_text()):
         mark, text = block["mark"] or "", block["text"]
         if block["kind"] == "console":
-            ran += run_commands(text)
+            ran += run_commands(text, capsys)
         elif mark.startswith("file: "):
             Path(mark.removeprefix("file: ")).write_text(text)
         elif mark == "run":
@@ -31,28 +35,45 @@ def run_page(page: Path) -> tuple[int, int]:
     return ran, executed
 
 
-def run_commands(text: str) -> int:
+def run_commands(text: str, capsys: pytest.CaptureFixture[str]) -> int:
+    """Run each line of a console block; how many there were."""
     for line in text.splitlines():
-        words = shlex.split(line.removeprefix("$ "), comments=True)
+        command, _, comment = line.removeprefix("$ ").partition(" # ")
+        words = shlex.split(command)
         if words[0] == "make":
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
             continue
         assert words[0] == "veritrain", line
-        assert main(words[1:]) == 0, line
+        capsys.readouterr()
+        rejected = comment.startswith("REJECTED")
+        assert main(words[1:]) == (1 if rejected else 0), line
+        assert not rejected or comment in capsys.readouterr().out, line
     return len(text.splitlines())
 
 
-def test_the_readme_and_the_guide_run(tmp_path, monkeypatch):
+def test_the_readme_and_the_guide_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VERITRAIN_KEY", str(tmp_path / "key"))
-    assert run_page(ROOT / "README.md") == (6, 1)
-    assert run_page(ROOT / "docs" / "guide.md") == (14, 5)
+    assert run_page(ROOT / "README.md", capsys) == (7, 1)
+    assert run_page(ROOT / "docs" / "guide.md", capsys) == (14, 5)
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 900  # words, code included
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link to a heading of the page may name, as GitHub makes it of the heading."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", page.read_text()):
+        linked = page.parent / target if target else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,37 +1,40 @@
-"""The README's figures are those of the committed results."""
+"""The figures of README.md and docs/benchmarks.md are those of the committed results."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks import table
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "benchmarks.md").read_text()
+WHERE = {
+    "step": "Measured on {}.",
+    "large": "Full-size figures are of {}.",
+    "logged": "Figures of logged numerics are of {}.",
+    "dispute": "Disputes were measured on {}.",
+    "service": "The service was measured on {}.",
+}
 
 
-def test_the_readme_holds_the_table_of_the_results():
-    assert table.table() in README, "run python -m benchmarks.table and copy what it prints"
+def one_line(text: str) -> str:
+    """The text without its line breaks."""
+    return " ".join(text.split())
 
 
-def test_the_readme_says_where_they_were_measured():
-    assert f"Measured on {table.machine()}." in README
+@pytest.mark.parametrize("figure", table.headlines())
+def test_the_readme_holds_the_headlines_of_the_results(figure):
+    readme = one_line((ROOT / "README.md").read_text())
+    assert figure in readme, "run python -m benchmarks.table and copy what it prints"
 
 
-def test_the_readme_holds_the_figures_of_full_size_models():
-    assert table.large_table() in README, "run python -m benchmarks.table and copy what it prints"
-    assert f"Full-size figures are of {table.machine('large')}." in README
+@pytest.mark.parametrize("name", table.TABLES)
+def test_the_page_holds_the_table_of_the_results(name):
+    assert table.TABLES[name]() in PAGE, "run python -m benchmarks.table and copy what it prints"
 
 
-def test_the_readme_holds_the_figures_of_logged_numerics():
-    assert table.logged_table() in README, "run python -m benchmarks.table and copy what it prints"
-    assert f"Figures of logged numerics are of {table.machine('logged')}." in README
-
-
-def test_the_readme_holds_the_figures_of_disputes():
-    assert table.dispute_table() in README, "run python -m benchmarks.table and copy what it prints"
-    assert f"Disputes were measured on {table.machine('dispute')}" in README
-
-
-def test_the_readme_holds_the_figures_of_the_service():
-    assert table.service_table() in README, "run python -m benchmarks.table and copy what it prints"
-    assert f"the service on {table.machine('service')}." in README
+@pytest.mark.parametrize("name", table.TABLES)
+def test_the_page_says_where_the_results_were_measured(name):
+    assert WHERE[name].format(table.machine(name)) in one_line(PAGE)
