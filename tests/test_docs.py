@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 
 import veritrain
+from docs.reflow import WIDTH, reflow
 from veritrain.cli import commands, main
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+_WIDE = ("CHANGELOG.md", "decisions", "numerics", "operators.md")
+NARROW = [page for page in PAGES if not any(part in str(page.relative_to(ROOT)) for part in _WIDE)]
 _BLOCK = re.compile(r"(?:<!-- (?P<mark>.*?) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)```", re.DOTALL)
 
 
@@ -86,6 +89,36 @@ def test_options_that_are_named_exist(page):
     }
     known |= {"--help", "--version", "--index-url", "--only", "--out", "--threads"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text())) <= known
+
+
+@pytest.mark.parametrize("page", NARROW, ids=lambda page: page.name)
+def test_lines_are_short(page):
+    """No line is too long outside of code blocks, but for a table's row with a link."""
+    text = _BLOCK.sub("", page.read_text())
+    long = [line for line in text.splitlines() if len(line) > WIDTH]
+    assert not [line for line in long if not (line.startswith("|") and "](" in line)], (
+        f"run python docs/reflow.py {page.relative_to(ROOT)}"
+    )
+
+
+def test_reflow_breaks_long_lines_alone():
+    word, code, link = "word " * 15, "`" + "a b " * 8 + "`", "[two words](" + "x" * 60 + ")"
+    page = (
+        f"# {word * 2}\n\n- {word}{code} - {link}\n  end\n\n```sh\n{word * 2}\n```\nshort\nlines\n"
+    )
+    assert reflow(page) == (
+        f"# {word * 2}\n\n- {word.strip()}\n  {code} - [two\n  {link[5:]} end\n\n"
+        f"```sh\n{word * 2}\n```\nshort\nlines\n"
+    )
+    assert reflow(reflow(page)) == reflow(page)
+
+
+def test_reflow_makes_a_list_of_a_wide_table():
+    wide = "wide " * 20
+    assert reflow(f"| a | b |\n|---|---|\n| 1 | 2 |\n| x \\| y | {wide}|\n") == (
+        f"*a: b*\n\n- 1: 2\n- x | y: {wide[:-11]}\n  wide wide\n"
+    )
+    assert reflow(f"| a | b | c |\n|---|---|--:|\n| 1 | {wide}| |\n").startswith("- 1\n  - b: wide")
 
 
 def test_every_exported_name_exists():
