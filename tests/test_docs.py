@@ -6,6 +6,7 @@ comment begins with REJECTED: then it ends with 1, and prints that comment.
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -119,6 +120,35 @@ def test_reflow_makes_a_list_of_a_wide_table():
         f"*a: b*\n\n- 1: 2\n- x | y: {wide[:-11]}\n  wide wide\n"
     )
     assert reflow(f"| a | b | c |\n|---|---|--:|\n| 1 | {wide}| |\n").startswith("- 1\n  - b: wide")
+
+
+def test_the_machine_in_the_guide_to_protocols_works(tmp_path, monkeypatch):
+    """The guide's own code: of three workers one answers, one answers twice, one is silent."""
+    pytest.importorskip("veritrain.parties.machine")
+    from veritrain.parties.roster import Roster
+
+    page = ROOT / "docs" / "contributing" / "add_a_protocol.md"
+    code = [
+        block["text"] for block in _BLOCK.finditer(page.read_text()) if block["kind"] == "python"
+    ]
+    (tmp_path / "a_round.py").write_text("\n".join(code))
+    monkeypatch.syspath_prepend(tmp_path)
+    a_round = importlib.import_module("a_round")
+    signers = [veritrain.Signer.generate() for _ in range(3)]
+    roster = Roster(epoch=0, keys=tuple(signer.public_key for signer in signers))
+    machine = a_round.Collector(roster=roster, round=bytes(32), deadline=10.0)
+
+    def answer(worker, result):
+        made = a_round.TaskAnswer(
+            round=bytes(32), sender=worker, task=0, result=bytes([result] * 32)
+        )
+        return made.signed(signers[worker]).to_bytes()
+
+    for data in (b"noise", answer(0, 7), answer(0, 7), answer(1, 7), answer(1, 8)):
+        machine.receive(data, now=1.0)
+    assert (sorted(machine.faults), machine.is_over) == ([1], False)
+    machine.tick(now=machine.deadline)
+    assert (sorted(machine.faults), machine.is_over) == ([1, 2], True)
 
 
 def test_every_exported_name_exists():
