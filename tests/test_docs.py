@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import importlib
 import re
+import runpy
 import shlex
 from pathlib import Path
 
 import pytest
 
 import veritrain
-from docs.reflow import WIDTH, reflow
 from veritrain.cli import commands, main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,6 +22,10 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 _WIDE = ("CHANGELOG.md", "decisions", "numerics", "operators.md")
 NARROW = [page for page in PAGES if not any(part in str(page.relative_to(ROOT)) for part in _WIDE)]
 _BLOCK = re.compile(r"(?:<!-- (?P<mark>.*?) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)```", re.DOTALL)
+
+
+_PROGRAM = runpy.run_path(str(ROOT / "docs" / "reflow.py"))
+WIDTH, reflow = _PROGRAM["WIDTH"], _PROGRAM["reflow"]
 
 
 def run_page(page: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, int]:
