@@ -5,6 +5,7 @@ python tests/numerics/test_operator_list.py
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 from veritrain.numerics.rules import Kind, covered
@@ -13,10 +14,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "operators.md"
 
 HEAD = """# Operators covered by exact numerics
 
-ATen operators by kind ([what the kinds mean](numerics.md#operators)). A name without an overload covers all
-overloads that take `float32` or integer tensors; in-place, `out=` and `_foreach_` forms follow. Every
-other operator is refused by name. Composite operators of PyTorch (`linear`, `matmul`, `cross_entropy`,
-`multi_head_attention_forward`, ...) arrive as these. This page is generated and tested.
+ATen operators by kind ([what the kinds mean](numerics.md#operators)). A name without an overload
+covers all overloads that take `float32` or integer tensors; in-place, `out=` and `_foreach_` forms
+follow. Every other operator is refused by name. Composite operators of PyTorch (`linear`, `matmul`,
+`cross_entropy`, `multi_head_attention_forward`, ...) arrive as these. This page is generated and
+tested.
 """
 
 
@@ -27,9 +29,13 @@ def page() -> str:
     for kind in Kind:
         names = sorted(name.removeprefix("aten.") for name, k in kinds.items() if k is kind)
         if names:
-            parts.append(
-                f"## {kind.value.capitalize()}\n\n" + ", ".join(f"`{n}`" for n in names) + "\n"
+            listed = textwrap.fill(
+                ", ".join(f"`{name}`" for name in names),
+                width=100,
+                break_long_words=False,
+                break_on_hyphens=False,
             )
+            parts.append(f"## {kind.value.capitalize()}\n\n{listed}\n")
     return "\n".join(parts)
 
 
