@@ -47,6 +47,7 @@ from benchmarks.measure import interleaved, machine, milliseconds, ratio, timers
 from benchmarks.models import WORKLOADS, Workload
 from benchmarks.scaling import scaling
 from benchmarks.service import service
+from benchmarks.shards import shards
 from benchmarks.startup import startup
 from benchmarks.training import training
 from veritrain.job.data import Batches
@@ -164,6 +165,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "scaling": lambda options: scaling(options.out),
     "dispute": lambda options: dispute(),
     "service": lambda options: service(),
+    "shards": lambda options: shards(),
     "cuda": lambda options: cuda(),
     "training": lambda options: training(options.data, options.out),
 }

@@ -28,6 +28,7 @@ from torch.utils.data._utils import signal_handling
 from veritrain.encoding import Digest, Value, digest, digest_value
 from veritrain.errors import JobError, UsageError, VeritrainError
 from veritrain.job.job import Job, MapDataset, users_code
+from veritrain.job.shards import parts
 from veritrain.numerics import Profile, resolve
 from veritrain.numerics.cpu import philox
 from veritrain.numerics.patches.drawing import Draws, watched_generators
@@ -36,7 +37,7 @@ from veritrain.runtime.progress import Count, Stage, tell
 from veritrain.transcript import merkle, tensors
 from veritrain.transcript.forms import form_of
 
-Batch: TypeAlias = tuple[Any, ...]  # one collated micro-batch for each accumulation
+Batch: TypeAlias = tuple[Any, ...]  # one collated micro-batch for each accumulation of each shard
 RECORD, RANDOM_RECORD = "record", "random record"  # domains of digests
 _COMMIT_CHUNK = 64  # records fetched at a time for the commitment
 _PREFETCH = 2  # batches that each worker process prepares ahead
@@ -48,13 +49,17 @@ class Batches:
     Args:
         job: whose batches.
         profile: computes them; None for the job's own numerics.
+        shards: the shards of each step whose micro-batches are fetched; None for all.
 
     Raises:
         JobError: the data set is not map-style, is empty, or is smaller than one batch.
     """
 
-    def __init__(self, job: Job, profile: Profile | None = None) -> None:
+    def __init__(
+        self, job: Job, profile: Profile | None = None, shards: range | None = None
+    ) -> None:
         self.job = job
+        self.shards = shards if shards is not None else range(job.shards)
         self.profile = profile if profile is not None else resolve(job.numerics)
         self.dataset = self._open()
         with users_code("dataset: len"):
@@ -79,13 +84,21 @@ class Batches:
         return [int(index) for index in self._order[position * size : (position + 1) * size]]
 
     def __getitem__(self, step: int) -> Batch:
-        """Fetch and collate the records of a step.
+        """Fetch and collate the records of a step, or of those shards of it that are asked for.
 
         Raises:
             JobError: the data set or `collate` raised.
         """
-        records = self._records(step)
-        size = self.job.batch_size // self.job.accumulate
+        return self.of_shards(step, self.shards)
+
+    def of_shards(self, step: int, shards: range) -> Batch:
+        """The micro-batches of some shards of a step.
+
+        Raises:
+            JobError: the data set or `collate` raised.
+        """
+        records = self._records(step, shards)
+        size = self.job.batch_size // (self.job.shards * self.job.accumulate)
         parts = range(0, len(records), size)
         return owned(tuple(self._collate(records[i : i + size], step) for i in parts))
 
@@ -188,10 +201,12 @@ class Batches:
             record = self.dataset[index]
         return record, draws.happened()
 
-    def _records(self, step: int) -> list[Any]:
+    def _records(self, step: int, shards: range) -> list[Any]:
         records: list[Any] = []
+        size, indices = self.job.batch_size // self.job.shards, self.indices(step)
         with self._active("sample", step) as scope:
-            for position, index in enumerate(self.indices(step)):
+            for position in range(shards.start * size, shards.stop * size):
+                index = indices[position]
                 scope.rekey(seed=self.job.seed, purpose=f"sample/{position}", step=step)
                 with users_code(f"dataset: record {index} (step {step})"):
                     records.append(self.dataset[index])
@@ -249,13 +264,38 @@ def owned(batch: Batch) -> Batch:
     return cast("Batch", tree_map(own, batch))
 
 
-def batch_digest(batch: Batch) -> Digest:
-    """Digest of a step's micro-batches.
+def batch_digest(batch: Batch, shards: int = 1) -> Digest:
+    """Digest of a step's micro-batches; of more than one shard, it is that of the shards' digests.
+
+    Args:
+        batch: of all shards.
+        shards: how many these are.
 
     Raises:
         JobError: a batch holds something without canonical bytes; names the place in it.
+        UsageError: the micro-batches do not make so many equal shards.
     """
-    return _digested("batch", batch, "batch")[0]
+    if shards == 1:
+        return _digested("batch", batch, "batch")[0]
+    return joined_digest(shard_digests(batch, shards))
+
+
+def shard_digests(batch: Batch, shards: int) -> list[Digest]:
+    """The digest of each shard's micro-batches, in order.
+
+    Args:
+        batch: of these shards alone.
+        shards: how many they are.
+
+    Raises:
+        JobError, UsageError: as `batch_digest`.
+    """
+    return [batch_digest(tuple(part)) for part in parts(batch, shards)]
+
+
+def joined_digest(digests: Sequence[Digest]) -> Digest:
+    """The digest of a step's batch, from those of all its shards (two or more), in order."""
+    return digest_value("batch in shards", list(digests))
 
 
 def _digested(domain: str, value: object, where: str) -> tuple[Digest, Value]:

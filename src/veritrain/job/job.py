@@ -23,6 +23,7 @@ from torch.utils.data import IterableDataset
 from veritrain.encoding import Value
 from veritrain.errors import JobError, UsageError, VeritrainError
 from veritrain.job.loading.snapshot import Snapshot
+from veritrain.job.shards import MAX_SHARDS
 from veritrain.numerics import resolve
 from veritrain.numerics.logged.thresholds import Thresholds
 from veritrain.runtime import started as started  # before any job
@@ -59,8 +60,12 @@ class Job:
         thresholds: of `logged` numerics, by class of operators, as `veritrain calibrate` finds them;
             classes that are missing take their a-priori ones.
         scheduler: `scheduler(optimizer)`, stepped once after each optimiser step; None for none.
-        accumulate: micro-batches per step; must divide `batch_size`. Each micro-batch is collated
-            by itself, and the step's loss is the mean of theirs.
+        accumulate: micro-batches per step (per shard); must divide `batch_size`. Each micro-batch
+            is collated by itself, and the step's loss is the mean of theirs.
+        shards: equal parts of a step's batch, 1 to 4095, whose gradients are computed each by itself
+            from the state before the step, with random numbers of its own; the step takes their mean
+            (`shards.py`). They are part of what a step computes, and processes may share them out.
+            `accumulate` is then per shard, and shards * accumulate must divide `batch_size`.
         before_step: `before_step(model, step)`, called before each step (after `model.train()`) to set
             flags and plain attributes: unfreeze a part, change a dropout's probability, put a layer
             into evaluation mode. It must set them from the number of the step alone, at every step,
@@ -91,6 +96,7 @@ class Job:
     scheduler: Callable[[Optimizer], LRScheduler] | None = None
     before_step: Callable[[nn.Module, int], None] | None = None
     accumulate: int = 1
+    shards: int = 1
     clip_norm: float | None = None
     collate: Callable[[list[Any]], Any] | None = None
     checkpoint_every: int = 100
@@ -106,17 +112,28 @@ class Job:
                 _require_callable(name, getattr(self, name))
         for name in ("batch_size", "steps", "accumulate", "checkpoint_every"):
             _require_integer(name, getattr(self, name), 1, _MAX_COUNT)
+        _require_integer("shards", self.shards, 1, MAX_SHARDS + 1)
         _require_integer("seed", self.seed, 0, 2**SEED_BITS)
         if self.batch_size % self.accumulate:
             raise JobError(
                 f"accumulate: expected a divisor of batch_size {self.batch_size}, "
                 f"got {self.accumulate}"
             )
+        if self.batch_size % (self.shards * self.accumulate):
+            raise JobError(
+                f"shards: expected shards * accumulate to divide batch_size {self.batch_size}, "
+                f"got {self.shards} * {self.accumulate}"
+            )
         _require_dataset(self.dataset)
         _require_norm(self.clip_norm)
         _require_sources(self.sources)
         _require_numerics(self.numerics)
         _require_thresholds(self.numerics, self.thresholds)
+        if self.shards > 1 and resolve(self.numerics).has_log:
+            raise JobError(
+                f"shards: {self.numerics} numerics have one rounding log for a whole step, so they "
+                "compute it in one shard; choose exact or exact14"
+            )
 
     @property
     def settings(self) -> dict[str, Value]:
@@ -133,6 +150,8 @@ class Job:
             "seed": self.seed.to_bytes(SEED_BITS // 8, "big"),
             "steps": self.steps,
         }
+        if self.shards > 1:  # what has none says what it said before there were shards
+            settings["shards"] = self.shards
         return {**settings, "thresholds": thresholds} if thresholds else settings
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -31,7 +31,9 @@ from torch.utils._pytree import tree_map_only
 from veritrain.errors import JobError, NumericsError, UsageError
 from veritrain.job.job import Job, users_code
 from veritrain.job.schedule import settle_group, settle_records, settled_rates
+from veritrain.job.shards import ALONE, Before, BlockSum, Reduction, Sums, mean, parts
 from veritrain.numerics import CPU, Profile, resolve
+from veritrain.numerics.keys.generators import calls_of_shard
 from veritrain.numerics.rules.overlap import overlaps_itself
 from veritrain.runtime.progress import Stage, tell
 from veritrain.transcript import tensors
@@ -39,6 +41,7 @@ from veritrain.transcript import tensors
 if TYPE_CHECKING:
     from veritrain.job.data import Batch
     from veritrain.numerics.logged.rounding import Rounding
+    from veritrain.numerics.profile import Scope
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,55 +162,149 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def run_step(program: Program, step: int, batch: Batch, rounding: Rounding | None = None) -> float:
+def run_step(
+    program: Program,
+    step: int,
+    batch: Batch,
+    rounding: Rounding | None = None,
+    reduction: Reduction = ALONE,
+    after_shard: Callable[[int], None] | None = None,
+) -> float:
     """Advance the program from state step - 1 to state `step`.
 
     Args:
         program: in state step - 1.
         step: 1 or more.
-        batch: `accumulate` micro-batches, each collated by itself.
+        batch: `accumulate` micro-batches for each shard that this process computes, each collated by
+            itself.
         rounding: decides where numerics have a rounding log; None for `program.recording()`.
+        reduction: which shards this process computes, where the job has more than one.
+        after_shard: called with the number of each shard that was computed here.
 
     Returns:
         The mean of the micro-batches' losses.
 
     Raises:
         NumericsError: the loss is not a finite scalar, or an operator has no rule.
-        JobError: the job's own code raised; names the step and the part.
+        JobError: the job's own code raised; names the step and the part. A shard left what no mean
+            can be made of; names it.
     """
     job = program.job
-    parameters = [p for group in program.optimizer.param_groups for p in group["params"]]
-    total = 0.0
     rounding = rounding if rounding is not None else program.recording()
     with program.profile.active(
         seed=job.seed, purpose="step", step=step, device=program.device, rounding=rounding
-    ):
-        program.begin_step(step)
-        program.optimizer.zero_grad(set_to_none=True)
-        program.model.zero_grad(set_to_none=True)  # gradients that the optimiser leaves alone too
-        with _no_kept_optimizers(program.optimizer, step):
-            for micro in batch:
-                with users_code(f"step {step}: loss"):
-                    loss = job.loss(program.model, _moved(micro, program.device))
-                _require_scalar(loss, step)
-                part = loss / job.accumulate if job.accumulate > 1 else loss
-                total += float(part.detach().item())
-                with users_code(f"step {step}: backward"):
-                    part.backward()
-        _require_finite(total, step)
-        if job.clip_norm is not None:
-            nn.utils.clip_grad_norm_(parameters, job.clip_norm, foreach=False)
-        with (
-            users_code(f"step {step}: optimizer.step"),
-            program.profile.stepping(program.optimizer),
-        ):
-            program.optimizer.step()
-        if program.scheduler is not None:
-            with users_code(f"step {step}: scheduler.step"), settled_rates(program.optimizer):
-                program.scheduler.step()
-            settle_records(program.scheduler)
-        program.settle()
+    ) as scope:
+        if job.shards == 1:
+            program.begin_step(step)
+            loss = _forward_and_backward(program, step, batch)
+            _require_finite(loss, step)
+        else:
+            mine, before = reduction.mine(job.shards), Before(program.model)
+            with Sums(job.shards) as sums:
+                for shard, micro_batches in zip(mine, parts(batch, len(mine)), strict=True):
+                    sums.make_room()
+                    sums.push(_shard(program, scope, step, shard, micro_batches, before))
+                    if after_shard is not None:
+                        after_shard(shard)
+                own = sums.finish()
+            loss = _meet(program, scope, step, reduction.total(own, job.shards), before)
+        _update(program, step)
+    return loss
+
+
+def run_shard(program: Program, step: int, shard: int, batch: Batch) -> BlockSum:
+    """Compute one shard of a step, and leave the program's state as it was.
+
+    Args:
+        program: in state step - 1.
+        step: 1 or more.
+        shard: from 0.
+        batch: the shard's own micro-batches.
+
+    Raises:
+        NumericsError, JobError: as `run_step`.
+    """
+    with program.profile.active(
+        seed=program.job.seed, purpose="step", step=step, device=program.device
+    ) as scope:
+        return _shard(program, scope, step, shard, batch, Before(program.model))
+
+
+def finish_step(program: Program, step: int, total: BlockSum) -> float:
+    """Advance the program to state `step` by the sum of all its shards, which it takes apart.
+
+    Returns:
+        The mean of the shards' losses.
+
+    Raises:
+        NumericsError, JobError: as `run_step`.
+    """
+    with program.profile.active(
+        seed=program.job.seed, purpose="step", step=step, device=program.device
+    ) as scope:
+        loss = _meet(program, scope, step, total, Before(program.model))
+        _update(program, step)
+    return loss
+
+
+def _shard(
+    program: Program, scope: Scope, step: int, shard: int, batch: Sequence[Any], before: Before
+) -> BlockSum:
+    """One shard, from the flags and the state that every shard of the step starts with."""
+    seed = program.job.seed
+    scope.rekey(seed=seed, purpose="step", step=step, calls=calls_of_shard(None))
+    program.begin_step(step)
+    scope.rekey(seed=seed, purpose="step", step=step, calls=calls_of_shard(shard))
+    loss = _forward_and_backward(program, step, batch)
+    _require_finite(loss, step)
+    return before.taken(shard, loss, step)
+
+
+def _meet(program: Program, scope: Scope, step: int, total: BlockSum, before: Before) -> float:
+    """Give the program the mean of all shards, and the random numbers of what the step does once."""
+    scope.rekey(seed=program.job.seed, purpose="step", step=step, calls=calls_of_shard(None))
+    _clear_gradients(program)
+    loss = mean(total, before)
+    _require_finite(loss, step)
+    return loss
+
+
+def _forward_and_backward(program: Program, step: int, batch: Sequence[Any]) -> float:
+    """Gradients of the mean over the micro-batches, and that mean."""
+    job, total = program.job, 0.0
+    _clear_gradients(program)
+    with _no_kept_optimizers(program.optimizer, step):
+        for micro in batch:
+            with users_code(f"step {step}: loss"):
+                loss = job.loss(program.model, _moved(micro, program.device))
+            _require_scalar(loss, step)
+            part = loss / job.accumulate if job.accumulate > 1 else loss
+            total += float(part.detach().item())
+            with users_code(f"step {step}: backward"):
+                part.backward()
     return total
+
+
+def _clear_gradients(program: Program) -> None:
+    program.optimizer.zero_grad(set_to_none=True)
+    program.model.zero_grad(set_to_none=True)  # gradients that the optimiser leaves alone too
+
+
+def _update(program: Program, step: int) -> None:
+    """What a step does once: clipping, optimiser, scheduler, and the numbers of the numerics."""
+    if program.job.clip_norm is not None:
+        parameters = [p for group in program.optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, program.job.clip_norm, foreach=False)
+    with (
+        users_code(f"step {step}: optimizer.step"),
+        program.profile.stepping(program.optimizer),
+    ):
+        program.optimizer.step()
+    if program.scheduler is not None:
+        with users_code(f"step {step}: scheduler.step"), settled_rates(program.optimizer):
+            program.scheduler.step()
+        settle_records(program.scheduler)
+    program.settle()
 
 
 class _FlagsOnly(TorchDispatchMode):

@@ -23,7 +23,7 @@ from torch.optim import SGD, Adafactor, Adam, AdamW, Optimizer
 
 from veritrain.errors import TranscriptError, UnsupportedOperatorError, UsageError
 from veritrain.numerics.keys.generators import JobStream
-from veritrain.numerics.keys.stream import KeyStream
+from veritrain.numerics.keys.stream import CALLS, KeyStream
 from veritrain.numerics.logged.thresholds import Thresholds
 from veritrain.numerics.patches.compilation import no_compiled_code
 from veritrain.numerics.patches.distributions import exact_distributions
@@ -49,19 +49,20 @@ FLOAT32_BITS = 24  # significant ones
 class Scope(ABC):
     """A profile in force. `rekey` starts a new stream of random numbers without leaving it."""
 
-    def rekey(self, *, seed: int, purpose: str, step: int) -> None:
+    def rekey(self, *, seed: int, purpose: str, step: int, calls: range = range(CALLS)) -> None:
         """Key all random numbers from here on by (seed, purpose, step, call).
 
         Args:
             seed: 0 <= seed < 2**256. purpose: what the numbers are for. step: counts from 0.
+            calls: the calls that there are, from the first one on.
         """
-        stream = self._stream(seed, purpose, step)
+        stream = self._stream(seed, purpose, step, calls)
         python_random.seed(stream.next_key())
         np.random.seed(stream.next_key() % 2**32)
         self._take(stream)
 
-    def _stream(self, seed: int, purpose: str, step: int) -> KeyStream:
-        return KeyStream(seed, purpose, step)
+    def _stream(self, seed: int, purpose: str, step: int, calls: range) -> KeyStream:
+        return KeyStream(seed, purpose, step, calls)
 
     @abstractmethod
     def _take(self, stream: KeyStream) -> None:
@@ -179,8 +180,8 @@ class _ExactScope(Scope):
     def __init__(self, mode: ExactMode) -> None:
         self._mode = mode
 
-    def _stream(self, seed: int, purpose: str, step: int) -> KeyStream:
-        return JobStream(seed, purpose, step)
+    def _stream(self, seed: int, purpose: str, step: int, calls: range) -> KeyStream:
+        return JobStream(seed, purpose, step, calls)
 
     def _take(self, stream: KeyStream) -> None:
         self._mode.stream = stream

@@ -59,5 +59,5 @@ def redo_step(
         TranscriptError, VerificationError: the rounding log does not lead on.
     """
     batch = batches[step]
-    found = batch_digest(batch)  # before the step, which may write to it
+    found = batch_digest(batch, program.job.shards)  # before the step, which may write to it
     return RedoneStep(batch=found, loss=run_step(program, step, batch, rounding))

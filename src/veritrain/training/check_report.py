@@ -97,6 +97,24 @@ class Estimates:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShardNeeds:
+    """What a process needs that computes one shard of a step.
+
+    Attributes:
+        count: shards of a step.
+        records: of the data set in each.
+        peak_bytes: most memory that this process held up to the end of the first shard, with
+            Python, PyTorch and the data set, before the optimiser made its tensors.
+        gradient_bytes: of all parameters that require one: what a process sends, or keeps waiting.
+    """
+
+    count: int
+    records: int
+    peak_bytes: int
+    gradient_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckReport:
     """The result of `veritrain.check`.
 
@@ -108,6 +126,7 @@ class CheckReport:
         records_checked, records: how many records of the data set were looked at, of how many.
         estimates: None where no whole step could be computed. With refused operators they include
             PyTorch's own kernels for those.
+        shards: what one shard takes; None where the job has one, or none could be computed.
     """
 
     numerics: str
@@ -117,6 +136,7 @@ class CheckReport:
     records_checked: int
     records: int
     estimates: Estimates | None
+    shards: ShardNeeds | None = None
 
     def __str__(self) -> str:
         """As `veritrain check` prints it."""
@@ -170,6 +190,7 @@ class CheckReport:
             "records_checked": self.records_checked,
             "records": self.records,
             "estimates": estimates,
+            "shards": None if self.shards is None else {**asdict(self.shards)},
         }
 
 
@@ -244,6 +265,11 @@ def _facts(report: CheckReport) -> list[Line]:
         facts["estimates"] = "none: no whole step could be done"
     else:
         facts |= _estimate_facts(report, report.estimates)
+    if (needs := report.shards) is not None:
+        facts["shards"] = (
+            f"{needs.count} of {needs.records} records each; up to the end of the first one "
+            f"{_size(needs.peak_bytes)} of memory, its gradient has {_size(needs.gradient_bytes)}"
+        )
     return [f"{name:<10} {escape(text)}" for name, text in facts.items()]
 
 

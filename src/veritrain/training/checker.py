@@ -60,6 +60,7 @@ def check(job: Job, *, records: int = DEFAULT_RECORDS) -> CheckReport:
         records_checked=seen.records_checked,
         records=seen.records,
         estimates=estimates,
+        shards=seen.shards,
     )
 
 

@@ -7,10 +7,12 @@ that begins the same step. What is not is refused by name, when it happens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from veritrain.errors import JobError
 from veritrain.job.state import StateForm
 from veritrain.job.step import Program
-from veritrain.training.attributes import Attributes
+from veritrain.training.attributes import Attributes, Change
 
 _SHOWN = 3  # attributes that a message names
 
@@ -32,6 +34,7 @@ class Fresh:
         self._form = StateForm.of(program)
         self._built = Attributes.of(program)
         self._set_by_steps = set_by_steps
+        self._after_first: tuple[int, Attributes] | None = None  # shard of a step, here
 
     def require_kept(self, step: int) -> Attributes:
         """Check the program after `step`.
@@ -80,8 +83,6 @@ class Fresh:
         changes = begun.updated(self._set_by_steps).changes(now)
         if not changes:
             return now
-        listed = ", ".join(map(str, changes[:_SHOWN]))
-        more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
         remedy = (
             "before_step must set it at every step, from the number of the step alone"
             if program.job.before_step is not None
@@ -89,9 +90,31 @@ class Fresh:
             "buffer (or in the state of an optimiser), or, if nothing reads it, in a local variable"
         )
         raise JobError(
-            f"step {step}: not as when it was built: {listed}{more}. An attribute is no state, and an "
+            f"step {step}: not as when it was built: {_listed(changes)}. An attribute is no state, and an "
             f"audit builds the model anew; {remedy}"
         )
+
+    def after_shard(self, shard: int) -> None:
+        """Check flags and plain attributes after a shard of a step: for `run_step`.
+
+        Processes that share the shards out begin with other ones, and each begins with what the one
+        before it left. So every shard has to leave what the first one left.
+
+        Raises:
+            JobError: names those that are others.
+        """
+        now = Attributes.of(self._program)
+        if self._after_first is None or shard <= self._after_first[0]:  # another step begins
+            self._after_first = (shard, now)
+            return
+        first, left = self._after_first
+        if changes := left.changes(now):
+            raise JobError(
+                f"shards: shard {shard} does not leave what shard {first} left: "
+                f"{_listed(changes)}. An attribute is no state, and shards may be computed by "
+                "different processes; keep it in a local variable, or set it by "
+                "before_step(model, step), which is called before each shard"
+            )
 
     def _at(self, step: int, now: Attributes) -> Attributes:
         """The attributes of a program that was just built and begins `step`."""
@@ -106,3 +129,8 @@ class Fresh:
         begun = Attributes.of(program)
         now.put_back(program)
         return begun
+
+
+def _listed(changes: Sequence[Change]) -> str:
+    more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
+    return ", ".join(map(str, changes[:_SHOWN])) + more

@@ -25,7 +25,7 @@ from veritrain.job.sources import commitment, environment
 from veritrain.job.state import capture
 from veritrain.job.step import Program
 from veritrain.numerics.observed import observed
-from veritrain.training.check_report import Cost, Problem, RefusedOperator
+from veritrain.training.check_report import Cost, Problem, RefusedOperator, ShardNeeds
 from veritrain.training.fresh import Fresh
 from veritrain.training.notes import Notes, merged
 from veritrain.training.places import Places
@@ -55,6 +55,7 @@ class Observation:
     before: dict[str, Tensor] = field(default_factory=dict)  # the state before the last of them
     remembered: Remembered | None = None  # after it
     peak_bytes: int = 0
+    shards: ShardNeeds | None = None
     operators: tuple[Cost, ...] = ()  # of the last step
     places: tuple[Cost, ...] = ()
     is_complete: bool = False  # both steps were done
@@ -130,6 +131,12 @@ class _Observing:
 
     def _do_steps(self, program: Program, batches: Batches) -> None:
         fresh = Fresh(program)
+
+        def after_shard(shard: int) -> None:
+            if self._seen.shards is None:
+                self._seen.shards = self._needs(program)
+            fresh.after_shard(shard)
+
         last = min(_STEPS, self._job.steps)
         peak = 0  # before the copy below
         for step in range(1, last + 1):
@@ -140,7 +147,7 @@ class _Observing:
                 self._notes.append(Notes(self._places))
                 self._profile.observer = self._notes[-1]
             self._places.enter("data set")
-            outcome = do_step(program, batches, step)
+            outcome = do_step(program, batches, step, after_shard)
             fresh.require_form(step)
             self._attempt("state", lambda step=step: fresh.require_attributes(step))
             self._seen.outcomes.append(outcome)
@@ -151,6 +158,16 @@ class _Observing:
         self._seen.operators = self._notes[-1].operators.largest()
         self._seen.places = self._notes[-1].places.largest()
         self._seen.is_complete = True
+
+    def _needs(self, program: Program) -> ShardNeeds:
+        """What the first shard took, which was just computed."""
+        job, trained = self._job, (p for p in program.model.parameters() if p.requires_grad)
+        return ShardNeeds(
+            count=job.shards,
+            records=job.batch_size // job.shards,
+            peak_bytes=peak_memory(),
+            gradient_bytes=sum(p.numel() * p.element_size() for p in trained),
+        )
 
 
 def _header(sources: dict[str, Value], program: Program, batches: Batches) -> Header:

@@ -253,9 +253,13 @@ class Recorder:
         batch = run.next_batch()
         fetched = perf_counter()
         with self._signals.held():
-            digest = batch_digest(batch)  # before the step, which may write into its batch
+            digest = batch_digest(
+                batch, self.job.shards
+            )  # before the step, which may write into its batch
             rounding = run.program.recording()
-            loss = run_step(run.program, run.step + 1, batch, rounding)
+            loss = run_step(
+                run.program, run.step + 1, batch, rounding, after_shard=run.fresh.after_shard
+            )
             log = rounding.finish() if rounding else None
             computed = perf_counter()
             run.record(run.step + 1, batch=digest, loss=loss, log=log)
@@ -355,7 +359,7 @@ class _Run:
         self.writer = writer
         self.batches = batches
         self.step = max(writer.last_step, 0)
-        self._fresh = fresh
+        self.fresh = fresh
         self._state = capture(program)
         self._entries = state_entries(self._state)
         self._attributes = Attributes.of(program)
@@ -372,7 +376,7 @@ class _Run:
         """Record the program's state as that after step `number`."""
         state = capture(self.program)
         refuse_nan(state, number)
-        attributes = self._fresh.require_kept(number) if number > 0 else self._attributes
+        attributes = self.fresh.require_kept(number) if number > 0 else self._attributes
         if number == 1 and (names := self.program.outside):
             _warn_of_outside(names)
         entries = state_entries(state)
@@ -398,7 +402,7 @@ class _Run:
             return first.name
         # Training mode is set anew at each step, and so is what steps set: evaluation may change them.
         changes = self._attributes.changes(Attributes.of(self.program), but="training")
-        kept = [change for change in changes if not self._fresh.is_set_by_steps(change.name)]
+        kept = [change for change in changes if not self.fresh.is_set_by_steps(change.name)]
         return str(kept[0]) if kept else None
 
     def put_back(self) -> None:

@@ -115,10 +115,10 @@ class _FirstSteps:
         last = min(_STEPS, job.steps)
         fresh = Fresh(program)
         for step in range(1, last):
-            do_step(program, batches, step)
+            do_step(program, batches, step, fresh.after_shard)
             fresh.require_kept(step)
         before = {name: tensor.clone() for name, tensor in capture(program).items()}
-        outcome = do_step(program, batches, last)
+        outcome = do_step(program, batches, last, fresh.after_shard)
         fresh.require_kept(last)
         remembered = Remembered.of(program, batches)
         require_ordered(program)

@@ -7,7 +7,7 @@ is another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -72,8 +72,19 @@ class Repetition:
     set_by_step: Attributes  # what the step has set, the program's first
 
 
-def do_step(program: Program, batches: Batches, step: int) -> StepOutcome:
+def do_step(
+    program: Program,
+    batches: Batches,
+    step: int,
+    after_shard: Callable[[int], None] | None = None,
+) -> StepOutcome:
     """Fetch, compute and hash one step, which is what training does but for writing it down.
+
+    Args:
+        program: in the state before the step.
+        batches: of its job.
+        step: from 1.
+        after_shard: as that of `run_step`.
 
     Raises:
         JobError, NumericsError: as `run_step`; the state holds a NaN.
@@ -82,9 +93,11 @@ def do_step(program: Program, batches: Batches, step: int) -> StepOutcome:
     tell(Stage(doing=f"doing step {step}"))
     start = perf_counter()
     batch = batches[step]
-    digest = batch_digest(batch)  # before the step, which may write into its batch
+    digest = batch_digest(
+        batch, program.job.shards
+    )  # before the step, which may write into its batch
     rounding = program.recording()
-    loss = run_step(program, step, batch, rounding)
+    loss = run_step(program, step, batch, rounding, after_shard=after_shard)
     log = None if rounding is None else rounding.finish()
     state = capture(program)
     refuse_nan(state, step)
@@ -123,7 +136,7 @@ def repeat(
     built = state_entries(capture(program))
     require_fit(program, state_entries(before))
     restore(program, before)
-    again = do_step(program, batches, outcome.step)
+    again = do_step(program, batches, outcome.step, fresh.after_shard)
     found = _difference(outcome, again)
     if found is not None and (names := remembered.differences(Remembered.of(program, batches))):
         found = f"{found}; these are not the same: {listed(names)}"

@@ -174,7 +174,7 @@ class Openings:
         header = scene.transcript.header
         self.read = {
             "records": lambda d: record_openings.opened_records(job, header, STEP, d),
-            "prefix": lambda d: state_openings.Prefix.opened(d, before.state, entries[7]),
+            "prefix": lambda d: state_openings.Prefix.opened(d, before.state, entries[7], 1),
             "state": lambda d: state_openings.StateBefore.opened(d, before.state),
             "entries": lambda d: openings.opened_entries(d, 2, entries[7]),
             "operands": lambda d: openings.opened_cells(d, reads),

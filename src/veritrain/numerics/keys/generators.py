@@ -23,12 +23,12 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage]
 
 from veritrain.errors import NumericsError
-from veritrain.numerics.keys.stream import KeyStream
+from veritrain.numerics.keys.stream import CALLS, KeyStream
 
 # The seed of the default generator before call c is FIRST_CALL + c. Its upper half is the first 4
 # bytes of the digest of nothing in the domain "random calls": no seed that people choose.
 FIRST_CALL = 0x213DA9F4 << 32
-CALLS = 1 << 32  # of one stream at most
+CALLS_OF_SHARD = 1 << 20
 SEED_BYTES = 8  # K
 
 State = int | bytes
@@ -48,17 +48,29 @@ class _Drawing:
 _drawing = _Drawing()
 
 
+def calls_of_shard(shard: int | None) -> range:
+    """The calls of a step's stream that a shard has; None: those of what the step does once."""
+    part = 0 if shard is None else shard + 1
+    return range(part * CALLS_OF_SHARD, (part + 1) * CALLS_OF_SHARD)
+
+
 class JobStream(KeyStream):
     """The keys of one (seed, purpose, step), in the order of calls."""
 
-    def __init__(self, seed: int, purpose: str, step: int) -> None:
-        super().__init__(seed, purpose, step)
+    def __init__(self, seed: int, purpose: str, step: int, calls: range = range(CALLS)) -> None:
+        super().__init__(seed, purpose, step, calls)
         _drawing.seeded.clear()
-        set_state(0)
+        set_state(calls.start)
 
     def next_key(self) -> int:
-        """See `KeyStream.next_key`."""
+        """See `KeyStream.next_key`.
+
+        Raises:
+            NumericsError: the stream's calls are used up.
+        """
         self.call = _call()
+        if self.call not in self.calls:
+            raise NumericsError(f"random call {self.call}: the stream has {len(self.calls)} calls")
         key = super().next_key()
         set_state(self.call)
         _drawing.count += 1

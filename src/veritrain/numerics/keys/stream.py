@@ -9,13 +9,14 @@ from veritrain import encoding
 from veritrain.errors import UsageError
 
 SEED_BYTES = 32
+CALLS = 1 << 32  # of one stream at most
 
 
 class KeyStream:
     """The keys of one step, in the order in which they are asked for."""
 
-    def __init__(self, seed: int, purpose: str, step: int) -> None:
-        """Start at call 0.
+    def __init__(self, seed: int, purpose: str, step: int, calls: range = range(CALLS)) -> None:
+        """Start at the first of the calls that the stream has.
 
         Raises:
             UsageError: a seed outside [0, 2^256) or a step outside [0, 2^63).
@@ -27,7 +28,8 @@ class KeyStream:
         self._seed = seed.to_bytes(SEED_BYTES, "big")
         self._purpose = purpose
         self._step = step
-        self.call = 0  # number of the next one
+        self.calls = calls
+        self.call = calls.start  # number of the next one
 
     def next_key(self) -> int:
         """Return the key of the next call, an integer of 64 bits."""

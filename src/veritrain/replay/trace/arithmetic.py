@@ -9,6 +9,7 @@ from typing import cast
 from veritrain.encoding import Value
 from veritrain.errors import InconclusiveError, UsageError
 from veritrain.job.job import SEED_BITS, Job
+from veritrain.job.shards import MAX_SHARDS
 from veritrain.numerics import resolve
 from veritrain.numerics.logged.thresholds import Thresholds
 from veritrain.transcript import fields as check
@@ -24,11 +25,14 @@ class Arithmetic:
     numerics: str
     thresholds: Mapping[str, float]
     seed: int
+    shards: int = 1
 
     @classmethod
     def of(cls, job: Job) -> Arithmetic:
         """The settings of a job."""
-        return cls(numerics=job.numerics, thresholds=job.thresholds, seed=job.seed)
+        return cls(
+            numerics=job.numerics, thresholds=job.thresholds, seed=job.seed, shards=job.shards
+        )
 
     @classmethod
     def from_header(cls, header: Header) -> Arithmetic:
@@ -58,6 +62,8 @@ def _read(config: Value) -> Arithmetic:
     numerics, seed, thresholds = (config.get(k) for k in ("numerics", "seed", "thresholds"))
     check.check_text("numerics", numerics, LIMITS.name_chars)
     check.check_bytes("seed", seed, SEED_BITS // 8)
+    shards = config.get("shards", 1)
+    check.check_integer("shards", shards, 1, MAX_SHARDS)
     if not isinstance(thresholds, dict):
         if "thresholds" in config:
             raise check.wrong("thresholds", "a map", thresholds)
@@ -67,4 +73,5 @@ def _read(config: Value) -> Arithmetic:
         numerics=cast(str, numerics),
         thresholds=cast("dict[str, float]", thresholds),
         seed=int.from_bytes(cast(bytes, seed), "big"),
+        shards=cast(int, shards),
     )

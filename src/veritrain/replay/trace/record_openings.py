@@ -65,7 +65,7 @@ def opened_records(job: Job, header: Header, step: int, detail: Value) -> Digest
             f"record {drawing[0]} of the batch draws random numbers, "
             "which only the data set's own code makes"
         )
-    return batch_digest(batches[step])
+    return batch_digest(batches[step], job.shards)
 
 
 def _committed(row: Value, index: int, header: Header) -> tuple[Any, bool]:

@@ -118,8 +118,8 @@ class Prefix:
     batch: Batch
 
     @classmethod
-    def opened(cls, detail: Value, root: Digest, last: TraceEntry) -> Prefix:
-        """Check what `prefix_opening` made.
+    def opened(cls, detail: Value, root: Digest, last: TraceEntry, shards: int) -> Prefix:
+        """Check what `prefix_opening` made, of a step in so many shards.
 
         Raises:
             FalseOpeningError: it does not lead from the state of that root to the last agreed
@@ -129,8 +129,8 @@ class Prefix:
         entries = opened_entries({"entries": entries_}, 0, last)
         try:
             batch = tuple(unpack(micro) for micro in list_of(packed))
-            found = batch_digest(batch)
-        except (FieldError, JobError) as error:
+            found = batch_digest(batch, shards)
+        except (FieldError, UsageError, JobError) as error:
             raise FalseOpeningError(f"batch: {error}") from None
         inputs = entries[0]
         if not isinstance(inputs, InputsBody) or found != inputs.batch:

@@ -330,7 +330,8 @@ def trace(
         log=rounding,
         kept=kept,
     )
-    inputs = InputsBody(state=before.state, batch=batch_digest(own), rounding=before.rounding)
+    batch = batch_digest(own, program.job.shards)
+    inputs = InputsBody(state=before.state, batch=batch, rounding=before.rounding)
     tracer.add(inputs)
     watched = replace(program, profile=Watched(plain, tracer))
     try:

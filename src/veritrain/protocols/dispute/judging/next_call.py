@@ -54,4 +54,5 @@ def prefix(judged: JudgedCase) -> Prefix:
 
 
 def _prefix(judged: JudgedCase, detail: Value) -> Prefix:
-    return Prefix.opened(detail, judged.before.state, judged.previous)
+    shards = judged.arithmetic.shards
+    return Prefix.opened(detail, judged.before.state, judged.previous, shards)

@@ -1,0 +1,83 @@
+"""Runs of steps in shards: recorded, resumed, audited; a cheat is found at its step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+import veritrain as vt
+from tests import jobs
+from veritrain.adversaries import trainers
+from veritrain.job.job import shards
+from veritrain.replay.report import Verdict
+
+KEY = vt.Signer.generate()
+JOB = jobs.make(shards=4, accumulate=2, batch_size=16, steps=6)
+
+
+def train(job: vt.Job, folder: Path, **options: Any) -> bytes:
+    return vt.train(job, folder, signer=KEY, progress=False, **options)
+
+
+def test_a_run_in_shards_is_accepted(tmp_path: Path) -> None:
+    train(JOB, tmp_path / "run")
+    report = vt.audit(tmp_path / "run", JOB)
+    assert report.verdict is Verdict.ACCEPTED, str(report)
+    assert report.steps_replayed == 6
+
+
+@pytest.mark.parametrize("other", [{"shards": 2}, {"shards": 8, "accumulate": 1}, {"shards": 1}])
+def test_another_number_of_shards_is_another_job(tmp_path: Path, other: dict[str, int]) -> None:
+    train(JOB, tmp_path / "run")
+    report = vt.audit(tmp_path / "run", replace(JOB, **other))
+    assert report.verdict is Verdict.REJECTED
+    assert "shards" in str(report)
+
+
+def test_a_stopped_run_goes_on_to_the_same_digest(tmp_path: Path) -> None:
+    whole = train(JOB, tmp_path / "whole")
+    with vt.Recorder(JOB, tmp_path / "run", signer=KEY) as run:
+        for step in run:
+            step.train()
+            if step.number == 3:
+                break
+    assert train(JOB, tmp_path / "run", resume=True, workers=1) == whole
+
+
+@pytest.mark.parametrize(
+    "cheat",
+    [
+        lambda job: trainers.alter_weight(job, 3),
+        lambda job: trainers.wrong_rate(job, 3, 2.0),
+        lambda job: trainers.skip_update(job, 3),
+    ],
+)
+def test_a_cheat_is_rejected_at_its_step(tmp_path: Path, cheat: Any) -> None:
+    train(cheat(JOB), tmp_path / "run", rehearse=False)
+    report = vt.audit(tmp_path / "run", JOB)
+    assert report.verdict is Verdict.REJECTED
+    assert report.findings[0].step == 3
+
+
+def test_a_shard_that_is_left_out_is_found(tmp_path: Path) -> None:
+    honest, calls = shards.add_gradients, 0
+
+    def lazy(left: Tensor | None, right: Tensor | None) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return honest(
+            left, None if calls > 40 and right is not None and left is not None else right
+        )
+
+    with mock.patch.object(shards, "add_gradients", lazy):
+        train(JOB, tmp_path / "run", rehearse=False)
+    report = vt.audit(tmp_path / "run", JOB)
+    assert report.verdict is Verdict.REJECTED
+    assert report.findings[0].step == 3
+    assert torch.is_grad_enabled()
