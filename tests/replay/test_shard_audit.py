@@ -14,7 +14,7 @@ from torch import Tensor
 import veritrain as vt
 from tests import jobs
 from veritrain.adversaries import trainers
-from veritrain.job.job import shards
+from veritrain.job import shards
 from veritrain.replay.report import Verdict
 
 KEY = vt.Signer.generate()

@@ -1,4 +1,4 @@
-"""Steps in shards have traces like others: of the step, followed without values, good in disputes."""
+"""Steps in shards have traces like others: they are of the step, can be followed, and settle disputes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor
-from veritrain.replay.trace.bodies import check_entry
 
 from tests import jobs, zoo
 from tests.replay.trace.court import Liar, Scene, changed, settle
 from tests.replay.trace.test_judge import CHEATS, build
 from tests.replay.trace.test_trace import Step, read
 from veritrain.encoding import encode
-from veritrain.job.job import shards
+from veritrain.job import shards
 from veritrain.job.state import capture
 from veritrain.job.step import run_step
 from veritrain.protocols.dispute.judge import Loser
 from veritrain.replay.trace.arithmetic import Arithmetic
+from veritrain.replay.trace.entry_bodies import OperatorBody, OutcomeBody
 from veritrain.replay.trace.recompute import recompute
 from veritrain.replay.trace.structure import next_structure, structure_of
 from veritrain.transcript import state_entries, state_root
@@ -50,29 +50,32 @@ def test_a_trace_of_shards_is_of_the_step_and_can_be_followed(name: str, count: 
     with in_shards(count):
         step = Step(name)
     entries = read(step.trace())
-    for entry in entries:
-        check_entry(entry)
     program = step.program()
     loss = run_step(program, 2, step.batches[2])
-    assert entries[-1].body["state"] == state_root(state_entries(capture(program)))
-    assert entries[-1].body["loss"] == loss
+    outcome = entries[-1]
+    assert isinstance(outcome, OutcomeBody)
+    assert outcome.state == state_root(state_entries(capture(program)))
+    assert outcome.loss == loss
     rng = random.Random(name)
     for index in [len(entries) - 1, rng.randrange(1, len(entries))]:
-        found, _ = next_structure(step.blank(), 2, step.batches[2], entries[:index])
-        assert encode(found) == encode(structure_of(entries[index].body))
+        found = next_structure(step.blank(), 2, step.batches[2], entries[:index])
+        assert encode(found.structure) == encode(structure_of(entries[index]))
 
 
 def test_what_a_shard_draws_is_computed_again_from_its_entry() -> None:
     with in_shards(4):
-        step = Step("convnet-sgd")
+        step = Step("perceptron-adam")
     entries = read(step.trace())
-    drawing = [e for e in entries if "draw" in e.body and e.body["draw"] != e.body["drawn"]]
-    assert len({e.body["draw"] >> 20 for e in drawing}) == 4  # each shard's calls are its own
-    for entry in drawing:
-        again = recompute(
-            Arithmetic.of(step.job), 2, entry.body, step.trace(entry.index).operands, None
-        )
-        assert all(encode(again[key]) == encode(entry.body[key]) for key in ("writes", "drawn"))
+    drawing = {
+        index: body
+        for index, body in enumerate(entries)
+        if isinstance(body, OperatorBody) and body.call.draw != body.effects.drawn
+    }
+    assert len({body.call.draw >> 20 for body in drawing.values()}) == 4  # each shard has its own
+    for index, body in drawing.items():
+        operands = step.trace(index).operands
+        again = recompute(Arithmetic.of(step.job), 2, body, operands, None)
+        assert encode(again.to_value()) == encode(body.effects.to_value())
 
 
 @pytest.fixture(scope="module", params=[2, 8])

@@ -330,8 +330,8 @@ def trace(
         log=rounding,
         kept=kept,
     )
-    batch = batch_digest(own, program.job.shards)
-    inputs = InputsBody(state=before.state, batch=batch, rounding=before.rounding)
+    found = batch_digest(own, program.job.shards)
+    inputs = InputsBody(state=before.state, batch=found, rounding=before.rounding)
     tracer.add(inputs)
     watched = replace(program, profile=Watched(plain, tracer))
     try:
