@@ -64,7 +64,7 @@ def test_a_trace_of_shards_is_of_the_step_and_can_be_followed(name: str, count: 
 
 def test_what_a_shard_draws_is_computed_again_from_its_entry() -> None:
     with in_shards(4):
-        step = Step("perceptron-adam")
+        step = Step("convnet-sgd")
     entries = read(step.trace())
     drawing = {
         index: body
