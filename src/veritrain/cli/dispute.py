@@ -237,7 +237,7 @@ class _Side:
         """The referee's public key.
 
         Raises:
-            UsageError: it is not the expected one, or hears disputes about another run.
+            UsageError: it is not the expected one, or decides disputes about another run.
         """
         from veritrain.transcript.signing import fingerprint, is_trusted
 
@@ -245,7 +245,7 @@ class _Side:
         if expected is not None and not is_trusted(about.key, [expected]):
             raise UsageError(f"--referee-key: the referee has the key {fingerprint(about.key)}")
         if about.run != self.transcript.header.digest:
-            raise UsageError(f"the referee hears disputes about another run: {about.run.hex()}")
+            raise UsageError(f"the referee decides disputes about another run: {about.run.hex()}")
         output.warn(f"the referee's key is {fingerprint(about.key)}")
         return about.key
 

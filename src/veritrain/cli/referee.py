@@ -1,4 +1,4 @@
-"""`veritrain referee`: hear disputes about a run, and sign verdicts."""
+"""`veritrain referee`: decide disputes about a run, and sign verdicts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SECONDS = click.FloatRange(0, min_open=True)
 
 @click.command(
     "referee",
-    short_help="Hear disputes about a run, and sign verdicts.",
+    short_help="Decide disputes about a run, and sign verdicts.",
     epilog="""\b
 Examples:
   veritrain referee https://trainer.example:8470 --job job.py --key referee.key
@@ -89,7 +89,7 @@ def command(
     serving: Serving,
     as_json: bool,
 ) -> int:
-    """Hear disputes about the run at RUN_URL, which its trainer serves, until Ctrl-C.
+    """Decide disputes about the run at RUN_URL, which its trainer serves, until Ctrl-C.
 
     Challengers come to this address. Questions for the trainer go to RUN_URL, and nowhere else.
     Each verdict is printed, and written with its evidence to --out (ID.verdict.json, ID.bundle).

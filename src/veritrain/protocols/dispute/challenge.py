@@ -54,7 +54,7 @@ class Challenge(Opening):
 
 @dataclass(frozen=True, kw_only=True)
 class PartyMessage:
-    """A message whose signature was checked. What it says, nobody has read yet.
+    """A message whose signature was checked. Nobody has read its content yet.
 
     Attributes:
         role: of the party that signed it.

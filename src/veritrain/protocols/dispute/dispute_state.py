@@ -126,7 +126,7 @@ class DisputeState:
             return None
         return self._asked.signed
 
-    def hear(self, data: bytes) -> None:
+    def receive(self, data: bytes) -> None:
         """Take bytes that somebody sent. Those that no party signed have no effect."""
         if self._asked is None:
             return

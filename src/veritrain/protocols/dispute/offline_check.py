@@ -99,7 +99,7 @@ def _played_again(evidence: DisputeEvidence, judge: Judge, run: Digest | None) -
     )
     for event in evidence.events[1:]:
         if isinstance(event, bytes):
-            state.hear(event)
+            state.receive(event)
         elif event == state.number and state.verdict is None:
             state.expire()
     if state.verdict is None:

@@ -117,7 +117,7 @@ class Referee:
         self.tick(now)
         if self._state is not None:
             number = self._state.number
-            self._state.hear(data)
+            self._state.receive(data)
             self._after(self._state, number)
             return
         try:
