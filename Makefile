@@ -27,8 +27,10 @@ help:
 demo: $(ready)
 	@$(bin)/python examples/demo.py
 
+# One process of tests for each core, four at most; a file's tests stay in one process.
 test: lint
-	$(bin)/python -m pytest -m "not long"
+	$(bin)/python -m pytest -m "not long" \
+	  --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-long: $(ready)
 	$(bin)/python -m pytest -m long

@@ -91,9 +91,9 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_refused_at_once(name: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     refused(BOMBS[name])
-    assert time.perf_counter() - began < 5  # seconds; one that goes off takes hours
+    assert time.process_time() - began < 5  # seconds; one that goes off takes hours
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -268,9 +268,9 @@ def test_a_segment_of_four_mebibytes_is_read_in_no_time() -> None:
     leaf = {"type": "leaf", "step": 0, "loss": 0.1, "rounding": None, "batch": bytes(32)}
     leaf |= {"state": bytes(32), "previous": bytes(32)}
     data = encode([dict(leaf, step=step) for step in range(24_000)])
-    began = time.perf_counter()
+    began = time.process_time()
     decode(data, where="here")
-    assert time.perf_counter() - began < 5  # seconds; 0.3 on a quiet machine
+    assert time.process_time() - began < 5  # seconds; 0.3 on a quiet machine
 
 
 @given(st.binary(max_size=3000), st.integers(1, 500))

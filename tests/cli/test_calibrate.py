@@ -44,7 +44,6 @@ def job(tmp_path) -> Path:
     return file
 
 
-@pytest.mark.timeout(300)
 def test_thresholds_are_found_and_all_machines_agree(job, capsys):
     assert main(["calibrate", str(job), "--steps", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

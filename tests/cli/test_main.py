@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -284,8 +285,17 @@ print("order:", [*{*"abcdefghijklmnop"}], "seed:", __import__("os").environ["PYT
 """
 
 
-@pytest.mark.parametrize("seed", [None, "random", "5"])
-@pytest.mark.parametrize("command", ["check", "train", "audit"])
+SEEDS, COMMANDS = (None, "random", "5"), ("check", "train", "audit")
+PAIRS = list(zip(COMMANDS, SEEDS, strict=True))  # each command and each seed once
+
+
+@pytest.mark.parametrize(
+    ("command", "seed"),
+    [
+        pytest.param(*pair, marks=[] if pair in PAIRS else [pytest.mark.long])
+        for pair in itertools.product(COMMANDS, SEEDS)
+    ],
+)
 def test_the_order_of_sets_is_fixed_before_a_job_runs(folder, tmp_path, command, seed):
     job = tmp_path / "job.py"
     job.write_text((folder / "job.py").read_text() + SET_ORDER + "\nraise SystemExit\n")

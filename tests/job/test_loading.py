@@ -127,6 +127,13 @@ def plant_package(file: Path, text: str) -> None:
 
 
 PLANTS = [plant_bytecode, plant_stale, plant_library, plant_package]
+# Processes take seconds to start, and how they read a module does not depend on what is planted.
+FEW_PLANTS = [
+    plant_bytecode,
+    plant_package,
+    pytest.param(plant_stale, marks=pytest.mark.long),
+    pytest.param(plant_library, marks=pytest.mark.long),
+]
 
 
 def rate_of(job: vt.Job) -> float:
@@ -167,17 +174,29 @@ def test_worker_processes_execute_the_source(tmp_path: Path) -> None:
     assert len(digests) == 1
 
 
+def train_falsely(folder: Path) -> Path:
+    """A run of another program than the job file beside it, whose sources it claims: the job file."""
+    file = ship(folder / "job", lazily=True)
+    evil = replace(vt.load_job(file), loss=lambda model, batch: model(batch).sum() * 0.75)
+    vt.train(evil, folder / "run", signer=KEY)
+    return file
+
+
 @pytest.mark.parametrize("plant", PLANTS)
 def test_an_audit_of_a_shipped_folder_is_not_fooled(plant, tmp_path: Path) -> None:
     """The trainer trained something else, claims the honest sources, and ships what computes it."""
-    file = ship(tmp_path / "job", lazily=True)
-    honest = vt.load_job(file)
-    evil = replace(honest, loss=lambda model, batch: model(batch).sum() * 0.75)
-    vt.train(evil, tmp_path / "run", signer=KEY)
+    file = train_falsely(tmp_path)
     plant(tmp_path / "job/helper.py", EVIL)
     report = vt.audit(tmp_path / "run", vt.load_job(file))
     assert report.verdict is vt.Verdict.REJECTED
     assert report.findings[0].step == 1
+
+
+@pytest.mark.parametrize("plant", FEW_PLANTS)
+def test_worker_processes_of_an_audit_are_not_fooled(plant, tmp_path: Path) -> None:
+    """Each of them imports the module by itself."""
+    file = train_falsely(tmp_path)
+    plant(tmp_path / "job/helper.py", EVIL)
     command = ["audit", str(tmp_path / "run"), "--job", str(file), "--workers", "2", "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "veritrain", *command], capture_output=True, text=True, cwd=tmp_path
@@ -558,29 +577,39 @@ def test_a_script_whose_files_were_edited_is_refused(tmp_path: Path) -> None:
     assert "helper.py: loss is not what ran; the file has changed" in script(tmp_path, edit)
 
 
-@pytest.mark.parametrize(
-    "found",
-    [
-        "sys.path.insert(0, {folder!r}); import outside",
-        "sys.path.insert(0, {parent!r}); from common import outside",
-        "sys.path.insert(0, {folder!r}); outside = __import__('out' + 'side')",
-        "import helper as outside; helper.__path__ = [{folder!r}]; import helper.outside",
-    ],
-    ids=[
-        "on the path",
-        "in a folder without code",
-        "under a computed name",
-        "in a package that was extended",
-    ],
-)
+ELSEWHERE = {
+    "on the path": "sys.path.insert(0, {folder!r}); import outside",
+    "in a folder without code": "sys.path.insert(0, {parent!r}); from common import outside",
+    "under a computed name": "sys.path.insert(0, {folder!r}); outside = __import__('out' + 'side')",
+    "in a package that was extended": "import helper as outside; helper.__path__ = [{folder!r}]; "
+    "import helper.outside",
+}
+NAMED = "    sources=['../common/outside.py'],\n)\ntry:"
+
+
+def import_from(way: str, outside: Path, folder: Path) -> str:
+    """What a script in a new folder prints that imports a module of `outside` in this way."""
+    folder.mkdir()
+    return script(folder, ELSEWHERE[way].format(folder=str(outside), parent=str(outside.parent)))
+
+
+@pytest.mark.parametrize("way", ELSEWHERE)
 def test_a_script_that_imports_from_elsewhere_is_refused(
-    found: str, outside: Path, tmp_path: Path
+    way: str, outside: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "job").mkdir()
-    said = script(tmp_path / "job", found.format(folder=str(outside), parent=str(tmp_path)))
+    said = import_from(way, outside, tmp_path / "job")
     assert re.search(r"imports \S*outside, which is .*common/outside\.py: .*sources=\[", said), said
-    more = "    sources=['../common/outside.py'],\n)\ntry:"
-    told = (tmp_path / "job/script.py").read_text().replace(")\ntry:", more)
+
+
+WAYS = ["on the path", *(pytest.param(way, marks=pytest.mark.long) for way in [*ELSEWHERE][1:])]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_script_names_what_it_imports_from_elsewhere(
+    way: str, outside: Path, tmp_path: Path
+) -> None:
+    import_from(way, outside, tmp_path / "job")
+    told = (tmp_path / "job/script.py").read_text().replace(")\ntry:", NAMED)
     assert run_script(tmp_path / "job", told) == (
         "['common/outside.py', 'job/helper.py', 'job/script.py']"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -38,55 +39,21 @@ def test_tuples_settle_and_other_values_stay():
     assert math.isinf(settle(math.inf))
 
 
-POWERS = """
-import sys
-from veritrain.job.schedule import settle
-raw = [(0.5 + i / 400001) ** (i % 1000) for i in range(1, 100000)]
-print(hash(tuple(raw)), hash(tuple(map(settle, raw))))
-"""
+@pytest.fixture(scope="module")
+def on_machines() -> list[dict[str, str]]:
+    """Digests of rates, of each machine of the matrix."""
+    return [json.loads(run(machine, "tests.rate_digests")) for machine in MACHINES]
 
 
-def test_powers_differ_between_machines_and_settle_to_one_value(tmp_path, monkeypatch):
-    (tmp_path / "powers_on_a_machine.py").write_text(POWERS)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    results = [run(machine, "powers_on_a_machine").split() for machine in MACHINES]
-    assert len({raw for raw, _ in results}) > 1, "the matrix has one C library: nothing is shown"
-    assert len({settled for _, settled in results}) == 1
-
-
-COMPOSED = """
-import torch, warnings
-from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, LinearLR, SequentialLR
-from veritrain.job.schedule import settle_records, settled_rates
-warnings.simplefilter("ignore")
-def decay(optimizer):
-    return LambdaLR(optimizer, lambda t: 0.97 ** (t * 0.153))
-def sequence(optimizer):
-    return SequentialLR(optimizer, [LinearLR(optimizer), decay(optimizer)], [5])
-def chain(optimizer):
-    return ChainedScheduler([decay(optimizer), LinearLR(optimizer)], optimizer)
-for make in (sequence, chain):
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    with settled_rates(optimizer):
-        scheduler = make(optimizer)
-    settle_records(scheduler)
-    seen = [0.97 ** (t * 0.153) for t in range(300)]
-    for _ in range(300):
-        with settled_rates(optimizer):
-            scheduler.step()
-        settle_records(scheduler)
-        seen.append(str(scheduler.state_dict()))
-    print(hash(tuple(seen[:300])), str(hash(tuple(map(str, seen[300:])))))
-"""
-
-
-def test_composed_schedulers_remember_settled_rates(tmp_path, monkeypatch):
-    (tmp_path / "schedules_on_a_machine.py").write_text(COMPOSED)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setenv("PYTHONHASHSEED", "0")
-    results = [run(machine, "schedules_on_a_machine").split() for machine in MACHINES]
-    assert len({raw for raw, *_ in results}) > 1, "the matrix has one C library: nothing is shown"
-    assert len({tuple(settled[1::2]) for settled in results}) == 1
+@pytest.mark.parametrize(
+    ("raw", "settled"), [("powers", ["settled powers"]), ("decay", ["sequence", "chain"])]
+)
+def test_rates_differ_between_machines_and_settle_to_one_value(on_machines, raw, settled):
+    """Powers by themselves, and those that composed schedulers compute and remember."""
+    shown = {digests[raw] for digests in on_machines}
+    assert len(shown) > 1, "the matrix has one C library: nothing is shown"
+    for name in settled:
+        assert len({digests[name] for digests in on_machines}) == 1, name
 
 
 def test_a_schedule_that_follows_a_metric_is_refused():

@@ -367,10 +367,11 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", sorted(zoo.jobs().keys() - NOT_SHOWN.keys() - REFUSED.keys()))
 def test_zoo_on_the_pretended_device(name):
+    """Two steps: the second one starts from a state that a step has made."""
     job = zoo.jobs()[name]
-    want = train(job, "cpu", 3)
+    want = train(job, "cpu", 2)
     with pretended():
-        assert train(job, "meta", 3) == want
+        assert train(job, "meta", 2) == want
 
 
 @pytest.mark.parametrize("name", REFUSED)

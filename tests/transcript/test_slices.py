@@ -440,7 +440,7 @@ def test_other_values_are_refused(changes):
 
 def test_huge_totals_cost_nothing():
     """One chunk of 2^63 bytes: a path of 53 nodes."""
-    begun = time.monotonic()
+    begun = time.process_time()
     slices = replace(good(), total=2**63 - 1, proof=())
     with pytest.raises(VerificationError, match="wrong size: expected 5[0-9], got 0"):
         verify("tensor", bytes(32), 2**63 - 1, slices)
@@ -450,7 +450,7 @@ def test_huge_totals_cost_nothing():
             verify("tensor", bytes(32), 2**63 - 1, replace(slices, proof=(bytes(32),) * count))
     with pytest.raises(VerificationError, match="groups: expected 9007199254740992 values, got 0"):
         verify_groups("tensor", bytes(32), 2**63 - 1, 1, [])
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5
 
 
 def test_the_record_is_bounded():
@@ -466,12 +466,12 @@ def test_many_runs_take_little_time():
     """Every second chunk of 8 MiB: no quadratic time on either side."""
     data = content(8 << 20)
     tree = Tree("tensor", data)
-    begun = time.monotonic()
+    begun = time.process_time()
     slices = tree.open([(start, start + 1) for start in range(0, len(data), 2 * KIB)])
     opened = verify("tensor", tree.digest, len(data), slices)
     assert opened.read(len(data) - 2 * KIB, len(data) - KIB) == data[-2 * KIB : -KIB]
     assert len(slices.runs) == len(slices.proof) == 4096
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5
 
 
 # Groups.

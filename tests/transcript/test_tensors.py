@@ -142,7 +142,7 @@ def test_many_small_tensors_are_cheap() -> None:
     state = {f"tensor {index}": torch.randn(64) for index in range(200)}
     best = float("inf")
     for _ in range(20):
-        start = time.perf_counter()
+        start = time.process_time()
         state_entries(state)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     assert best < 0.010  # seconds; about 0.0017 on an idle core

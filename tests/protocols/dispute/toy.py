@@ -1,12 +1,21 @@
 """Runs whose steps are a few integer operations, parties that hold them, and a judge of them.
 
-An operation takes the value to `31 * value + operand`; the operands follow from the header's seed.
-A trace entry holds the digest of its operand and the value after it; a leaf the digest of the last
-value. So the judge has to have the operand opened, and, at the first entry, the value before it.
+How to use it. A run of six steps, in which the trainer lies at operation 0 of step 2:
 
-How to use it: `Run(header(), 4, (Lie(2, 0),))` is a run of steps 0 to 4 with a lie in step 2;
-`challenge(trainer, challenger)` opens a dispute of two runs, `opened` says its terms, and
-`party(role, terms, RunClaims(run))` answers for one side.
+    job = header(seed=5, operations=3)
+    false, true = Run(job, 6, (Lie(2, 0),)), Run(job, 6)
+    data = challenge(trainer=false, challenger=true)     # signed bytes
+    terms = opened(data)
+    trainer = party(Role.TRAINER, terms, RunClaims(false))
+    challenger = party(Role.CHALLENGER, terms, RunClaims(true))
+
+`play` of the simulator plays such a dispute to its verdict. A cheat of
+`veritrain.adversaries.disputants` goes around a party or around its claims. Keys are always the
+same: `SIGNERS` by role, and `STRANGER`, who has no part in the dispute.
+
+An operation takes the value to `31 * value + operand`; the operands follow from the header's seed.
+A trace entry holds the digest of its operand and the value after it. A leaf holds the digest of the
+step's last value. So `ToyJudge` asks for the operand, and at the first entry for the value before.
 """
 
 from __future__ import annotations

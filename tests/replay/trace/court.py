@@ -1,9 +1,15 @@
 """Whole disputes in one process: two parties, a referee with the real judge, no network.
 
-How to use it: `Scene.of(job, folder)` trains an honest run. `settle(scene, step, trainer=liar)` is the
-verdict on a leaf; a party that is not given tells the truth. `Liar(scene, step, job, change)` is a
-party that computes another job at the disputed step, or changes the bodies of its trace, and signs a
-leaf that fits. The state before the step is common ground.
+How to use it:
+
+    scene = Scene.of(job, tmp_path / "run")      # trains an honest run: once for a module
+    liar = Liar(scene, step, job=another_job)    # its step is that of another job
+    liar = Liar(scene, step, change=change)      # or its trace is: bodies in, bodies out
+    verdict = settle(scene, step, trainer=liar)  # the other party tells the truth
+    referee = hold(scene, step, trainer=liar)    # the same, where a test needs the bundle
+
+A liar signs a leaf that fits its trace, unless it is given another one. Both parties agree about the
+state before the step. `changed` gives a copy with one value changed somewhere, for `change`.
 """
 
 from __future__ import annotations
@@ -12,7 +18,8 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import copy, deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +45,14 @@ Change = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Scene:
-    """An honest run, and the keys of the three parties."""
+    """An honest run, the keys of the three parties, and what honest ones have at hand of it."""
 
     job: Job
     transcript: Transcript
     trainer: Signer
     challenger: Signer
     referee: Signer
+    _honest: dict[int | None, ReplayedClaims] = field(default_factory=dict, init=False)
 
     @classmethod
     def of(cls, job: Job, folder: Path) -> Scene:
@@ -60,6 +68,17 @@ class Scene:
 
     def claims(self, leaves: int | None = None) -> ReplayedClaims:
         return ReplayedClaims(self.job, self.transcript, encoded(self.leaves[:leaves]))
+
+    def honest(self, leaves: int | None = None) -> ReplayedClaims:
+        """The honest party of all disputes: it replays a step once for them."""
+        if leaves not in self._honest:
+            self._honest[leaves] = self.claims(leaves)
+        return self._honest[leaves]
+
+    @cached_property
+    def judge(self) -> OperatorJudge:
+        """The referee's: it keeps nothing of a dispute."""
+        return OperatorJudge(self.job)
 
 
 class Liar:
@@ -129,16 +148,14 @@ def hold(scene: Scene, step: int, trainer: Any = None, challenger: Any = None) -
     parties = {
         Role.TRAINER: DisputeParty(
             role=Role.TRAINER, signer=scene.trainer, terms=terms, journal=Journal({}),
-            claims=trainer or scene.claims(),
+            claims=trainer or scene.honest(),
         ),
         Role.CHALLENGER: DisputeParty(
             role=Role.CHALLENGER, signer=scene.challenger, terms=terms, journal=Journal({}),
-            claims=challenger.up_to(step) if challenger else scene.claims(step + 1),
+            claims=challenger.up_to(step) if challenger else scene.honest(step + 1),
         ),
     }  # fmt: skip
-    referee = Referee(
-        signer=scene.referee, judge=OperatorJudge(scene.job), deadlines=Deadlines(), now=0.0
-    )
+    referee = Referee(signer=scene.referee, judge=scene.judge, deadlines=Deadlines(), now=0.0)
     referee.receive(challenge, 0.0)
     while referee.verdict is None:
         for role, party in parties.items():
