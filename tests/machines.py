@@ -1,4 +1,4 @@
-"""The machine matrix: settings that give unlike bits on one computer, each as a fresh process.
+"""The machine matrix: settings that give unlike bits on one computer, each as a process of its own.
 
 A *machine* here is a thread count, PyTorch's own kernels (ATEN_CPU_CAPABILITY), the instruction sets of
 MKL and oneDNN, the target of our compiled kernels (NUMBA_CPU_NAME), of numpy's (NPY_DISABLE_CPU_FEATURES)
@@ -10,10 +10,10 @@ matrix is a real test.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests import forks
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -81,33 +81,11 @@ def run(machine: Machine, module: str, *args: str, timeout: float = 900) -> str:
     Raises:
         AssertionError: it failed; the message holds its error output.
     """
-    process = start(machine, module, *args)
-    try:
-        out, err = process.communicate(timeout=timeout)
-    finally:
-        process.kill()
-    assert process.returncode == 0, f"{module} on {machine.name}: {err[-4000:]}"
-    return out
-
-
-def start(machine: Machine, module: str, *args: str) -> subprocess.Popen[str]:
-    """Start `python -m module args` on `machine` in its own process."""
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            _LAUNCHER,
-            f"{machine.onednn:d}",
-            f"{machine.bytes:d}",
-            module,
-            *args,
-        ],
-        env=environment(machine),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    settings = [f"{machine.onednn:d}", f"{machine.bytes:d}"]
+    words = ["-c", _LAUNCHER, *settings, module, *args]
+    done = forks.run(words, env=environment(machine), timeout=timeout)
+    assert done.returncode == 0, f"{module} on {machine.name}: {done.stderr[-4000:]}"
+    return done.stdout
 
 
 _LAUNCHER = """

@@ -1,6 +1,8 @@
 """Run by the matrix tests on each machine: train the zoo, print the state digest after every step.
 
-python -m tests.train_digests NUMERICS STEPS [NAME ...]
+python -m tests.train_digests PLAN
+
+PLAN is JSON: {"NUMERICS": {"NAME": STEPS, ...}, ...}; lines are printed under the same names.
 """
 
 from __future__ import annotations
@@ -16,11 +18,10 @@ from veritrain.job.step import Program, run_step
 from veritrain.transcript.tensors import state_entries, state_root
 
 
-def digests(numerics: str, steps: int, names: list[str]) -> dict[str, list[str]]:
+def digests(numerics: str, steps: dict[str, int]) -> dict[str, list[str]]:
+    """Lines of each model that is named, after as many steps as stand beside its name."""
     return {
-        name: job_digests(job, steps)
-        for name, job in zoo.jobs(steps, numerics).items()
-        if not names or name in names
+        name: job_digests(zoo.jobs(count, numerics)[name], count) for name, count in steps.items()
     }
 
 
@@ -37,4 +38,5 @@ def job_digests(job: vt.Job, steps: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(digests(sys.argv[1], int(sys.argv[2]), sys.argv[3:])))
+    plan: dict[str, dict[str, int]] = json.loads(sys.argv[1])
+    print(json.dumps({numerics: digests(numerics, steps) for numerics, steps in plan.items()}))

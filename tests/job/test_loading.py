@@ -23,6 +23,7 @@ import pytest
 import torch
 
 import veritrain as vt
+from tests import forks
 from veritrain.encoding import digest
 from veritrain.job.load import reload
 from veritrain.job.loading import gates, installed
@@ -555,8 +556,7 @@ def script(folder: Path, more: str = "") -> str:
 def run_script(folder: Path, text: str) -> str:
     """What a script in `folder` prints."""
     (folder / "script.py").write_text(text)
-    command = [sys.executable, "script.py"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    done = forks.run(["script.py"], cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

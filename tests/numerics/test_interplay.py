@@ -8,6 +8,8 @@ import os
 import pickle
 import random
 import secrets
+import subprocess
+import sys
 import tempfile
 import threading
 import uuid
@@ -25,7 +27,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import veritrain as vt
-from tests.machines import MACHINES, run
+from tests.machines import MACHINES, ROOT, environment
 from tests.zoo.small import Images, image_loss, perceptron
 from veritrain.errors import JobError, UnsupportedOperatorError, VeritrainError
 from veritrain.job.data import Batches
@@ -134,8 +136,10 @@ def test_another_form_has_the_same_bits(name):
 
 def test_compiled_where_nothing_loaded_the_compiler_before():
     """`torch.compile` loads it inside the step; what it compiles still runs plain."""
-    printed = run(MACHINES[0], "tests.numerics.compile_late")
-    assert printed.split() == ["False", "equal"]
+    words = [sys.executable, "-m", "tests.numerics.compile_late"]
+    machine = environment(MACHINES[0])
+    done = subprocess.run(words, env=machine, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "equal"]
 
 
 def gated(a, b):

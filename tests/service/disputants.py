@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests import forks
 from veritrain.adversaries import trainers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,12 +33,12 @@ class Command:
     def __init__(self, folder: Path, name: str, words: list[object], cheat: str = "honest") -> None:
         self._out = folder / f"{name}.out"
         self._err = folder / f"{name}.err"
-        with self._out.open("wb") as out, self._err.open("wb") as err:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.service.disputants", cheat, *map(str, words)],
-                stdout=out, stderr=err, cwd=ROOT,
-                env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": str(ROOT / "src")},
-            )  # fmt: skip
+        self.process = forks.start(
+            ["-m", "tests.service.disputants", cheat, *map(str, words)],
+            env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": str(ROOT / "src")},
+            out=self._out,
+            err=self._err,
+        )
 
     @property
     def text(self) -> str:
@@ -76,8 +75,7 @@ class Command:
 
     def kill(self) -> None:
         """End it without a warning."""
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait(20)
+        self.process.kill()
 
 
 def main() -> int:

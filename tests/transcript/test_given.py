@@ -6,11 +6,11 @@ import os
 import socket
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import forks
 from veritrain.errors import UsageError
 from veritrain.transcript import Signer
 from veritrain.transcript.download import read_token
@@ -93,7 +93,6 @@ def test_keys_and_tokens_are_such_files(tmp_path, pipe):
                 load(other)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "words",
     [
@@ -119,14 +118,8 @@ def test_no_command_waits_for_a_pipe(tmp_path, pipe, words):
     job = tmp_path / "job.py"
     job.write_text(JOB)
     given = [word.format(job=job) for word in words]
-    done = subprocess.run(
-        [sys.executable, "-m", "veritrain.cli", *given],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    command = "import sys; from veritrain.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = forks.run(["-c", command, *given], cwd=tmp_path, timeout=300)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "pipe" in done.stderr, done.stderr
