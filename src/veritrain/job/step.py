@@ -34,7 +34,7 @@ from veritrain.job.schedule import settle_group, settle_records, settled_rates
 from veritrain.job.shards import ALONE, Before, BlockSum, Reduction, Sums, mean, parts
 from veritrain.numerics import CPU, Profile, resolve
 from veritrain.numerics.keys.generators import calls_of_shard
-from veritrain.numerics.rules.overlap import overlaps_itself
+from veritrain.numerics.platform.overlap import overlaps_itself
 from veritrain.runtime.progress import Stage, tell
 from veritrain.transcript import tensors
 

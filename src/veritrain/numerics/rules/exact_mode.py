@@ -20,8 +20,8 @@ from veritrain.numerics.keys import generators
 from veritrain.numerics.keys.stream import KeyStream
 from veritrain.numerics.platform.devices import CPU
 from veritrain.numerics.platform.operator_mode import OperatorMode
+from veritrain.numerics.platform.overlap import read_before_writing, written
 from veritrain.numerics.rules import Kind, Rule, lookup, random_operator, short_name
-from veritrain.numerics.rules.overlap import read_before_writing, written
 
 _cached_lookup: Callable[[OpOverload], Rule] = cache(lookup)
 _cached_random: Callable[[OpOverload], OpOverload | None] = cache(random_operator)
