@@ -61,7 +61,7 @@ def test_rescale():
 )
 def test_random_numbers(key):
     for count in (0, 1, 31, 32, 37):
-        got = device_random.uniform24(key, (count,), torch.device("cpu"))
+        got = device_random.uniform24_on(key, (count,), torch.device("cpu"))
         same(got, philox.uniform24(key, (count,)))
 
 

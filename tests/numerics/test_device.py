@@ -457,7 +457,7 @@ def test_clamps(values, low, high):
 @contextmanager
 def without_rules():
     """The gate alone, as within a rule."""
-    with torch.utils._python_dispatch._disable_current_modes(), gate.Gate():
+    with torch.utils._python_dispatch._disable_current_modes(), gate.DeviceGate():
         yield
 
 
