@@ -9,7 +9,9 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import veritrain as vt
 from tests import jobs
@@ -81,3 +83,31 @@ def test_a_shard_that_is_left_out_is_found(tmp_path: Path) -> None:
     assert report.verdict is Verdict.REJECTED
     assert report.findings[0].step == 3
     assert torch.is_grad_enabled()
+
+
+def unfreeze(model: nn.Module, step: int) -> None:
+    model.get_submodule("first").requires_grad_(step > 3)
+    model.get_submodule("norm").train(step < 5)
+
+
+def checkpointed(model: nn.Module, batch: Any) -> Tensor:
+    x = batch[0]["x"].requires_grad_()
+    return F.cross_entropy(checkpoint(model, x, use_reentrant=True), batch[1])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"before_step": unfreeze},
+        {"loss": checkpointed},
+        {"optimizer": lambda m: torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9)},
+        {"scheduler": None, "clip_norm": None, "shards": 3, "accumulate": 1, "batch_size": 9},
+    ],
+)
+def test_runs_of_all_kinds_are_accepted_from_any_checkpoint(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    job = replace(JOB, checkpoint_every=2, **changes)
+    train(job, tmp_path / "run")
+    assert vt.audit(tmp_path / "run", job).verdict is Verdict.ACCEPTED
+    assert vt.audit(tmp_path / "run", job, steps=(4, 5)).findings == ()
