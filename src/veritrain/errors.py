@@ -13,6 +13,7 @@
     ├── VerificationError       the bytes are well formed, the claim they make is false
     │   └── EquivocationError      (parties.equivocation) a party signed two things for one slot
     ├── FalseOpeningError       (the trace's openings) a value is not the one that was committed to
+    ├── LostRankError           another process of a run that several train is gone
     ├── InconclusiveError       neither true nor false could be shown (missing data, other environment)
     │   └── CannotFollowError      (the trace's structure) the judge cannot follow the job's code
     └── StoppedRunError         (cli.train) a signal ended the training; it can be resumed
@@ -67,6 +68,10 @@ class VerificationError(VeritrainError):
     """Well-formed bytes make a claim that is false."""
 
     exit_code = 1
+
+
+class LostRankError(VeritrainError):
+    """Another rank of a run that several processes train has ended, or cannot be reached."""
 
 
 class InconclusiveError(VeritrainError):

@@ -24,7 +24,7 @@ _CHECK_STYLES = {"passed": "", "failed": "red", "inconclusive": "yellow", "not r
 Examples:
   veritrain audit runs/a --job job.py
   veritrain audit runs/a --job job.py --steps 100:200
-  veritrain audit runs/a --job job.py --sample 3 --workers 2
+  veritrain audit runs/a --job job.py --sample 3 --processes 2
   veritrain audit runs/a --job job.py --key 0b9c...e1 --json
   veritrain audit https://host:8470 --job job.py --sample 3
 
@@ -42,9 +42,7 @@ Exit status: 0 accepted, 1 rejected, 3 inconclusive,
     metavar="N",
     help="Recompute N intervals between checkpoints, drawn at random now.",
 )
-@click.option(
-    "--workers", type=click.IntRange(1), default=1, help="Processes that recompute intervals."
-)
+@params.processes(1, "Processes that recompute intervals.")
 @click.option(
     "--device",
     default="cpu",
@@ -65,7 +63,7 @@ def command(
     job: Path,
     steps: tuple[int, int] | None,
     sample: int | None,
-    workers: int,
+    processes: int,
     device: str,
     key: str | None,
     stored: Literal["all", "needed"] | None,
@@ -96,7 +94,7 @@ def command(
             loaded,
             steps=steps,
             sample=sample,
-            workers=workers,
+            workers=processes,
             device=device,
             trusted_key=trusted,
             stored=stored,

@@ -4,8 +4,40 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from typing import Any
 
 import click
+
+from veritrain.cli import output
+
+_OLD_NAME = "veritrain.workers"  # of a value that was given under it, in click's context
+
+
+def processes(least: int, help: str) -> Callable[[Any], Any]:
+    """The option `--processes`, with `least` as default; its old name `--workers` is still understood."""
+
+    def renamed(ctx: click.Context, param: click.Parameter, value: int | None) -> None:
+        if value is not None:
+            output.warn("--workers has a new name: --processes")
+            ctx.meta[_OLD_NAME] = value
+
+    def default() -> int:
+        return click.get_current_context().meta.get(_OLD_NAME, least)
+
+    def decorate(command: Any) -> Any:
+        number = click.IntRange(least)
+        command = click.option("--processes", type=number, default=default, help=help)(command)
+        return click.option(
+            "--workers",
+            type=number,
+            hidden=True,
+            is_eager=True,
+            expose_value=False,
+            callback=renamed,
+        )(command)
+
+    return decorate
 
 
 class Run(click.ParamType[str]):

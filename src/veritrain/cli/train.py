@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from veritrain.cli import keys, output
-from veritrain.errors import StorageError, VeritrainError
+from veritrain.cli import keys, output, params
+from veritrain.errors import LostRankError, StorageError, VerificationError, VeritrainError
+
+if TYPE_CHECKING:
+    from veritrain.job.job import Job
+    from veritrain.training.distributed.ranks import Ranks
+    from veritrain.training.distributed.together import Together
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 TERMINATED = 143  # 128 + SIGTERM
@@ -30,7 +40,8 @@ class StoppedRunError(VeritrainError):
 Examples:
   veritrain train job.py --out runs/a
   veritrain train job.py --out runs/a --resume
-  veritrain train job.py --out runs/a --workers 4 --json
+  veritrain train job.py --out runs/a --processes 4 --json
+  torchrun --nproc-per-node 2 -m veritrain train job.py --out runs/a
 
 Ctrl-C loses nothing: the run goes on with --resume, to the
 same digest as without the interruption.""",
@@ -38,14 +49,20 @@ same digest as without the interruption.""",
 @click.argument("job", type=click.Path(path_type=Path))
 @click.option("--out", "-o", required=True, metavar="RUN", help="Folder or fsspec URL to make.")
 @click.option("--resume", is_flag=True, help="Go on after the last commit of RUN.")
-@click.option(
-    "--workers", type=click.IntRange(0), default=0, help="Processes that prepare batches."
-)
+@params.processes(0, "Processes that prepare batches (of each rank, under torchrun).")
 @click.option(
     "--device",
     default="cpu",
     metavar="NAME",
     help="cpu, cuda or cuda:N; exact numerics gives the same bits on each.",
+)
+@click.option(
+    "--deadline",
+    type=click.FloatRange(0, min_open=True),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Under torchrun: a rank that is silent for so long is lost, and the others end.",
 )
 @click.option(
     "--key",
@@ -62,8 +79,9 @@ def command(
     job: Path,
     out: str,
     resume: bool,
-    workers: int,
+    processes: int,
     device: str,
+    deadline: float,
     key: Path | None,
     secret: bool,
     as_json: bool,
@@ -73,33 +91,109 @@ def command(
     JOB is an ordinary Python file with `def job() -> veritrain.Job`. The run's final digest stands
     for every step of it.
 
+    Under torchrun several processes compute the shards of each step, and the first of them writes RUN, the
+    same as one process would have written.
+
     RUN carries the job's source files, for everyone who has it to read, and a digest of each record, so that
     a rejection can say what differs. With --secret it does not.
     """
-    from veritrain.job.load import load_job
     from veritrain.job.step import find_device
+
+    options = _Options(
+        job=job, out=out, resume=resume, processes=processes, device=device, key=key, secret=secret
+    )
+    find_device(device)  # before the job reads its data
+    with output.only_results_on_stdout(), _ranks(device, deadline) as ranks:
+        if ranks is not None and ranks.rank > 0:
+            return _follow(options, ranks)
+        result = _record(options, ranks)
+    _print(options, result, as_json=as_json)
+    return 0
+
+
+@contextmanager
+def _ranks(device: str, deadline: float) -> Generator[Ranks | None]:
+    """The ranks that torchrun has started; None where it has not started this process."""
+    if "WORLD_SIZE" not in os.environ:
+        yield None
+        return
+    from veritrain.training.distributed.ranks import Ranks
+
+    first_speaks = False
+    try:
+        with Ranks.join(device=device, deadline=deadline) as ranks:
+            try:
+                yield ranks if ranks.size > 1 else None
+            finally:
+                first_speaks = ranks.rank > 0 and not ranks.is_first_lost
+    except VeritrainError as error:
+        if first_speaks:  # about this error too
+            raise click.exceptions.Exit(error.exit_code) from error
+        raise
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """What the command was given."""
+
+    job: Path
+    out: str
+    resume: bool
+    processes: int
+    device: str
+    key: Path | None
+    secret: bool
+
+    def how_to_go_on(self, ranks: Ranks | None) -> str:
+        """How far the run is, and the command that continues it."""
+        words = [*(() if ranks is None else ranks.place.command), "veritrain", "train"]
+        words += [str(self.job)]
+        words += ["--out", self.out, "--resume"]
+        words += ["--key", str(self.key)] if self.key is not None else []
+        words += ["--processes", str(self.processes)] if self.processes else []
+        words += ["--device", self.device] if self.device != "cpu" else []
+        words += ["--secret"] if self.secret else []
+        return f"{_recorded(self.out)}; go on with: {shlex.join(words)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Result:
+    """A run that is complete; `first` and `last` are number and loss of the steps that were done now."""
+
+    steps: int
+    first: tuple[int, float] | None
+    last: tuple[int, float] | None
+    digest: bytes
+    key: str
+
+
+def _record(options: _Options, ranks: Ranks | None) -> _Result:
+    """Train and record, alone or as the first of several ranks."""
+    from veritrain.job.load import load_job
     from veritrain.training.recorder import Recorder, TerminatedError
     from veritrain.transcript import TranscriptWriter
 
-    how = partial(_how_to_go_on, job, out, key, workers, device, secret)
+    how = partial(options.how_to_go_on, ranks)
     first: tuple[int, float] | None = None
     last: tuple[int, float] | None = None
-    with output.only_results_on_stdout(), output.progress():
-        signer = keys.load(key)
-        find_device(device)
-        TranscriptWriter.examine(out, signer, resume=resume)  # before the job reads its data
-        loaded = load_job(job)
+    with output.progress():
+        signer = keys.load(options.key)
+        # before the job reads its data
+        TranscriptWriter.examine(options.out, signer, resume=options.resume)
+        loaded = load_job(options.job)
+        together = _with_others(ranks, loaded)
         recorder = Recorder(
             loaded,
-            out,
+            options.out,
             signer=signer,
-            resume=resume,
-            workers=workers,
-            device=device,
-            secret=secret,
+            resume=options.resume,
+            workers=options.processes,
+            device=options.device if ranks is None else str(ranks.device),
+            secret=options.secret,
+            companions=together,
         )
         try:
-            with recorder as run:
+            with together.stoppable() if together else nullcontext(), recorder as run:
                 for _ in run:
                     report = run.advance()
                     last = (report.step, report.loss)
@@ -108,40 +202,65 @@ def command(
             raise StoppedRunError("terminated", how(), TERMINATED) from None
         except KeyboardInterrupt:
             raise StoppedRunError("interrupted", how(), INTERRUPTED) from None
-        except StorageError as error:
+        except (StorageError, LostRankError, VerificationError) as error:
             raise StoppedRunError(str(error), how(), error.exit_code) from error
-        digest = recorder.digest
+    return _Result(
+        steps=loaded.steps,
+        first=first,
+        last=last,
+        digest=recorder.digest,
+        key=signer.fingerprint,
+    )
+
+
+def _with_others(ranks: Ranks | None, job: Job) -> Together | None:
+    """The first rank's part in the run of several; None where there is one process."""
+    if ranks is None:
+        return None
+    from veritrain.training.distributed.together import Together
+
+    return Together(ranks, job)
+
+
+def _follow(options: _Options, ranks: Ranks) -> int:
+    """Train as a rank that writes nothing."""
+    from veritrain.job.load import load_job
+    from veritrain.training.distributed.together import Together, follow
+    from veritrain.training.recorder import TerminatedError
+
+    try:
+        job = load_job(options.job)
+        together = Together(ranks, job)
+        with together.stoppable():
+            follow(together, job, processes=options.processes, device=str(ranks.device))
+    except TerminatedError:
+        return TERMINATED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _print(options: _Options, result: _Result, *, as_json: bool) -> None:
+    first, last = result.first, result.last
     data = {
-        "run": out,
-        "steps": loaded.steps,
+        "run": options.out,
+        "steps": result.steps,
         "loss": last[1] if last else None,
-        "digest": digest.hex(),
-        "key": signer.fingerprint,
+        "digest": result.digest.hex(),
+        "key": result.key,
     }
     lines: list[output.Line] = [
-        f"run     {output.escape(out)}",
-        f"steps   {loaded.steps}" + ("" if last else ", all recorded before"),
+        f"run     {output.escape(options.out)}",
+        f"steps   {result.steps}" + ("" if last else ", all recorded before"),
         *(
             [f"loss    {first[1]:.4f} at step {first[0]}, {last[1]:.4f} at the end"]
             if first and last
             else []
         ),
-        f"key     {signer.fingerprint}",
-        (f"digest  {digest.hex()}", "bold"),
+        f"key     {result.key}",
+        (f"digest  {result.digest.hex()}", "bold"),
     ]
     output.emit(data, lines, as_json=as_json)
-    return 0
-
-
-def _how_to_go_on(
-    job: Path, out: str, key: Path | None, workers: int, device: str, secret: bool
-) -> str:
-    words = ["veritrain", "train", str(job), "--out", out, "--resume"]
-    words += ["--key", str(key)] if key is not None else []
-    words += ["--workers", str(workers)] if workers else []
-    words += ["--device", device] if device != "cpu" else []
-    words += ["--secret"] if secret else []
-    return f"{_recorded(out)}; go on with: {shlex.join(words)}"
 
 
 def _recorded(out: str) -> str:

@@ -14,21 +14,22 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from torch import nn
 
 from veritrain.encoding import Digest
 from veritrain.errors import JobError, NumericsError, UsageError
-from veritrain.job.data import Batch, Batches, batch_digest
+from veritrain.job.data import Batch, Batches, joined_digest, shard_digests
 from veritrain.job.job import Job
 from veritrain.job.loading.installed import found
+from veritrain.job.shards import ALONE, Reduction
 from veritrain.job.state import capture, refuse_nan, require_fit, restore
 from veritrain.job.step import Program, find_device, run_step
 from veritrain.runtime.progress import Step, shown, tell
@@ -41,6 +42,7 @@ from veritrain.training.rehearsal import rehearse
 from veritrain.transcript import (
     Header,
     Signer,
+    TensorEntry,
     Transcript,
     TranscriptWriter,
     state_entries,
@@ -59,6 +61,40 @@ class TerminatedError(KeyboardInterrupt):
 
 class OutsideOptimizerWarning(UserWarning):
     """Parameters get gradients, and the optimiser does not have them."""
+
+
+class Companions(Protocol):
+    """The other processes of a run that several train; `training.distributed` has them."""
+
+    @property
+    def shards(self) -> range:
+        """The shards of each step that this process computes."""
+        ...
+
+    def reduction(self, program: Program) -> Reduction:
+        """What adds the shards of all processes."""
+        ...
+
+    def start(self, program: Program, step: int, environment: Mapping[str, str]) -> int:
+        """Bring the others into the state of `program`, which is that after `step`; compare packages."""
+        ...
+
+    def agree(
+        self, step: int, entries: Sequence[TensorEntry], batches: Sequence[Digest]
+    ) -> list[Digest]:
+        """Compare the state after a step, of these entries, with that of the others.
+
+        Returns:
+            The digests of all shards' batches; `batches` are those of this process.
+
+        Raises:
+            VerificationError: another process has another state.
+        """
+        ...
+
+    def end_if_asked(self) -> None:
+        """Raise KeyboardInterrupt where the user has asked any process to stop."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +137,7 @@ class Recorder:
             refuses a job that an audit could not repeat (`training.rehearsal`).
         secret: let the run carry neither the job's source files nor the digests of single records,
             which say in a rejection what differs (see `training.carry`).
+        companions: the other processes that train the same run; this one records it.
 
     Raises (on entering):
         UsageError: `out` holds another run, the key is not that of the run, or there is no such
@@ -119,6 +156,7 @@ class Recorder:
         device: str = "cpu",
         rehearse: bool = True,
         secret: bool = False,
+        companions: Companions | None = None,
     ) -> None:
         if type(workers) is not int or not 0 <= workers <= MAX_WORKERS:
             raise UsageError(f"workers: expected 0 to {MAX_WORKERS} processes, got {workers!r}")
@@ -131,6 +169,7 @@ class Recorder:
         self._device = device
         self._rehearse = rehearse and job.numerics != "native"  # whose audits accept nothing
         self._secret = secret
+        self._companions = companions
         self._run: _Run | None = None
         self._signals = _Signals()
         self._open = False
@@ -149,7 +188,8 @@ class Recorder:
         signer = self._signer if self._signer is not None else default_signer()
         steps = TranscriptWriter.examine(self.out, signer, resume=self._resume)
         rehearsed = rehearse(self.job, self._device) if steps < 1 and self._rehearse else None
-        batches = Batches(self.job)
+        together = self._companions
+        batches = Batches(self.job, shards=together.shards if together is not None else None)
         program = Program.build(self.job, device=self._device)
         fresh = Fresh(program, set_by_steps=rehearsed)
         header, carried = begin(program, batches, signer, secret=self._secret)
@@ -162,10 +202,12 @@ class Recorder:
             if last > 0:
                 check = partial(require_fit, program)
                 restore(program, Transcript.open(self.out).load_state(last, check=check))
+            if together is not None:
+                together.start(program, max(last, 0), header.environment)
             ahead = batches.iterate(max(last, 0) + 1, self.job.steps, self._workers)
-            run = _Run(program, fresh, writer, ahead)
+            run = _Run(program, fresh, writer, ahead, together)
             if last < 0:
-                run.record(0, batch=None, loss=None)
+                run.record(0, batches=(), loss=None)
                 run.commit()
         except BaseException:
             writer.close()
@@ -252,17 +294,20 @@ class Recorder:
         begin = perf_counter()
         batch = run.next_batch()
         fetched = perf_counter()
-        with self._signals.held():
-            digest = batch_digest(
-                batch, self.job.shards
-            )  # before the step, which may write into its batch
+        with self._signals.held() if self._companions is None else nullcontext():
+            digests = shard_digests(batch, run.shards)  # before the step, which may write into it
             rounding = run.program.recording()
             loss = run_step(
-                run.program, run.step + 1, batch, rounding, after_shard=run.fresh.after_shard
+                run.program,
+                run.step + 1,
+                batch,
+                rounding,
+                run.reduction,
+                after_shard=run.fresh.after_shard,
             )
             log = rounding.finish() if rounding else None
             computed = perf_counter()
-            run.record(run.step + 1, batch=digest, loss=loss, log=log)
+            run.record(run.step + 1, batches=digests, loss=loss, log=log)
             if run.step % self.job.checkpoint_every == 0 or run.step == self.job.steps:
                 run.commit()
         report = StepReport(
@@ -285,6 +330,8 @@ class Recorder:
                 rate=rates[0],
             )
         )
+        if self._companions is not None:
+            self._companions.end_if_asked()
         return report
 
     def _entered(self) -> _Run:
@@ -354,7 +401,12 @@ class _Run:
         fresh: Fresh,
         writer: TranscriptWriter,
         batches: Generator[Batch],
+        companions: Companions | None,
     ) -> None:
+        self._companions = companions
+        mine = range(program.job.shards) if companions is None else companions.shards
+        self.shards = len(mine)  # that this process computes
+        self.reduction = ALONE if companions is None else companions.reduction(program)
         self.program = program
         self.writer = writer
         self.batches = batches
@@ -371,15 +423,32 @@ class _Run:
             raise UsageError("the data set failed earlier; resume the run") from None
 
     def record(
-        self, number: int, *, batch: Digest | None, loss: float | None, log: bytes | None = None
+        self,
+        number: int,
+        *,
+        batches: Sequence[Digest],
+        loss: float | None,
+        log: bytes | None = None,
     ) -> None:
-        """Record the program's state as that after step `number`."""
+        """Record the program's state as that after step `number`.
+
+        Args:
+            batches: digests of the batches of the shards that this process computed; none for step 0.
+            loss: the step's; None for step 0.
+            log: the step's rounding log.
+
+        Raises:
+            VerificationError: another process has another state.
+        """
         state = capture(self.program)
         refuse_nan(state, number)
         attributes = self.fresh.require_kept(number) if number > 0 else self._attributes
         if number == 1 and (names := self.program.outside):
             _warn_of_outside(names)
         entries = state_entries(state)
+        if self._companions is not None and number > 0:
+            batches = self._companions.agree(number, entries, batches)
+        batch = joined_digest(batches) if len(batches) > 1 else next(iter(batches), None)
         self.writer.append(state=state_root(entries), batch=batch, loss=loss, rounding=log)
         self._state, self._entries, self.step = state, entries, number
         self._attributes = attributes
