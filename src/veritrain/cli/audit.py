@@ -44,6 +44,13 @@ Exit status: 0 accepted, 1 rejected, 3 inconclusive,
 )
 @params.processes(1, "Processes that recompute intervals.")
 @click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where these processes are: on this machine, or on a Ray cluster of machines that you trust.",
+)
+@click.option(
     "--device",
     default="cpu",
     metavar="NAME",
@@ -64,6 +71,7 @@ def command(
     steps: tuple[int, int] | None,
     sample: int | None,
     processes: int,
+    engine: Literal["local", "ray"],
     device: str,
     key: str | None,
     stored: Literal["all", "needed"] | None,
@@ -95,6 +103,7 @@ def command(
             steps=steps,
             sample=sample,
             workers=processes,
+            engine=engine,
             device=device,
             trusted_key=trusted,
             stored=stored,

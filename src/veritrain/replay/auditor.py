@@ -51,6 +51,7 @@ from veritrain.job.step import Program, find_device
 from veritrain.numerics.cpu import philox
 from veritrain.numerics.logged.tally import Tally, combined
 from veritrain.replay.causes import Cause, settings_cause
+from veritrain.replay.cluster import replay_on_cluster, require_ray
 from veritrain.replay.header import (
     named_differences,
     other_dataset,
@@ -84,6 +85,7 @@ def audit(
     steps: tuple[int, int] | None = None,
     sample: int | None = None,
     workers: int = 1,
+    engine: Literal["local", "ray"] = "local",
     device: str = "cpu",
     trusted_key: bytes | str | None = None,
     stored: Literal["all", "needed"] | None = None,
@@ -98,6 +100,8 @@ def audit(
         sample: recompute only this many intervals between checkpoints, drawn with fresh
             randomness after the run was read (all of them, where it has no more).
         workers: processes that recompute; more than one needs a job from `load_job`.
+        engine: where these processes are: on this machine ("local"), or on a Ray cluster ("ray", see
+            `cluster`), where `workers` are its tasks at a time.
         device: where to compute, "cpu" or "cuda"; under `exact` numerics it changes no bit.
         trusted_key: the trainer's Ed25519 public key, 32 bytes, or its fingerprint, 32 hexadecimal
             digits; None accepts any key, which the report names.
@@ -112,7 +116,13 @@ def audit(
     """
     trusted = trusted_key.lower() if isinstance(trusted_key, str) else trusted_key
     options = _Options(
-        steps=steps, sample=sample, workers=workers, device=device, trusted=trusted, stored=stored
+        steps=steps,
+        sample=sample,
+        workers=workers,
+        engine=engine,
+        device=device,
+        trusted=trusted,
+        stored=stored,
     )
     _require_options(options, job, os.fspath(url))
     return _Audit(Transcript.open(url), job, options, on_step).run()
@@ -123,9 +133,15 @@ class _Options:
     steps: tuple[int, int] | None
     sample: int | None
     workers: int
+    engine: str  # "local" or "ray"
     device: str
     trusted: bytes | str | None  # the trainer's key, or its fingerprint
     stored: str | None  # "all", "needed", or None
+
+    @property
+    def in_other_processes(self) -> bool:
+        """Whether this process recomputes nothing itself."""
+        return self.workers > 1 or self.engine != "local"
 
 
 class _Audit:
@@ -283,7 +299,7 @@ class _Audit:
             if result.obstacle is not None:
                 raise InconclusiveError(result.obstacle)
             self._judge(result.findings, native=self._is_native, gap=result.gap)
-            if self._options.workers > 1:
+            if self._options.in_other_processes:
                 for step in range(segment.start + 1, segment.stop + 1):
                     self._on_step(step)
         self._require_same_code()
@@ -360,8 +376,10 @@ class _Audit:
         return [every[int(index)] for index in sorted(order[: self._options.sample])]
 
     def _results(self, segments: list[Segment]) -> Iterator[tuple[SegmentResult, Segment]]:
-        if self._options.workers > 1:
-            results = replay_in_processes(
+        if self._options.in_other_processes:
+            is_local = self._options.engine == "local"
+            act = replay_in_processes if is_local else replay_on_cluster
+            results = act(
                 self._job,
                 self._transcript,
                 segments,
@@ -487,7 +505,11 @@ def _require_options(options: _Options, job: Job, url: str) -> None:
     if options.workers < 1:
         raise UsageError(f"workers: expected 1 or more, got {options.workers}")
     find_device(options.device)
-    if options.workers > 1:
+    if options.engine not in ("local", "ray"):
+        raise UsageError(f"engine: expected local or ray, got {options.engine!r}")
+    if options.engine == "ray":
+        require_ray()
+    if options.in_other_processes:
         require_shareable(job, url)
     _require_key(options.trusted)
 

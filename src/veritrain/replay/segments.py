@@ -265,18 +265,11 @@ def replay_in_processes(
     Raises:
         UsageError: as `require_shareable`.
     """
-    shared = _Shared(
-        job_file=require_shareable(job, transcript.location),
-        job_digest=digest_value("job", commitment(job)),
-        url=transcript.location,
-        measure_gap=measure_gap,
-        device=device,
-        threads=max(1, torch.get_num_threads() // workers),
-    )
+    shared = share(job, transcript, workers, measure_gap=measure_gap, device=device)
     # Spawned, not forked: a fork would inherit locks of this process's kernel threads.
     with as_started():  # they start here, and the process that keeps track of what they share
         pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-        results = pool.map(_work, [shared] * len(segments), segments)
+        results = pool.map(replay_shared, [shared] * len(segments), segments)
     try:
         yield from results
     except BrokenProcessPool as error:
@@ -289,7 +282,7 @@ def replay_in_processes(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Shared:
+class Shared:
     """What every replay process needs to know."""
 
     job_file: Path
@@ -300,10 +293,28 @@ class _Shared:
     threads: int
 
 
-_replayers: dict[_Shared, Replayer] = {}  # of this replay process; one at most
+def share(
+    job: Job, transcript: Transcript, processes: int, *, measure_gap: bool, device: str
+) -> Shared:
+    """What `processes` on this machine need to know of a job and a run.
+
+    Raises:
+        UsageError: as `require_shareable`.
+    """
+    return Shared(
+        job_file=require_shareable(job, transcript.location),
+        job_digest=digest_value("job", commitment(job)),
+        url=transcript.location,
+        measure_gap=measure_gap,
+        device=device,
+        threads=max(1, torch.get_num_threads() // processes),
+    )
 
 
-def _work(shared: _Shared, segment: Segment) -> SegmentResult:
+_replayers: dict[Shared, Replayer] = {}  # of this replay process; one at most
+
+
+def replay_shared(shared: Shared, segment: Segment) -> SegmentResult:
     """Runs in a replay process. Errors come back as values: a foreign traceback helps nobody."""
     try:
         if shared not in _replayers:
@@ -319,7 +330,7 @@ def _work(shared: _Shared, segment: Segment) -> SegmentResult:
         return SegmentResult(steps=0, obstacle=f"{what}: {text} (process {os.getpid()})")
 
 
-def _replayer(shared: _Shared) -> Replayer:
+def _replayer(shared: Shared) -> Replayer:
     torch.set_num_threads(shared.threads)
     job = load_job(shared.job_file)
     if digest_value("job", commitment(job)) != shared.job_digest:
