@@ -15,6 +15,8 @@
     training     the loss that whole trainings reach, several seeds (and a plot); `--data` has its data
     dispute      disputes over steps of full-size models: rounds, bytes, time of each party, evidence
     service      200 readers of one server, alone and beside attackers: requests/s, latency, errors
+    distributed  the sum over ranks beside gloo's all-reduce: time, and bytes that each rank sends
+    distributed_step   a step of two ranks with one thread each beside one process with two
     cuda         on a GPU: digests against the CPU's, step times against native numerics
 
 Each that can run here writes FOLDER/NAME.json and prints a table. The figures of README.md and
@@ -40,6 +42,7 @@ from benchmarks.accuracy import accuracy
 from benchmarks.contraction import contraction
 from benchmarks.cuda import cuda
 from benchmarks.dispute import dispute
+from benchmarks.distributed import distributed, distributed_step
 from benchmarks.elementwise import elementwise
 from benchmarks.large import large, memory, profile
 from benchmarks.logged import logged
@@ -166,6 +169,8 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "dispute": lambda options: dispute(),
     "service": lambda options: service(),
     "shards": lambda options: shards(),
+    "distributed": lambda options: distributed(),
+    "distributed_step": lambda options: distributed_step(),
     "cuda": lambda options: cuda(),
     "training": lambda options: training(options.data, options.out),
 }

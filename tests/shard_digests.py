@@ -1,12 +1,16 @@
 """Run by the matrix tests on each machine: train families in shards, print what each step came to.
 
 python -m tests.shard_digests STEPS SHARDS[,SHARDS] [NAME ...]
+
+Started as one of several ranks, with their variables in the environment, it computes its shards alone.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -15,9 +19,13 @@ from torch.nn import functional as F
 
 import veritrain as vt
 from tests import jobs, zoo
-from veritrain.job.data import Batches, batch_digest
+from veritrain.job.data import Batches, joined_digest, shard_digests
+from veritrain.job.shards import ALONE
 from veritrain.job.state import capture
 from veritrain.job.step import Program, run_step
+from veritrain.training.distributed.agreement import agree
+from veritrain.training.distributed.ranks import Ranks
+from veritrain.training.distributed.reduction import RankReduction
 from veritrain.transcript import state_entries, state_root
 
 FAMILIES = (
@@ -58,23 +66,37 @@ def families(steps: int) -> dict[str, vt.Job]:
     return {name: replace(found[name], batch_size=16, accumulate=1) for name in FAMILIES}
 
 
-def digests(job: vt.Job) -> list[str]:
-    """State, batch and loss of each step."""
-    program, batches = Program.build(job), Batches(job)
+def digests(job: vt.Job, ranks: Ranks | None = None) -> list[str]:
+    """State, batch and loss of each step, computed alone or by all ranks together."""
+    program = Program.build(job)
+    reduction = ALONE if ranks is None else RankReduction(ranks, program.model)
+    mine = reduction.mine(job.shards)
+    batches = Batches(job, shards=mine)
     result: list[str] = []
     for step in range(1, job.steps + 1):
         batch = batches[step]
-        loss = run_step(program, step, batch)
-        root = state_root(state_entries(capture(program)))
-        result.append(f"{root.hex()} {batch_digest(batch, job.shards).hex()} {loss!r}")
+        shards = shard_digests(batch, len(mine))
+        loss = run_step(program, step, batch, reduction=reduction)
+        entries = state_entries(capture(program))
+        if ranks is not None:
+            shards = agree(ranks, step, entries, shards, job.shards, stops=False).batches
+        whole = joined_digest(shards) if job.shards > 1 else shards[0]
+        result.append(f"{state_root(entries).hex()} {whole.hex()} {loss!r}")
     return result
 
 
-if __name__ == "__main__":
-    every = families(int(sys.argv[1]))
-    made: dict[str, list[str]] = {}
-    for name in sys.argv[3:] or every:
-        for count in map(int, sys.argv[2].split(",")):
+def made(
+    steps: int, counts: list[int], names: list[str], ranks: Ranks | None
+) -> dict[str, list[str]]:
+    every, found = families(steps), dict[str, list[str]]()
+    for name in names or every:
+        for count in counts:
             job = replace(every[name], shards=count, accumulate=2 if count < 8 else 1)
-            made[f"{name} {count}"] = digests(job)
-    print(json.dumps(made))
+            found[f"{name} {count}"] = digests(job, ranks)
+    return found
+
+
+if __name__ == "__main__":
+    given = int(sys.argv[1]), [int(count) for count in sys.argv[2].split(",")], sys.argv[3:]
+    with Ranks.join(deadline=300) if "WORLD_SIZE" in os.environ else nullcontext() as others:
+        print(json.dumps(made(*given, others)))

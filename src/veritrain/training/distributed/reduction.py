@@ -8,7 +8,8 @@ all-gather. The order of the additions is that of the tree, so no bit depends on
 A rank that holds b blocks sends (b + 1) (N - 1) / N times the vector's bytes, among N ranks. b is 1 where
 N is a power of two that divides the number of shards, or is that number: then it is what a ring
 all-reduce sends. The vector is worked through in buckets, so the memory that is taken does not grow
-with it; while one bucket is added, the next one travels.
+with it; while one bucket is added, the next one travels. What lies in one tensor is sent from there and
+received there.
 """
 
 from __future__ import annotations
@@ -192,6 +193,15 @@ class _Vector:
         """Elements of all tensors together."""
         return self._ends[-1]
 
+    def window(self, start: int, stop: int) -> Tensor | None:
+        """A range of elements as it lies in memory, where it lies in one tensor."""
+        index = bisect_right(self._ends, start)
+        row = self._rows[index] if stop > start else None
+        if row is None or stop > self._ends[index]:
+            return None
+        begin = self._ends[index] - len(row)
+        return row[start - begin : stop - begin]
+
     def read(self, start: int, stop: int, into: Tensor) -> None:
         """Copy a range of elements."""
         for index, first, piece in self._pieces(start, stop, into):
@@ -202,13 +212,15 @@ class _Vector:
                 piece.copy_(row[first : first + len(piece)])
 
     def write(self, start: int, values: Tensor) -> None:
-        """Overwrite a range of elements."""
+        """Overwrite a range of elements; where it is a window of this vector, it is there already."""
         for index, first, piece in self._pieces(start, start + len(values), values):
             row = self._rows[index]
             if row is None:
                 begin = self._ends[index - 1] if index else 0
                 row = self._rows[index] = values.new_zeros(self._ends[index] - begin)
-            row[first : first + len(piece)].copy_(piece)
+            place = row[first : first + len(piece)]
+            if place.data_ptr() != piece.data_ptr():
+                place.copy_(piece)
 
     def tensors(self, models: Sequence[Tensor]) -> list[Tensor]:
         """The tensors, in the shapes and memory formats of these."""
@@ -245,12 +257,15 @@ class _VectorSum:
         step = max(self._ranks.size, BUCKET_BYTES // whole.dtype.itemsize)
         added: _Bucket | None = None
         gathered: _Bucket | None = None
-        for start in [
+        starts = [
             *range(0, whole.size, step),
-            -1,
-            -1,
-        ]:  # two more rounds for those on their way
-            begun = self._scatter(start, min(start + step, whole.size)) if start >= 0 else None
+            None,
+            None,
+        ]  # two rounds more, for those on their way
+        for start in starts:
+            begun = None
+            if start is not None:
+                begun = self._scatter(start, min(start + step, whole.size))
             if gathered is not None:
                 self._finish(gathered)
             gathered = self._gather(added) if added is not None else None
@@ -262,10 +277,7 @@ class _VectorSum:
         ranks = self._ranks
         ends = [start + (stop - start) * k // ranks.size for k in range(ranks.size + 1)]
         ranges = [range(low, high) for low, high in pairwise(ends)]
-        sent = {rank: self._new(len(self._vectors), len(part)) for rank, part in enumerate(ranges)}
-        for rank, part in enumerate(ranges):
-            for vector, row in zip(self._vectors, sent[rank], strict=True):
-                vector.read(part.start, part.stop, row)
+        sent = {rank: self._rows_of(part) for rank, part in enumerate(ranges)}
         own = len(ranges[ranks.rank])
         received = {rank: self._new(len(self._held[rank]), own) for rank in ranks.others}
         works = ranks.begin_exchange(sent, received, _SCATTER)
@@ -283,7 +295,7 @@ class _VectorSum:
         }
         own = by_tree(self._root, leaves, lambda left, right: torch.add(left, right, out=left))
         sent = dict.fromkeys(ranks.others, own)
-        received = {rank: self._new(len(bucket.ranges[rank])) for rank in ranks.others}
+        received = {rank: self._place_of(bucket.ranges[rank]) for rank in ranks.others}
         works = ranks.begin_exchange(sent, received, _GATHER)
         received[ranks.rank] = own
         return _Bucket(ranges=bucket.ranges, sent=sent, received=received, works=works)
@@ -293,6 +305,22 @@ class _VectorSum:
         self._ranks.finish_exchange(bucket.works)
         for rank, values in bucket.received.items():
             self._vectors[0].write(bucket.ranges[rank].start, values)
+
+    def _rows_of(self, part: range) -> Tensor:
+        """What this rank has of a range: a row for each of its blocks. Copied only where it must be."""
+        if len(self._vectors) == 1:
+            found = self._vectors[0].window(part.start, part.stop)
+            if found is not None:
+                return found.unsqueeze(0)
+        rows = self._new(len(self._vectors), len(part))
+        for vector, row in zip(self._vectors, rows, strict=True):
+            vector.read(part.start, part.stop, row)
+        return rows
+
+    def _place_of(self, part: range) -> Tensor:
+        """Where the sum of a range can be received: in the result, where it lies in one tensor."""
+        found = self._vectors[0].window(part.start, part.stop)
+        return found if found is not None else self._new(len(part))
 
     def _new(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self._vectors[0].dtype, device=self._ranks.device)
