@@ -1,8 +1,8 @@
 """Ranks for tests: as threads of this process, where only bytes matter, and as real processes.
 
-`as_ranks(n, act)` calls `act` with each of n connected `Ranks`, in n threads, and gives back what each one
-returned or raised. `start(n, ...)` starts `veritrain train` as n processes that meet on loopback, without
-torchrun; `torchrun(...)` starts it as users do.
+`as_ranks(n, act)` calls `act` with each of n connected `Ranks`, in n threads, and gives back what
+each one returned or raised. `start(n, ...)` starts `veritrain train` as n processes that meet on
+loopback, without torchrun; `torchrun(...)` starts it as users do.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -57,30 +57,31 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
+def start_module(
+    size: int, module: str, arguments: Sequence[object], on: Sequence[machines.Machine]
+) -> list[subprocess.Popen[str]]:
+    """Start `python -m module arguments` as ranks, one after another on these machines."""
+    port = str(free_port())
+    processes: list[subprocess.Popen[str]] = []
+    for rank in range(size):
+        machine = on[rank % len(on)]
+        variables = {
+            "RANK": f"{rank}", "WORLD_SIZE": f"{size}", "LOCAL_RANK": f"{rank}",
+            "LOCAL_WORLD_SIZE": f"{size}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        }  # fmt: skip
+        machine = replace(machine, environment={**machine.environment, **variables})
+        processes.append(machines.start(machine, module, *map(str, arguments)))
+    return processes
+
+
 def start(
     size: int,
     *arguments: object,
     on: Sequence[machines.Machine] = (PLAIN,),
     module: str = "veritrain",
-    jobs: Mapping[int, Path] | None = None,
 ) -> list[subprocess.Popen[str]]:
-    """Start ranks; the first argument is the job file, `jobs` has those of ranks that have another one."""
-    port, (job, *options) = free_port(), map(str, arguments)
-    processes: list[subprocess.Popen[str]] = []
-    for rank in range(size):
-        machine = on[rank % len(on)]
-        variables = {
-            "RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size,
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-        }  # fmt: skip
-        environment = {**machine.environment, **{k: str(v) for k, v in variables.items()}}
-        file = str((jobs or {}).get(rank, job))
-        processes.append(
-            machines.start(
-                replace(machine, environment=environment), module, "train", file, *options
-            )
-        )
-    return processes
+    """Start `veritrain train ARGUMENTS` as ranks."""
+    return start_module(size, module, ["train", *arguments], on)
 
 
 def torchrun(arguments: Sequence[object], *options: str) -> subprocess.Popen[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 import veritrain as vt
 from tests import machines
-from tests.training.ranks_support import ended, start, torchrun, wait_for_commit
+from tests.training.ranks_support import ended, start, start_module, torchrun, wait_for_commit
 from veritrain.transcript import Transcript
 
 JOB = """
@@ -201,6 +202,23 @@ def test_any_number_of_ranks_gives_one_run(shards, home, tmp_path) -> None:
         errors = ended(ranks)
         assert [rank.returncode for rank in ranks] == [0] * size, errors
         assert content(run) == content(alone), size
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize(("size", "counts"), [(2, "2,4,8"), (3, "4,8"), (4, "4,8")])
+def test_families_by_ranks_on_unlike_machines(size, counts) -> None:
+    arguments = (20, counts)
+    alone = json.loads(
+        machines.run(
+            machines.MACHINES[0], "tests.shard_digests", *map(str, arguments), timeout=3600
+        )
+    )
+    on = [machines.MACHINES[(size + i) % len(machines.MACHINES)] for i in range(size)]
+    ranks = start_module(size, "tests.shard_digests", arguments, on)
+    found = [json.loads(rank.communicate(timeout=3600)[0]) for rank in ranks]
+    assert len(alone) >= 6 * len(counts.split(","))
+    assert all(lines == alone for lines in found)
 
 
 def test_ranks_without_a_shard_are_refused(home, tmp_path) -> None:
