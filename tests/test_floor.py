@@ -785,7 +785,7 @@ def test_63_sigterm_is_as_ctrl_c(number: signal.Signals, workers: int, tmp_path:
     write(tmp_path / "job.py", text + PAUSED)
     command = [
         sys.executable, "-m", "veritrain", "train", str(tmp_path / "job.py"), "--out",
-        str(tmp_path / "run"), "--key", str(tmp_path / "key"), "--workers", str(workers),
+        str(tmp_path / "run"), "--key", str(tmp_path / "key"), "--processes", str(workers),
     ]  # fmt: skip
     KEY.save(tmp_path / "key")
     process = subprocess.Popen(

@@ -100,11 +100,21 @@ def test_train_does_not_overwrite_a_run(call, folder):
     assert "resume" in err
 
 
-def test_train_with_workers_gives_the_same_digest(call_json, folder, tmp_path):
-    words = ("train", folder / "job.py", "--out", tmp_path / "run", "--workers", 1)
+def test_train_with_processes_gives_the_same_digest(call_json, folder, tmp_path):
+    words = ("train", folder / "job.py", "--out", tmp_path / "run", "--processes", 1)
     code, data = call_json(*words, "--key", folder / "trainer.key")
     assert code == 0
     assert data["digest"] == Transcript.open(folder / "run").heads[-1].head.root.hex()
+
+
+def test_the_old_name_of_processes_is_understood_and_the_new_one_said(call, folder):
+    words = ("audit", folder / "run", "--job", folder / "job.py", "--sample", "1")
+    code, out, err = call(*words, "--workers", 2)
+    assert (code, out.splitlines()[-1]) == (0, "ACCEPTED: 2 of 6 steps recomputed to the same bits")
+    assert err.count("veritrain: --workers has a new name: --processes\n") == 1
+    code, _, err = call(*words, "--workers", 0)
+    assert code == 2
+    assert "--workers" in err
 
 
 # audit
@@ -120,9 +130,10 @@ def test_accepted(call, call_json, folder):
 
 
 @pytest.mark.parametrize(
-    ("options", "steps"), [(["--steps", "3:4"], 2), (["--sample", "2"], 4), (["--workers", "2"], 6)]
+    ("options", "steps"),
+    [(["--steps", "3:4"], 2), (["--sample", "2"], 4), (["--processes", "2"], 6)],
 )
-def test_parts_and_workers(call_json, folder, options, steps):
+def test_parts_and_processes(call_json, folder, options, steps):
     code, data = call_json("audit", folder / "run", "--job", folder / "job.py", *options)
     assert (code, data["steps_replayed"]) == (0, steps)
 

@@ -40,7 +40,7 @@ def test_no_arguments_show_the_help(call):
         ["check", "job.py", "--records", "all"],
         ["train"],
         ["train", "job.py"],
-        ["train", "job.py", "--out", "x", "--workers", "-1"],
+        ["train", "job.py", "--out", "x", "--processes", "-1"],
         ["train", "no-such-job.py", "--out", "x"],
         ["audit", "no-such-run"],
         ["audit", "no-such-run", "--job", "no-such-job.py"],

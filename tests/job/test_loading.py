@@ -194,11 +194,11 @@ def test_an_audit_of_a_shipped_folder_is_not_fooled(plant, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("plant", FEW_PLANTS)
-def test_worker_processes_of_an_audit_are_not_fooled(plant, tmp_path: Path) -> None:
+def test_processes_of_an_audit_are_not_fooled(plant, tmp_path: Path) -> None:
     """Each of them imports the module by itself."""
     file = train_falsely(tmp_path)
     plant(tmp_path / "job/helper.py", EVIL)
-    command = ["audit", str(tmp_path / "run"), "--job", str(file), "--workers", "2", "--json"]
+    command = ["audit", str(tmp_path / "run"), "--job", str(file), "--processes", "2", "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "veritrain", *command], capture_output=True, text=True, cwd=tmp_path
     )

@@ -109,7 +109,7 @@ def test_the_command_with_tls_and_token(home, certificate, tmp_path, capfd, monk
     token.chmod(0o600)
     words = [str(part) for part in certificate]
     with running(home / "run", token=TOKEN, certificate=words) as private:
-        audit = ["audit", private.url, "--job", str(home / "job.py"), "--workers", workers]
+        audit = ["audit", private.url, "--job", str(home / "job.py"), "--processes", workers]
         assert main([*audit, "--ca", words[0], "--token-file", str(token)]) == 0
         out, err = capfd.readouterr()
         assert out.splitlines()[-1] == "ACCEPTED: 12 of 12 steps recomputed to the same bits"
