@@ -11,7 +11,8 @@
     ├── FieldError              a value that another party wrote is not of its form: names the field
     ├── TranscriptError         bytes that another party wrote are malformed: names file and place
     ├── VerificationError       the bytes are well formed, the claim they make is false
-    │   └── EquivocationError      (parties.equivocation) a party signed two things for one slot
+    │   ├── EquivocationError      (parties.equivocation) a party signed two things for one slot
+    │   └── UnlikeRanksError    processes that train one run have come to unlike states
     ├── FalseOpeningError       (the trace's openings) a value is not the one that was committed to
     ├── LostRankError           another process of a run that several train is gone
     ├── InconclusiveError       neither true nor false could be shown (missing data, other environment)
@@ -68,6 +69,10 @@ class VerificationError(VeritrainError):
     """Well-formed bytes make a claim that is false."""
 
     exit_code = 1
+
+
+class UnlikeRanksError(VerificationError):
+    """The ranks of a run that several processes train do not have one state after a step."""
 
 
 class LostRankError(VeritrainError):

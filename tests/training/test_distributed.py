@@ -147,6 +147,23 @@ def test_the_rank_that_flips_a_bit_is_named_and_nothing_of_it_is_recorded(home, 
 
 
 @pytest.mark.long
+def test_sigterm_to_torchrun_and_a_resume_by_more_ranks(home, tmp_path) -> None:
+    run, job = tmp_path / "run", home.job(steps=60)
+    words = [job, "--out", run, "--key", home.key, "--resume"]  # begins it where there is none
+    process = torchrun(words, "--nproc-per-node", "2", "--standalone")
+    wait_for_commit(run, 3, process)
+    process.terminate()
+    (errors,) = ended([process])
+    assert process.returncode != 0
+    assert "terminated, recorded up to step" in errors
+    assert 3 <= len(Transcript.open(run).leaves) - 1 < 60
+    process = torchrun(words, "--nproc-per-node", "4", "--standalone")
+    (errors,) = ended([process])
+    assert process.returncode == 0, errors
+    vt.audit(run, vt.load_job(job)).require_accepted()
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_a_frozen_rank_ends_the_others(frozen, home, tmp_path) -> None:
     run, job = tmp_path / "run", home.job(steps=2000)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from tests import jobs
 from tests.training.ranks_support import as_ranks
-from veritrain import JobError, UsageError, VerificationError
-from veritrain.errors import LostRankError, VeritrainError
+from veritrain import JobError, UsageError
+from veritrain.errors import LostRankError, UnlikeRanksError, VeritrainError
 from veritrain.training.distributed import agreement, signs
 from veritrain.training.distributed.ranks import Place, Ranks
 from veritrain.training.distributed.signs import Kind, Sign
@@ -250,7 +250,7 @@ def test_the_rank_with_another_state_is_named_with_the_tensor() -> None:
         ({0, 2}, "beside rank 0, rank 1: tensor 'b'"),
     ):
         odd = now
-        message = raised(3, act, VerificationError)
+        message = raised(3, act, UnlikeRanksError)
         assert message.startswith(f"step 9: the ranks do not have one state; {named}"), message
 
 

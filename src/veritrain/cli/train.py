@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from veritrain.cli import keys, output, params
-from veritrain.errors import LostRankError, StorageError, VerificationError, VeritrainError
+from veritrain.errors import LostRankError, StorageError, UnlikeRanksError, VeritrainError
 
 if TYPE_CHECKING:
     from veritrain.job.job import Job
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 TERMINATED = 143  # 128 + SIGTERM
+DEADLINE = 60.0  # seconds
 
 
 class StoppedRunError(VeritrainError):
@@ -59,7 +60,7 @@ same digest as without the interruption.""",
 @click.option(
     "--deadline",
     type=click.FloatRange(0, min_open=True),
-    default=60.0,
+    default=DEADLINE,
     show_default=True,
     metavar="SECONDS",
     help="Under torchrun: a rank that is silent for so long is lost, and the others end.",
@@ -100,7 +101,14 @@ def command(
     from veritrain.job.step import find_device
 
     options = _Options(
-        job=job, out=out, resume=resume, processes=processes, device=device, key=key, secret=secret
+        job=job,
+        out=out,
+        resume=resume,
+        processes=processes,
+        device=device,
+        deadline=deadline,
+        key=key,
+        secret=secret,
     )
     find_device(device)  # before the job reads its data
     with output.only_results_on_stdout(), _ranks(device, deadline) as ranks:
@@ -118,18 +126,21 @@ def _ranks(device: str, deadline: float) -> Generator[Ranks | None]:
         yield None
         return
     from veritrain.training.distributed.ranks import Ranks
+    from veritrain.training.recorder import TerminatedError
 
-    first_speaks = False
+    is_silent = False
     try:
         with Ranks.join(device=device, deadline=deadline) as ranks:
             try:
                 yield ranks if ranks.size > 1 else None
-            finally:
-                first_speaks = ranks.rank > 0 and not ranks.is_first_lost
-    except VeritrainError as error:
-        if first_speaks:  # about this error too
-            raise click.exceptions.Exit(error.exit_code) from error
-        raise
+            finally:  # rank 0 speaks for all, while it is there
+                is_silent = ranks.rank > 0 and not ranks.is_first_lost
+    except (VeritrainError, KeyboardInterrupt) as error:
+        if not is_silent:
+            raise
+        code = TERMINATED if isinstance(error, TerminatedError) else INTERRUPTED
+        code = error.exit_code if isinstance(error, VeritrainError) else code
+        raise click.exceptions.Exit(code) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +152,7 @@ class _Options:
     resume: bool
     processes: int
     device: str
+    deadline: float
     key: Path | None
     secret: bool
 
@@ -152,6 +164,7 @@ class _Options:
         words += ["--key", str(self.key)] if self.key is not None else []
         words += ["--processes", str(self.processes)] if self.processes else []
         words += ["--device", self.device] if self.device != "cpu" else []
+        words += ["--deadline", f"{self.deadline:g}"] if self.deadline != DEADLINE else []
         words += ["--secret"] if self.secret else []
         return f"{_recorded(self.out)}; go on with: {shlex.join(words)}"
 
@@ -202,7 +215,7 @@ def _record(options: _Options, ranks: Ranks | None) -> _Result:
             raise StoppedRunError("terminated", how(), TERMINATED) from None
         except KeyboardInterrupt:
             raise StoppedRunError("interrupted", how(), INTERRUPTED) from None
-        except (StorageError, LostRankError, VerificationError) as error:
+        except (StorageError, LostRankError, UnlikeRanksError) as error:
             raise StoppedRunError(str(error), how(), error.exit_code) from error
     return _Result(
         steps=loaded.steps,
@@ -226,17 +239,11 @@ def _follow(options: _Options, ranks: Ranks) -> int:
     """Train as a rank that writes nothing."""
     from veritrain.job.load import load_job
     from veritrain.training.distributed.together import Together, follow
-    from veritrain.training.recorder import TerminatedError
 
-    try:
-        job = load_job(options.job)
-        together = Together(ranks, job)
-        with together.stoppable():
-            follow(together, job, processes=options.processes, device=str(ranks.device))
-    except TerminatedError:
-        return TERMINATED
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    job = load_job(options.job)
+    together = Together(ranks, job)
+    with together.stoppable():
+        follow(together, job, processes=options.processes, device=str(ranks.device))
     return 0
 
 

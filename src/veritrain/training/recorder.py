@@ -88,7 +88,7 @@ class Companions(Protocol):
             The digests of all shards' batches; `batches` are those of this process.
 
         Raises:
-            VerificationError: another process has another state.
+            UnlikeRanksError: another process has another state.
         """
         ...
 
@@ -438,7 +438,7 @@ class _Run:
             log: the step's rounding log.
 
         Raises:
-            VerificationError: another process has another state.
+            UnlikeRanksError: another process has another state.
         """
         state = capture(self.program)
         refuse_nan(state, number)

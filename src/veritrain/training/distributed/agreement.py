@@ -15,7 +15,7 @@ from typing import cast
 from torch import Tensor
 
 from veritrain.encoding import DIGEST_BYTES, Digest, Value, decode, digest, encode
-from veritrain.errors import JobError, TranscriptError, UsageError, VerificationError
+from veritrain.errors import JobError, TranscriptError, UnlikeRanksError, UsageError
 from veritrain.job.job import Job
 from veritrain.job.loading.installed import found
 from veritrain.job.sources import ALWAYS, commitment
@@ -23,7 +23,7 @@ from veritrain.numerics import resolve
 from veritrain.training.distributed.ranks import Ranks
 from veritrain.training.distributed.reduction import shards_of
 from veritrain.transcript import TensorEntry, state_entries, state_root
-from veritrain.transcript.fields import differences
+from veritrain.transcript.fields import differences, shown
 from veritrain.transcript.limits import LIMITS
 from veritrain.transcript.tensors import content, diff, empty
 
@@ -119,7 +119,7 @@ def shared_state(
         The step, and the state to put into the program: None where it needs none.
 
     Raises:
-        VerificationError: this rank built another initial state; names the tensor.
+        UnlikeRanksError: this rank built another initial state; names the tensor.
         TranscriptError: what rank 0 sent is no state.
     """
     is_first = ranks.rank == 0
@@ -143,7 +143,9 @@ def shared_state(
             received[entry.name] = tensor
         ranks.share(tensor.reshape(-1))
         if digest("tensor", content(tensor)) != entry.digest:
-            raise VerificationError(f"tensor {entry.name}: another one arrived than rank 0 sent")
+            raise UnlikeRanksError(
+                f"tensor {shown(entry.name)}: another one arrived than rank 0 sent"
+            )
     return step, None if is_first else received
 
 
@@ -173,7 +175,7 @@ def agree(
         stops: whether this rank was asked to stop after the step.
 
     Raises:
-        VerificationError: a rank has another state; names it, and the first tensor that differs.
+        UnlikeRanksError: a rank has another state; names it, and the first tensor that differs.
     """
     held = [len(shards_of(rank, ranks.size, shards)) for rank in range(ranks.size)]
     own = bytes([stops]) + state_root(entries) + b"".join(batches)
@@ -192,7 +194,7 @@ def require_same_state(ranks: Ranks, step: int, entries: Sequence[TensorEntry]) 
     """Check that all ranks have one state.
 
     Raises:
-        VerificationError: a rank has another; names it, and the first tensor that differs.
+        UnlikeRanksError: a rank has another; names it, and the first tensor that differs.
     """
     _require_same_roots(ranks, step, entries, ranks.gather(state_root(entries)))
 
@@ -208,7 +210,7 @@ def _require_same_roots(
     parts = [
         f"{_named(group)}: {diff(expected, _entries(texts[group[0]], group[0]))}" for group in odd
     ]
-    raise VerificationError(
+    raise UnlikeRanksError(
         f"step {step}: the ranks do not have one state; beside rank {reference}, {'. '.join(parts)}"
     )
 

@@ -142,12 +142,12 @@ class Ranks:
             sign = Sign(kind=Kind.DONE)
         elif isinstance(error, LostRankError):
             sign = Sign(kind=Kind.BEREFT, text=str(error))
+        elif isinstance(error, KeyboardInterrupt):
+            sign = Sign(kind=Kind.FAILED, text="it was interrupted")
         else:
             is_ours = isinstance(error, VeritrainError)
-            sign = Sign(
-                kind=Kind.FAILED,
-                text=str(error) if is_ours else f"{type(error).__name__}: {error}",
-            )
+            text = str(error) if is_ours else f"{type(error).__name__}: {error}"
+            sign = Sign(kind=Kind.FAILED, text=text)
         self._watch.leave(sign)
 
     def gather(self, data: bytes) -> list[bytes]:

@@ -69,7 +69,7 @@ class Together:
 
         Raises:
             JobError: a rank has other packages; names them.
-            VerificationError: a rank built another initial state; names the tensor.
+            UnlikeRanksError: a rank built another initial state; names the tensor.
         """
         agreement.require_same_packages(self._ranks, environment)
         check = partial(require_fit, program)
@@ -146,7 +146,7 @@ def follow(together: Together, job: Job, *, processes: int, device: str) -> None
 
     Raises:
         JobError, NumericsError: as `Recorder`.
-        VerificationError: the ranks do not have one state after a step.
+        UnlikeRanksError: the ranks do not have one state after a step.
         KeyboardInterrupt: a rank was asked to stop.
     """
     batches = Batches(job, shards=together.shards)
