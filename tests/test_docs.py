@@ -83,6 +83,9 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
 
 
+TORCHRUN = "nnodes node-rank nproc-per-node master-addr master-port max-restarts"  # its options
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_that_are_named_exist(page):
     known = {
@@ -92,6 +95,7 @@ def test_options_that_are_named_exist(page):
         for option in parameter.opts
     }
     known |= {"--help", "--version", "--index-url", "--only", "--out", "--threads"}
+    known |= {f"--{name}" for name in TORCHRUN.split()}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text())) <= known
 
 
