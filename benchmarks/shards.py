@@ -83,7 +83,7 @@ def shards() -> list[dict[str, Any]]:
                 "gradient MB": cut["gradient"] / 1e6,
                 "accumulate=n MB": accumulated["peak"] / 1e6,
                 "shards=n MB": cut["peak"] / 1e6,
-                "more, in gradients": extra / cut["gradient"],
+                "more MB": extra / 1e6,
                 "accumulate=n ms": accumulated["seconds"] * 1e3,
                 "shards=n ms": cut["seconds"] * 1e3,
                 "shards / accumulate": cut["seconds"] / accumulated["seconds"],
