@@ -12,8 +12,8 @@
     accuracy     error of contractions against float64, beside float32, TF32 and bfloat16
     scaling      step time from 1M to 124M parameters (and a plot)
     logged       logged numerics: step, audit, log, memory, corrections; beside the published log
-    training     the loss that whole trainings reach, several seeds (and a plot); `--data` has its data
-    dispute      disputes over steps of full-size models: rounds, bytes, time of each party, evidence
+    training     the loss that whole trainings reach, several seeds (and a plot); `--data`: its data
+    dispute      disputes over steps of full-size models: rounds, bytes, times, evidence
     service      200 readers of one server, alone and beside attackers: requests/s, latency, errors
     distributed  the sum over ranks beside gloo's all-reduce: time, and bytes that each rank sends
     distributed_step   a step of two ranks with one thread each beside one process with two

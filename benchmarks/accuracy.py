@@ -31,7 +31,8 @@ def _under(numerics: str, function: Callable[..., Tensor]) -> Callable[..., Tens
 
 
 def _ways(function: Callable[..., Tensor]) -> dict[str, Callable[..., Tensor]]:
-    """TF32 and bfloat16: operands of 10 and 7 bits, exact products, sums in float64 (their best case)."""
+    """TF32 and bfloat16: operands of 10 and 7 bits, exact products, sums in float64 (their best
+    case)."""
     return {
         "float32": function,
         "exact": _under("exact", function),

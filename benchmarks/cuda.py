@@ -1,4 +1,5 @@
-"""ResNet-50 and GPT-2 on a GPU: the same digests as on the CPU, and step times beside native numerics."""
+"""ResNet-50 and GPT-2 on a GPU: the same digests as on the CPU, and step times beside native
+numerics."""
 
 from __future__ import annotations
 

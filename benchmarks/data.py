@@ -1,7 +1,9 @@
-"""Real data for benchmarks that train: CIFAR-10 and Shakespeare where given, else what comes with scikit-learn.
+"""Real data for benchmarks that train: CIFAR-10 and Shakespeare where given, else what comes with
+scikit-learn.
 
-A folder given by `--data` may hold `cifar10.npz` (JPEG images: `train_jpeg` uint8, `train_offsets` int64,
-`train_labels`) and `shakespeare.txt`. Without them: handwritten digits, and a piece of PyTorch's source.
+A folder given by `--data` may hold `cifar10.npz` (JPEG images: `train_jpeg` uint8, `train_offsets`
+int64, `train_labels`) and `shakespeare.txt`. Without them: handwritten digits, and a piece of
+PyTorch's source.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Disputes over full-size models: rounds, messages, bytes, the time of each party, evidence.
 
-The chain of leaves is generated; the disputed step is a real one of ResNet-50 or GPT-2 124M under `exact` numerics,
-and the trainer's result of one operator of it is wrong in one bit, from which it honestly goes on. The operators are
-taken by what they read and write: the median one, the largest and some between. The referee's time is
-that of all its calls; its memory that of a process that does nothing but play the dispute again from the evidence.
+The chain of leaves is generated; the disputed step is a real one of ResNet-50 or GPT-2 124M under
+`exact` numerics, and the trainer's result of one operator of it is wrong in one bit, from which it
+honestly goes on. The operators are taken by what they read and write: the median one, the largest
+and some between. The referee's time is that of all its calls; its memory that of a process that
+does nothing but play the dispute again from the evidence.
 """
 
 from __future__ import annotations

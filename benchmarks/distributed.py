@@ -1,8 +1,8 @@
 """The sum over ranks beside gloo's all-reduce, and a step of two ranks beside one process.
 
 The kernel counts the bytes that a rank sends, on all its TCP connections, for both alike. gloo's
-all-reduce adds float32 in an order of its own; the sum over ranks adds by the tree of a step in shards,
-to the same bits for any number of ranks.
+all-reduce adds float32 in an order of its own; the sum over ranks adds by the tree of a step in
+shards, to the same bits for any number of ranks.
 
 python -m benchmarks.distributed sum RANK N PORT PARAMETERS    one rank of the first
 python -m benchmarks.distributed step RANK N PORT              one rank of the second
@@ -52,7 +52,8 @@ def distributed() -> list[Row]:
 
 
 def distributed_step() -> list[Row]:
-    """A step of two ranks with a thread each, beside one process with two threads; each does two shards."""
+    """A step of two ranks with a thread each, beside one process with two threads; each does two
+    shards."""
     alone = _ranks("step", 1, threads=2)[0]
     two = _ranks("step", 2, threads=1)[0]
     return [
@@ -114,7 +115,8 @@ def measure_sum(ranks: Ranks, gloo: Any, size: int) -> dict[str, float]:
 
     def tree() -> None:
         own = BlockSum(
-            shards=range(ranks.rank, ranks.rank + 1), loss=0.0, gradients=dict(gradients), buffers={},
+            shards=range(ranks.rank, ranks.rank + 1), loss=0.0, gradients=dict(gradients),
+            buffers={},
             changed=frozenset(),
         )  # fmt: skip
         gradients.update(reduction.total([own], ranks.size).gradients)

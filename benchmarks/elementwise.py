@@ -1,4 +1,5 @@
-"""Single operators on one thread: `exact` against PyTorch's own kernel, interleaved, shortest of many runs.
+"""Single operators on one thread: `exact` against PyTorch's own kernel, interleaved, shortest of
+many runs.
 
 Matrix products and convolutions are not here; their cost is in the step times.
 """

@@ -1,7 +1,7 @@
 """Full-size models: step time and peak memory of each numerics, and of the published method.
 
-ResNet-50 for 32x32 images (batch 64) and GPT-2 124M (8 x 64 tokens), whole training steps on generated
-data. Times are interleaved in one process; each peak is that of a process of its own.
+ResNet-50 for 32x32 images (batch 64) and GPT-2 124M (8 x 64 tokens), whole training steps on
+generated data. Times are interleaved in one process; each peak is that of a process of its own.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Logged numerics: step time, log, audit, memory and corrections, beside the unrounded step and the published log.
+"""Logged numerics: step time, log, audit, memory and corrections, beside the unrounded step and the
+published log.
 
-The unrounded step is PyTorch's own, with model and data in the computing precision. The published encoding
-takes 1.6 bits for every rounded value; both counts are of this run. Corrections are those of an auditor whose
-sums run the other way round, on one thread; those of attention are of the same model without dropout there,
-since PyTorch fuses it then.
+The unrounded step is PyTorch's own, with model and data in the computing precision. The published
+encoding takes 1.6 bits for every rounded value; both counts are of this run. Corrections are those
+of an auditor whose sums run the other way round, on one thread; those of attention are of the same
+model without dropout there, since PyTorch fuses it then.
 """
 
 from __future__ import annotations
@@ -78,10 +79,11 @@ def _row(model: str, numerics: str) -> Row:
 
 
 def _corrections(workload: Workload, numerics: str) -> Row:
-    """Decisions that another machine takes over, for each million values, by class; largest gap over threshold.
+    """Decisions that another machine takes over, for each million values, by class; largest gap
+    over threshold.
 
-    The gaps are those of samples of all values, whether a decision hung on them or not; None where the
-    model has no operator of a class.
+    The gaps are those of samples of all values, whether a decision hung on them or not; None where
+    the model has no operator of a class.
     """
     trainer, auditor = (Program.build(workload.job(numerics, 1000)) for _ in range(2))
     batch = _batch(workload)
@@ -109,7 +111,8 @@ def _corrections(workload: Workload, numerics: str) -> Row:
 
 
 def _of_attention(model: str, numerics: str) -> Row:
-    """Corrections of the class attention, which PyTorch fuses without dropout only: of another model."""
+    """Corrections of the class attention, which PyTorch fuses without dropout only: of another
+    model."""
     if model not in _WITHOUT_DROPOUT:
         return {}
     found = _corrections(_WITHOUT_DROPOUT[model], numerics)
@@ -119,7 +122,8 @@ def _of_attention(model: str, numerics: str) -> Row:
 def _steered(workload: Workload, numerics: str) -> Row:
     """How far steering moves the weights in a step, over how far the step itself does: 2-norms.
 
-    Once with every decision down, and once with as many as audits accept, all in the largest parameter.
+    Once with every decision down, and once with as many as audits accept, all in the largest
+    parameter.
     """
     start = _weights(Program.build(workload.job(numerics, 1000)))
     honest = _weights_after(workload, numerics, Recording)

@@ -1,10 +1,12 @@
-"""The published method (Optimistic Verifiable Training), for comparison: float64 with rounding hooks.
+"""The published method (Optimistic Verifiable Training), for comparison: float64 with rounding
+hooks.
 
-The model trains in float64. The output of every leaf module, and the gradient of its input, is rounded
-to the float32 grid (rounding amount 32) and goes on in float64; for each value the trainer logs whether
-it lies near a rounding boundary and to which side it went, five such decisions to the byte. What follows
-of the method (the auditor's copying of decisions, the adaptive threshold) is not part of a training
-step's cost. Source: the paper's Algorithm 1, with its sample threshold for convolutions.
+The model trains in float64. The output of every leaf module, and the gradient of its input, is
+rounded to the float32 grid (rounding amount 32) and goes on in float64; for each value the trainer
+logs whether it lies near a rounding boundary and to which side it went, five such decisions to the
+byte. What follows of the method (the auditor's copying of decisions, the adaptive threshold) is not
+part of a training step's cost. Source: the paper's Algorithm 1, with its sample threshold for
+convolutions.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-THRESHOLD = 0.295  # of a float32 unit in the last place: closer to a boundary than 0.5 - THRESHOLD is logged
+# of a float32 unit in the last place: closer to a boundary than 0.5 - THRESHOLD is logged
+THRESHOLD = 0.295
 _POWERS = (1, 3, 9, 27, 81)
 
 

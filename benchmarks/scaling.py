@@ -1,4 +1,5 @@
-"""Cost of a step from one to 124 million parameters: language models of the same make, larger and larger."""
+"""Cost of a step from one to 124 million parameters: language models of the same make, larger and
+larger."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def _row(vocabulary: int, width: int, layers: int, heads: int) -> Row:
     programs = {n: Program.build(workload.job(n, 1000)) for n in NUMERICS}
     batch = Batches(workload.job("native", 1000))[1]
     times = interleaved(
-        {n: (lambda p=p: run_step(p, 1, batch)) for n, p in programs.items()}, warmup=2, runs=7
+        {n: lambda p=p: run_step(p, 1, batch) for n, p in programs.items()}, warmup=2, runs=7
     )
     parameters = sum(p.numel() for p in programs["native"].model.parameters())
     return {

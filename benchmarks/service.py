@@ -1,7 +1,8 @@
 """The service under load: readers who share one server, alone and beside clients who attack it.
 
-The server is a process of its own with its standard bounds. Each reader has an address of its own, and the attackers
-share one (Linux gives all of 127.0.0.0/8 to this machine). Every answer is compared with the file, byte by byte.
+The server is a process of its own with its standard bounds. Each reader has an address of its own,
+and the attackers share one (Linux gives all of 127.0.0.0/8 to this machine). Every answer is
+compared with the file, byte by byte.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Seconds that commands of the README take in a process of their own, with kernels to compile and without.
+"""Seconds that commands of the README take in a process of their own, with kernels to compile and
+without.
 
-Cold: each in a folder for compiled kernels that is empty. Warm: in one that the same command has filled.
-Seconds of processors are there beside those of the clock: on a busy machine they mislead less.
+Cold: each in a folder for compiled kernels that is empty. Warm: in one that the same command has
+filled. Seconds of processors are there beside those of the clock: on a busy machine they mislead
+less.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ _JOB = re.compile(r"<!-- file: job.py -->\n```python\n(.*?)```", re.DOTALL)
 
 
 def startup() -> list[dict[str, Any]]:
-    """A row for each command: `--help`, an empty Python, and, cold and warm, check, train, audit, the demo."""
+    """A row for each command: `--help`, an empty Python, and, cold and warm, check, train, audit,
+    the demo."""
     times: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -35,13 +35,19 @@ def headlines() -> tuple[str, str, str]:
     audit = max(row["audit / training"] for row in audits.values())
     dispute = rows("dispute")["GPT-2 124M 1000000 steps, operators' quantile 0.5"]
     return (
-        f"A step under `exact` takes {resnet:.2f} times PyTorch's own for ResNet-50, "
-        f"and {gpt2:.2f} times for GPT-2 124M.",
-        f"In three small models committing adds at most {added:.1%} to a step, "
-        f"and a full audit takes at most {audit:.2f} times the training.",
-        f"A dispute about one bit of GPT-2 124M, in a run of a million steps, takes "
-        f"{dispute['rounds']} questions and {dispute['MB sent']:.2f} MB; "
-        f"the referee computes {dispute['referee / step']:.1%} of a step.",
+        (
+            f"A step under `exact` takes {resnet:.2f} times PyTorch's own for ResNet-50, "
+            f"and {gpt2:.2f} times for GPT-2 124M."
+        ),
+        (
+            f"In three small models committing adds at most {added:.1%} to a step, "
+            f"and a full audit takes at most {audit:.2f} times the training."
+        ),
+        (
+            "A dispute about one bit of GPT-2 124M, in a run of a million steps, takes "
+            f"{dispute['rounds']} questions and {dispute['MB sent']:.2f} MB; "
+            f"the referee computes {dispute['referee / step']:.1%} of a step."
+        ),
     )
 
 
@@ -49,7 +55,10 @@ def step_table() -> str:
     """Markdown: one line per model."""
     steps, commits, audits = rows("step"), rows("commit"), rows("audit")
     lines = [
-        "| model | parameters | `native` | `exact` | ratio | commit adds | written | audit / training |",
+        (
+            "| model | parameters | `native` | `exact` | ratio | commit adds | written | audit /"
+            " training |"
+        ),
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for model, row in steps.items():
@@ -100,7 +109,10 @@ def logged_table() -> str:
 def dispute_table() -> str:
     """Markdown: disputes, one line for each model, length of run and operator."""
     lines = [
-        "| model | steps | operator | rounds | sent | trainer | challenger | referee | peak | evidence |",
+        (
+            "| model | steps | operator | rounds | sent | trainer | challenger | referee | peak |"
+            " evidence |"
+        ),
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for run, row in rows("dispute").items():

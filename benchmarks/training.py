@@ -1,7 +1,7 @@
 """Whole trainings, `exact` beside `native`: is the loss that they reach the same within seed noise?
 
-For each seed all numerics start from the same weights and see the same batches, so that what differs
-is rounding alone; seeds differ in both.
+For each seed all numerics start from the same weights and see the same batches, so that what
+differs is rounding alone; seeds differ in both.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Break the long lines of Markdown pages: `python docs/reflow.py PAGE ...`.
 
 A paragraph with a line of more than 100 characters is filled again, and a table with such a row
-becomes a list. Everything else stays as it is: code blocks, headings, comments, other paragraphs and
-tables. No code span or link target is broken. Running the program twice changes nothing more.
+becomes a list. Everything else stays as it is: code blocks, headings, comments, other paragraphs
+and tables. No code span or link target is broken. Running the program twice changes nothing more.
 """
 
 from __future__ import annotations

@@ -186,8 +186,10 @@ LAYERS = [
     Layer("2-D, no sample", (0, 2, 4, 4), (3, 2, 3, 3)),
     Layer("3-D", (1, 2, 3, 4, 3), (3, 2, 2, 2, 2), padding=1, stride=2),
     Layer("1-D, transposed", (2, 3, 4), (3, 2, 3), stride=2, transposed=True),
-    Layer("2-D, transposed", (2, 2, 3, 3), (2, 3, 3, 2), stride=2, padding=1, transposed=True, output_padding=1),
-    Layer("2-D, transposed, groups, dilation", (1, 4, 3, 3), (4, 2, 2, 2), groups=2, dilation=2, transposed=True),
+    Layer("2-D, transposed", (2, 2, 3, 3), (2, 3, 3, 2), stride=2, padding=1, transposed=True,
+        output_padding=1),
+    Layer("2-D, transposed, groups, dilation", (1, 4, 3, 3), (4, 2, 2, 2), groups=2, dilation=2,
+        transposed=True),
     Layer("3-D, transposed", (1, 2, 2, 2, 3), (2, 2, 2, 2, 2), stride=2, transposed=True),
 ]  # fmt: skip
 
@@ -516,9 +518,11 @@ def optimiser_cases() -> Iterator[Case]:
         "amsgrad": False,
     }
     for name, options in {
-        "Adam": {}, "Adam, weight decay": {"weight_decay": 0.01}, "Adam, amsgrad": {"amsgrad": True},
+        "Adam": {}, "Adam, weight decay": {"weight_decay": 0.01},
+        "Adam, amsgrad": {"amsgrad": True},
         "AdamW": {"decoupled": True, "weight_decay": 0.01}, "Adam, maximize": {"maximize": True},
-        "AdamW, other numbers": {"decoupled": True, "weight_decay": 0.3, "lr": 0.1, "beta1": 0.5, "beta2": 0.75, "eps": 0.1},
+        "AdamW, other numbers": {"decoupled": True, "weight_decay": 0.3, "lr": 0.1, "beta1": 0.5,
+            "beta2": 0.75, "eps": 0.1},
     }.items():  # fmt: skip
         inputs = {"param": draw(6), "grads": draw(5, 6, exponents=WIDE)}
         yield Case(f"{name}, 5 steps", "adam", inputs, plain | options)

@@ -1,4 +1,5 @@
-"""Run by the long matrix tests on each machine: train a full-size model, print digests of its states.
+"""Run by the long matrix tests on each machine: train a full-size model, print digests of its
+states.
 
 python -m tests.full_size_digests NUMERICS STEPS MODEL
 """

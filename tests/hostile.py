@@ -1,7 +1,8 @@
 """What is handed to a parser that must survive it: run apart, with little memory.
 
-A parser that dies by a signal, takes memory out of proportion or raises what nobody catches takes its process
-along. So hostile values are read in a child process, whose memory is bounded once everything is imported.
+A parser that dies by a signal, takes memory out of proportion or raises what nobody catches takes
+its process along. So hostile values are read in a child process, whose memory is bounded once
+everything is imported.
 """
 
 from __future__ import annotations

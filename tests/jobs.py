@@ -1,4 +1,5 @@
-"""One tiny job for tests of the whole path: a step takes a millisecond, every mechanism is in it."""
+"""One tiny job for tests of the whole path: a step takes a millisecond, every mechanism is in
+it."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""Run by the matrix tests on each machine: train jobs under `logged` numerics, print digests of each step.
+"""Run by the matrix tests on each machine: train jobs under `logged` numerics, print digests of
+each step.
 
 python -m tests.logged_digests NUMERICS STEPS FOLDER write|follow|reorder NAME...
 
-The machine that writes leaves its rounding logs and samples of its raw values in FOLDER; the others follow
-the logs. One that reorders has sums that run in another order, and measures how far raw values lie apart.
-A full-size model goes by its name in `benchmarks.large`.
+The machine that writes leaves its rounding logs and samples of its raw values in FOLDER; the others
+follow the logs. One that reorders has sums that run in another order, and measures how far raw
+values lie apart. A full-size model goes by its name in `benchmarks.large`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The machine matrix: settings that give unlike bits on one computer, each as a process of its own.
 
-A *machine* here is a thread count, PyTorch's own kernels (ATEN_CPU_CAPABILITY), the instruction sets of
-MKL and oneDNN, the target of our compiled kernels (NUMBA_CPU_NAME), of numpy's (NPY_DISABLE_CPU_FEATURES)
-and of the C library's mathematics (GLIBC_TUNABLES), and the engine of our products. Under `native` numerics
-every one of them trains to other weights after one step (test_machines.py shows it), so agreement over the
-matrix is a real test.
+A *machine* here is a thread count, PyTorch's own kernels (ATEN_CPU_CAPABILITY), the instruction
+sets of MKL and oneDNN, the target of our compiled kernels (NUMBA_CPU_NAME), of numpy's
+(NPY_DISABLE_CPU_FEATURES) and of the C library's mathematics (GLIBC_TUNABLES), and the engine of
+our products. Under `native` numerics every one of them trains to other weights after one step
+(test_machines.py shows it), so agreement over the matrix is a real test.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Choose the cases of `veritrain doctor` from the vectors: `python tests/make_selftest.py` writes them."""
+"""Choose the cases of `veritrain doctor` from the vectors: `python tests/make_selftest.py` writes
+them."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 python -m tests.shard_digests STEPS SHARDS[,SHARDS] [NAME ...]
 
-Started as one of several ranks, with their variables in the environment, it computes its shards alone.
+Started as one of several ranks, with their variables in the environment, it computes its shards
+alone.
 """
 
 from __future__ import annotations

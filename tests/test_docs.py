@@ -114,8 +114,8 @@ def test_reflow_breaks_long_lines_alone():
     page = (
         f"# {word * 2}\n\n- {word}{code} - {link}\n  end\n\n```sh\n{word * 2}\n```\nshort\nlines\n"
     )
-    assert reflow(page) == (
-        f"# {word * 2}\n\n- {word.strip()}\n  {code} - [two\n  {link[5:]} end\n\n"
+    assert (
+        reflow(page) == f"# {word * 2}\n\n- {word.strip()}\n  {code} - [two\n  {link[5:]} end\n\n"
         f"```sh\n{word * 2}\n```\nshort\nlines\n"
     )
     assert reflow(reflow(page)) == reflow(page)
@@ -123,8 +123,9 @@ def test_reflow_breaks_long_lines_alone():
 
 def test_reflow_makes_a_list_of_a_wide_table():
     wide = "wide " * 20
-    assert reflow(f"| a | b |\n|---|---|\n| 1 | 2 |\n| x \\| y | {wide}|\n") == (
-        f"*a: b*\n\n- 1: 2\n- x | y: {wide[:-11]}\n  wide wide\n"
+    assert (
+        reflow(f"| a | b |\n|---|---|\n| 1 | 2 |\n| x \\| y | {wide}|\n")
+        == f"*a: b*\n\n- 1: 2\n- x | y: {wide[:-11]}\n  wide wide\n"
     )
     assert reflow(f"| a | b | c |\n|---|---|--:|\n| 1 | {wide}| |\n").startswith("- 1\n  - b: wide")
 

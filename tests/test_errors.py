@@ -1,4 +1,5 @@
-"""Every error that the package raises on purpose has its place in the tree of `veritrain.errors`."""
+"""Every error that the package raises on purpose has its place in the tree of
+`veritrain.errors`."""
 
 from __future__ import annotations
 

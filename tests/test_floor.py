@@ -1,7 +1,7 @@
 """What people met who trained with other tools, and jobs that are unusual but ordinary.
 
-Each test has the number of its case and says what is right. `make` is one small job; a case changes a
-part of it. Cases of numerics are in tests/numerics, those of loading in tests/test_loading.py.
+Each test has the number of its case and says what is right. `make` is one small job; a case changes
+a part of it. Cases of numerics are in tests/numerics, those of loading in tests/test_loading.py.
 """
 
 from __future__ import annotations
@@ -127,8 +127,10 @@ def test_44_a_nan_of_float8_is_named(tmp_path: Path) -> None:
 
 
 NOT_PLAIN: dict[str, tuple[Callable[[], Tensor], str]] = {
-    "44_e8m0": (lambda: torch.ones(3).to(torch.float8_e8m0fnu), "dtype torch.float8_e8m0fnu cannot"),
-    "51_fnuz": (lambda: torch.ones(3).to(torch.float8_e4m3fnuz), "dtype torch.float8_e4m3fnuz cannot"),
+    "44_e8m0": (lambda: torch.ones(3).to(torch.float8_e8m0fnu),
+        "dtype torch.float8_e8m0fnu cannot"),
+    "51_fnuz": (lambda: torch.ones(3).to(torch.float8_e4m3fnuz),
+        "dtype torch.float8_e4m3fnuz cannot"),
     "50_meta": (lambda: torch.empty(3, device="meta"), "got meta"),
     "50_sparse": (lambda: torch.eye(8).to_sparse(), "got torch.sparse_coo"),
     "51_csr": (lambda: torch.eye(8).to_sparse_csr(), "got torch.sparse_csr"),
@@ -168,9 +170,10 @@ class Rotating:
         return 24
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        return torch.full((8,), i / 10) + torch.tensor(
-            self.r.randint(0, 100, 8) / 50
-        ).float(), i % 2
+        return (
+            torch.full((8,), i / 10) + torch.tensor(self.r.randint(0, 100, 8) / 50).float(),
+            i % 2,
+        )
 
 
 def test_05_a_generator_of_the_data_sets_own(tmp_path: Path) -> None:
@@ -202,7 +205,7 @@ def test_18_a_loss_that_keeps_state(tmp_path: Path) -> None:
 
 
 HIDDEN = {
-    "a counter": "calls = itertools.count(1)\ndef loss(m, b): return F.cross_entropy(m(b[0]), b[1]) * next(calls)",
+    "a counter": "calls = itertools.count(1)\ndef loss(m, b): return F.cross_entropy(m(b[0]), b[1]) * next(calls)",  # noqa: E501
     "a record": """
 class Data(torch.utils.data.Dataset):
     def __init__(self): self.calls = 0
@@ -348,10 +351,12 @@ def test_26_before_step_computes_nothing(tmp_path: Path) -> None:
 
 BETWEEN: dict[str, tuple[Callable[[Any], object], str]] = {
     "60_requires_grad": (
-        lambda m: m[0].requires_grad_(False), r"model\.0\.bias\.requires_grad .* was changed outside"
+        lambda m: m[0].requires_grad_(False),
+        r"model\.0\.bias\.requires_grad .* was changed outside"
     ),
     "60_dropout": (lambda m: setattr(m[2], "p", 0.0), r"model\.2\.p .* was changed outside"),
-    "data": (lambda m: m[0].weight.data.clamp_(-0.01, 0.01), r"model/0\.weight was changed outside"),
+    "data": (lambda m: m[0].weight.data.clamp_(-0.01, 0.01),
+        r"model/0\.weight was changed outside"),
     "numpy": (
         lambda m: m[0].weight.detach().numpy().fill(0), r"model/0\.weight was changed outside"
     ),
@@ -825,7 +830,8 @@ def test_a_full_disk_says_how_to_go_on(tmp_path: Path) -> None:
             if "000000000008" in str(path) or any(store_step(p) for p in path.parent.glob("*4*")):
                 raise OSError(errno.ENOSPC, "No space left on device")
             write(path, parts)
-        def store_step(path): return path.name.startswith("000000000004") and "signatures" in str(path)
+        def store_step(path):
+            return path.name.startswith("000000000004") and "signatures" in str(path)
         store._write_durably = full
         sys.exit(main(sys.argv[1:]))
     """

@@ -1,4 +1,5 @@
-"""Every parser of bytes that someone else wrote: a value of the one form, or the error that it names."""
+"""Every parser of bytes that someone else wrote: a value of the one form, or the error that it
+names."""
 
 from __future__ import annotations
 
@@ -189,7 +190,8 @@ RECORDS = [
 ]
 GOOD = [
     Leaf(step=0, state=bytes(32), batch=None, loss=None, rounding=None, previous=bytes(32)),
-    Checkpoint(step=2, tensors=state_entries({"a": torch.zeros(2), "b": torch.ones(3)}), packs=(2, 1)),
+    Checkpoint(step=2, tensors=state_entries({"a": torch.zeros(2), "b": torch.ones(3)}),
+        packs=(2, 1)),
     Tree("tensor", bytes(5000)).open([(0, 10), (3000, 3001)]),
     TraceEntry(index=0, previous=bytes(32), final=False, body={"kind": "inputs"}),
     DisputeEvidence(referee=bytes(32), questions=(bytes(64),), events=(b"message", 1)),
@@ -250,13 +252,16 @@ VERDICT = {
 DEEP = "[" * 100_000
 BAD_JSON = [
     b"", b"\xff", b"{", b"null", b"[]", b"0", DEEP.encode(), DEEP.encode() + b"]" * 100_000,
-    b'{"a":' * 50_000, b"9" * 5000, b'{"a": ' + b"9" * 5000 + b"}", b'{"a": 1e999}', b'{"a": NaN}', b'{"a": -Infinity}',
-    b'{"payload": 1, "signatures": {}}', b'{"payload": "e30=", "signatures": [1]}', b'{"a": 1, "a": 2}',
+    b'{"a":' * 50_000, b"9" * 5000, b'{"a": ' + b"9" * 5000 + b"}", b'{"a": 1e999}', b'{"a": NaN}',
+    b'{"a": -Infinity}',
+    b'{"payload": 1, "signatures": {}}', b'{"payload": "e30=", "signatures": [1]}',
+    b'{"a": 1, "a": 2}',
     b'{"head": 1e999, "files": [], "next": null}', b'{"head": 1, "files": {}, "next": null}',
     b'{"head": 1, "files": [{"path": [], "bytes": 1}], "next": null}',
     b'{"head": 1, "files": [{"path": "a", "bytes": ' + b"9" * 4000 + b'}], "next": "x"}',
     b'{"head": 1, "files": [{"path": "a/b", "bytes": true}], "next": null}',
-    b'{"answer": 5}', b'{"answer": ["/answers/"]}', b'{"key": 5, "run": null}', json.dumps(VERDICT).encode(),
+    b'{"answer": 5}', b'{"answer": ["/answers/"]}', b'{"key": 5, "run": null}',
+    json.dumps(VERDICT).encode(),
 ]  # fmt: skip
 
 
@@ -279,8 +284,10 @@ GAP = {"samples": 1, "operator": "aten.mm", "largest": 1.0, "reach": 0.5}
 
 @pytest.mark.parametrize(
     "change",
-    [{"samples": -1}, {"samples": 2**63}, {"samples": True}, {"operator": "x" * 3000}, {"operator": 1},
-     {"largest": 10**400}, {"largest": -1}, {"largest": float("nan")}, {"largest": float("inf")}, {"reach": "1"}],
+    [{"samples": -1}, {"samples": 2**63}, {"samples": True}, {"operator": "x" * 3000},
+        {"operator": 1},
+     {"largest": 10**400}, {"largest": -1}, {"largest": float("nan")}, {"largest": float("inf")},
+     {"reach": "1"}],
 )  # fmt: skip
 def test_a_result_of_another_computer_that_cannot_be_used_is_refused(change):
     good = {"gaps": {"sum": GAP}, "disagreements": ["x"]}
@@ -290,7 +297,8 @@ def test_a_result_of_another_computer_that_cannot_be_used_is_refused(change):
 
 
 def test_hostile_records_take_memory_in_proportion():
-    """An empty array takes a byte here and a hundred there: within the limits that is all there is to gain."""
+    """An empty array takes a byte here and a hundred there: within the limits that is all there is
+    to gain."""
     nests = [[] for _ in range(200_000)]
     setup = """
     from veritrain.encoding import encode

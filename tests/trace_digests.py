@@ -1,6 +1,8 @@
-"""Digests of the traces of a step of every family, for one machine of the matrix: `NAME DIGEST` lines.
+"""Digests of the traces of a step of every family, for one machine of the matrix: `NAME DIGEST`
+lines.
 
-The second step: the state that it starts from was made by a step. Arguments: numerics, families (none: all).
+The second step: the state that it starts from was made by a step. Arguments: numerics, families
+    (none: all).
 """
 
 from __future__ import annotations

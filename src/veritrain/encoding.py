@@ -51,7 +51,8 @@ def encode(value: Value) -> bytes:
 
 
 def same(left: Value, right: Value) -> bool:
-    """Are they one value, by their canonical bytes? 1, 1.0 and True are three, 0.0 and -0.0 are two.
+    """Are they one value, by their canonical bytes? 1, 1.0 and True are three, 0.0 and -0.0 are
+    two.
 
     Raises:
         TypeError, ValueError: as `encode`.

@@ -15,7 +15,7 @@
     │   └── UnlikeRanksError    processes that train one run have come to unlike states
     ├── FalseOpeningError       (the trace's openings) a value is not the one that was committed to
     ├── LostRankError           another process of a run that several train is gone
-    ├── InconclusiveError       neither true nor false could be shown (missing data, other environment)
+    ├── InconclusiveError       neither true nor false could be shown (missing data, for example)
     │   └── CannotFollowError      (the trace's structure) the judge cannot follow the job's code
     └── StoppedRunError         (cli.train) a signal ended the training; it can be resumed
 

@@ -65,7 +65,8 @@ def test_refused_operators_are_listed(call, call_json, job):
     names = {line.split()[0] for line in lines if line.startswith("aten.") and "write" in line}
     assert (
         lines[0]
-        == f"{len(names | {'aten.abs.default', 'aten.sgn.default', 'aten.mul.Tensor'})} operators would be refused"
+        == f"{len(names | {'aten.abs.default', 'aten.sgn.default', 'aten.mul.Tensor'})} operators"
+        " would be refused"
     )
     assert re.split(r"  +", lines[2]) == ["operator", "where", "on", "times", "what to do"]
     place = f"1, 2, 3 and 2 more (job.py:{_line_of(path, 'torch.fft.fft')})"
@@ -110,7 +111,8 @@ def test_native_numerics_promise_nothing(call, job):
 def test_the_shape_of_the_json(call_json, job):
     data = call_json("check", job(REFUSED), "--records", "5")[1]
     assert list(data) == [
-        "ok", "numerics", "steps", "operators", "problems", "records_checked", "records", "estimates",
+        "ok", "numerics", "steps", "operators", "problems", "records_checked", "records",
+        "estimates",
     ]  # fmt: skip
     assert (data["numerics"], data["steps"]) == ("exact", 6)
     assert (data["records_checked"], data["records"]) == (5, 24)
@@ -122,7 +124,8 @@ def test_the_shape_of_the_json(call_json, job):
         "disk", "operators", "places",
     }  # fmt: skip
     assert set(data["estimates"]["disk"]) == {
-        "header", "carried", "leaf", "log", "first_checkpoint", "checkpoint", "checkpoints", "total",
+        "header", "carried", "leaf", "log", "first_checkpoint", "checkpoint", "checkpoints",
+        "total",
     }  # fmt: skip
     assert set(data["estimates"]["places"][0]) == {"name", "calls", "seconds"}
 

@@ -1,4 +1,5 @@
-"""`veritrain diff` names all that differs; `show` names what it shows, and the files that a run carries."""
+"""`veritrain diff` names all that differs; `show` names what it shows, and the files that a run
+carries."""
 
 from __future__ import annotations
 

@@ -72,13 +72,11 @@ def test_flushed_subnormals_are_a_fault(call, key, monkeypatch):
 
 def test_after_warmup_with_a_job_its_steps_compile_nothing(tmp_path):
     (tmp_path / "job.py").write_text(
-        "import torch, veritrain as vt\n"
-        "from torch.nn import functional as F\n"
-        "def job():\n"
-        "    data = [(torch.tensor([float(i), 1.0]), torch.tensor(i % 2)) for i in range(8)]\n"
-        "    return vt.Job(model=lambda: torch.nn.Linear(2, 2), dataset=data, batch_size=4, steps=2, seed=1,\n"
-        "        loss=lambda m, b: F.cross_entropy(m(b[0]), b[1]),\n"
-        "        optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.1))\n"
+        "import torch, veritrain as vt\nfrom torch.nn import functional as F\ndef job():\n    data"
+        " = [(torch.tensor([float(i), 1.0]), torch.tensor(i % 2)) for i in range(8)]\n    return"
+        " vt.Job(model=lambda: torch.nn.Linear(2, 2), dataset=data, batch_size=4, steps=2,"
+        " seed=1,\n        loss=lambda m, b: F.cross_entropy(m(b[0]), b[1]),\n       "
+        " optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.1))\n"
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kernels")}
 

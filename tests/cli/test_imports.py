@@ -19,7 +19,10 @@ SERVICE = {"fastapi", "uvicorn", "starlette", "pydantic", "veritrain.service"}
 
 def loaded_by(code: str) -> set[str]:
     """Modules that a fresh process has after running `code`."""
-    script = f"import contextlib, io, sys\nwith contextlib.redirect_stdout(io.StringIO()):\n    {code}\nprint(*sys.modules)"
+    script = (
+        "import contextlib, io, sys\nwith contextlib.redirect_stdout(io.StringIO()):\n   "
+        f" {code}\nprint(*sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

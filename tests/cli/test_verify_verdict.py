@@ -1,4 +1,5 @@
-"""`veritrain verify-verdict` says whom and what a verdict is about, and takes no stranger's word."""
+"""`veritrain verify-verdict` says whom and what a verdict is about, and takes no stranger's
+word."""
 
 from __future__ import annotations
 
@@ -49,8 +50,9 @@ def test_without_a_referee_nothing_is_verified(
     """Anybody can make the keys of a referee and of a challenger, and a deadline that passed."""
     code, shown = verified(capfd, bundle)
     assert (code, shown["is_verified"], shown["conclusion"]) == (3, False, "rejected")
-    assert shown["problem"] == (
-        f"nobody is named as trusted (--referee); the key that signed is {REFEREE.fingerprint}"
+    assert (
+        shown["problem"]
+        == f"nobody is named as trusted (--referee); the key that signed is {REFEREE.fingerprint}"
     )
     assert main(["verify-verdict", bundle]) == 3
     assert "NOT VERIFIED: nobody is named as trusted" in capfd.readouterr().out
@@ -93,7 +95,8 @@ def test_only_the_run_that_is_meant(bundle: str, tmp_path: Path) -> None:
 def test_the_digest_of_all_steps_is_not_the_run_s(
     bundle: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """What `show` prints as digest, given for what it prints as run: bad usage, no false verdict."""
+    """What `show` prints as digest, given for what it prints as run: bad usage, no false
+    verdict."""
     _, shown = verified(capfd, bundle, *TRUSTED)
     envelope = tmp_path / "verdict.json"
     envelope.write_bytes(Bundle.from_bytes(SILENT, where="x").verdict)

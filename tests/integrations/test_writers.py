@@ -1,4 +1,5 @@
-"""The writers for the tools of others, each with its own library; skipped where that is not installed."""
+"""The writers for the tools of others, each with its own library; skipped where that is not
+installed."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def report(step: int, loss: float = 0.1, rates: tuple[float, ...] = (0.01,)) -> 
 
 def test_the_numbers_of_a_step():
     assert scalars(report(1)) == {
-        "loss": 0.1, "rate": 0.01, "seconds/batch": 0.25, "seconds/step": 0.5, "seconds/record": 0.125,
+        "loss": 0.1, "rate": 0.01, "seconds/batch": 0.25, "seconds/step": 0.5,
+        "seconds/record": 0.125,
     }  # fmt: skip
     assert scalars(report(1, rates=(0.5, 0.25)))["rate/1"] == 0.25
     assert set(scalars(report(1, rates=()))) == NAMES - {"rate"}

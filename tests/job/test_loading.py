@@ -1,4 +1,5 @@
-"""What is executed is what is digested: for every module that is not installed, whenever it is loaded."""
+"""What is executed is what is digested: for every module that is not installed, whenever it is
+loaded."""
 
 from __future__ import annotations
 
@@ -176,7 +177,8 @@ def test_worker_processes_execute_the_source(tmp_path: Path) -> None:
 
 
 def train_falsely(folder: Path) -> Path:
-    """A run of another program than the job file beside it, whose sources it claims: the job file."""
+    """A run of another program than the job file beside it, whose sources it claims: the job
+    file."""
     file = ship(folder / "job", lazily=True)
     evil = replace(vt.load_job(file), loss=lambda model, batch: model(batch).sum() * 0.75)
     vt.train(evil, folder / "run", signer=KEY)
@@ -336,16 +338,27 @@ def test_the_program_around_a_job_imports_what_it_likes(outside: Path, tmp_path:
 @pytest.mark.parametrize(
     "loss",
     [
-        "spec = importlib.util.spec_from_file_location('x', FILE); "
-        "m = importlib.util.module_from_spec(spec); spec.loader.exec_module(m); rate = m.RATE",
-        "from importlib.machinery import SourceFileLoader as S; rate = S('x', FILE).load_module().RATE",
-        "from importlib.machinery import SourcelessFileLoader as S; "
-        "rate = S('x', FILE + 'c').load_module().RATE",
-        "from importlib.machinery import ExtensionFileLoader as E, ModuleSpec; "
-        "rate = E('x', FILE).create_module(ModuleSpec('x', None, origin=FILE))",
+        (
+            "spec = importlib.util.spec_from_file_location('x', FILE); "
+            "m = importlib.util.module_from_spec(spec); spec.loader.exec_module(m); rate = m.RATE"
+        ),
+        (
+            "from importlib.machinery import SourceFileLoader as S; rate = S('x',"
+            " FILE).load_module().RATE"
+        ),
+        (
+            "from importlib.machinery import SourcelessFileLoader as S; "
+            "rate = S('x', FILE + 'c').load_module().RATE"
+        ),
+        (
+            "from importlib.machinery import ExtensionFileLoader as E, ModuleSpec; "
+            "rate = E('x', FILE).create_module(ModuleSpec('x', None, origin=FILE))"
+        ),
         "sys.path.insert(0, str(Path(FILE).parent / 'a.zip')); import zipped; rate = zipped.RATE",
-        "import zipimport; rate = zipimport.zipimporter("
-        "str(Path(FILE).parent / 'a.zip')).load_module('zipped').RATE",
+        (
+            "import zipimport; rate = zipimport.zipimporter("
+            "str(Path(FILE).parent / 'a.zip')).load_module('zipped').RATE"
+        ),
         "import ctypes; rate = ctypes.CDLL(FILE)",
         "import _ctypes; rate = _ctypes.dlopen(FILE, 2)",
         "import cffi; rate = cffi.FFI().dlopen(FILE)",
@@ -408,7 +421,10 @@ def test_launchers_that_triton_compiles(
     file = tmp_path / place / "abc/launcher.so"
     file.parent.mkdir(parents=True)
     shutil.copy(importlib.import_module("_bisect").__file__ or "", file)
-    loss = f"import {package}.runtime.build as b; rate = b.launcher({str(file)!r}).bisect_right([1], 2)"
+    loss = (
+        f"import {package}.runtime.build as b; rate ="
+        f" b.launcher({str(file)!r}).bisect_right([1], 2)"
+    )
     job = vt.load_job(write(tmp_path / "job", loss=loss))
     try:
         if is_loaded:
@@ -581,8 +597,9 @@ ELSEWHERE = {
     "on the path": "sys.path.insert(0, {folder!r}); import outside",
     "in a folder without code": "sys.path.insert(0, {parent!r}); from common import outside",
     "under a computed name": "sys.path.insert(0, {folder!r}); outside = __import__('out' + 'side')",
-    "in a package that was extended": "import helper as outside; helper.__path__ = [{folder!r}]; "
-    "import helper.outside",
+    "in a package that was extended": (
+        "import helper as outside; helper.__path__ = [{folder!r}]; import helper.outside"
+    ),
 }
 NAMED = "    sources=['../common/outside.py'],\n)\ntry:"
 
@@ -610,8 +627,9 @@ def test_a_script_names_what_it_imports_from_elsewhere(
 ) -> None:
     import_from(way, outside, tmp_path / "job")
     told = (tmp_path / "job/script.py").read_text().replace(")\ntry:", NAMED)
-    assert run_script(tmp_path / "job", told) == (
-        "['common/outside.py', 'job/helper.py', 'job/script.py']"
+    assert (
+        run_script(tmp_path / "job", told)
+        == "['common/outside.py', 'job/helper.py', 'job/script.py']"
     )
     plant_bytecode(outside / "outside.py", EVIL)
     assert "outside.py: Python executes bytecode" in run_script(tmp_path / "job", told)

@@ -85,11 +85,13 @@ def test_a_large_answer_is_sent_in_parts_without_a_copy():
         (sends(b""), UnansweredError),
         (sends(b"garbage\r\n\r\n"), UnansweredError),
         (sends(HEAD + b"Content-Length: 99\r\n\r\nshort"), UnansweredError),
-        (sends(HEAD + b"Content-Length: 99999999999\r\n\r\n", bytes(64), endless=True), TranscriptError),
+        (sends(HEAD + b"Content-Length: 99999999999\r\n\r\n", bytes(64), endless=True),
+            TranscriptError),
         (sends(HEAD + b"\r\n", bytes(64), endless=True), UnansweredError),
         (sends(HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"), UnansweredError),
         (sends(HEAD, b"x: y\r\n", endless=True, pause=0.05), UnansweredError),
-        (sends(HEAD + b"Content-Length: 99\r\n\r\n", b"x", endless=True, pause=0.2), UnansweredError),
+        (sends(HEAD + b"Content-Length: 99\r\n\r\n", b"x", endless=True, pause=0.2),
+            UnansweredError),
     ],
 )  # fmt: skip
 def test_whatever_comes_is_bounded(server, fault, error):

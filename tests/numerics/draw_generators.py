@@ -46,12 +46,14 @@ DRAWS: dict[str, Callable[[torch.Generator | None], Tensor]] = {
     "split": lambda g: torch.tensor(random_split(range(20), [0.5, 0.5], generator=g)[0].indices),
     "sampler": lambda g: torch.tensor(list(RandomSampler(range(20), generator=g))),
     "sampler replaced": lambda g: torch.tensor(list(RandomSampler(range(20), True, generator=g))),
-    "sampler of a subset": lambda g: torch.tensor(list(SubsetRandomSampler(range(20), generator=g))),
+    "sampler of a subset": lambda g: torch.tensor(list(SubsetRandomSampler(range(20),
+        generator=g))),
     "weighted sampler": lambda g: torch.tensor(
         list(WeightedRandomSampler([1.0, 2.0] * 20, 40, generator=g))
     ),
     "loader": lambda g: torch.cat(
-        [batch for (batch,) in DataLoader(TensorDataset(torch.arange(20)), 5, shuffle=True, generator=g)]
+        [batch for (batch,) in DataLoader(TensorDataset(torch.arange(20)), 5, shuffle=True,
+            generator=g)]
     ),
 }  # fmt: skip
 

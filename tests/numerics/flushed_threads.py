@@ -1,5 +1,5 @@
-"""Enter a profile after PyTorch's threads, and our own, were started while subnormals were flushed: run by
-test_profile.py with 2 threads."""
+"""Enter a profile after PyTorch's threads, and our own, were started while subnormals were flushed:
+run by test_profile.py with 2 threads."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The Triton kernels through Triton's interpreter, on CPU tensors; run by test_fused.py in a process of
-its own, since TRITON_INTERPRET is read when Triton is loaded."""
+"""The Triton kernels through Triton's interpreter, on CPU tensors; run by test_fused.py in a
+process of its own, since TRITON_INTERPRET is read when Triton is loaded."""
 
 from __future__ import annotations
 

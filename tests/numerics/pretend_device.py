@@ -1,10 +1,12 @@
-"""A device that is not there: tensors that lie on "meta" as far as PyTorch can see, with values on the CPU.
+"""A device that is not there: tensors that lie on "meta" as far as PyTorch can see, with values on
+the CPU.
 
-It stands in for a GPU where there is none. What it shows: that every operator of the rules reaches the
-device's twins, that no rule mixes places or looks into a device tensor's memory, and that the gate
-admits all that the rules run. It computes as CUDA's kernels are known to compute where these differ
-from the CPU's (`QUIRKS`), so that a rule that leans on the CPU's way gives other bits. It cannot show
-that a CUDA kernel does what its sources say; tests/numerics/test_cuda.py does that where there is one.
+It stands in for a GPU where there is none. What it shows: that every operator of the rules reaches
+the device's twins, that no rule mixes places or looks into a device tensor's memory, and that the
+gate admits all that the rules run. It computes as CUDA's kernels are known to compute where these
+differ from the CPU's (`QUIRKS`), so that a rule that leans on the CPU's way gives other bits. It
+cannot show that a CUDA kernel does what its sources say; tests/numerics/test_cuda.py does that
+where there is one.
 """
 
 from __future__ import annotations

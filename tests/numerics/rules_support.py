@@ -2,8 +2,8 @@
 
 `check` runs a function of tensors under exact numerics, with its gradient, and asks four things:
 float64 PyTorch agrees within the error that the definitions imply; other memory layouts of the same
-values give the same bits; the pretended device, and a GPU where there is one, gives the same bits or
-refuses an operator; no input was changed.
+values give the same bits; the pretended device, and a GPU where there is one, gives the same bits
+or refuses an operator; no input was changed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from veritrain.errors import UnsupportedOperatorError
 from veritrain.numerics import CPU, resolve
 from veritrain.numerics.cpu import products
 
-# Inputs are at most 3 in magnitude and inner lengths at most 128, so operands of a contraction have at
-# least 23 bits: an error of 2**-23 of the slice's largest value each, 128 * 2 * 3 * 3 * 2**-23 = 2.7e-4
-# in the very worst case of all errors alike; sums and elementwise operations are far better.
+# Inputs are at most 3 in magnitude and inner lengths at most 128, so operands of a contraction have
+# at least 23 bits: an error of 2**-23 of the slice's largest value each, 128 * 2 * 3 * 3 * 2**-23 =
+# 2.7e-4 in the very worst case of all errors alike; sums and elementwise operations are far better.
 TOLERANCE = 3e-4
 
 DEVICES = [PLACE] + [torch.device("cuda", 0)] * torch.cuda.is_available()

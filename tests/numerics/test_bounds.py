@@ -1,7 +1,7 @@
 """Zeros keep their signs where a value meets a bound, also where PyTorch's kernels lose them.
 
-PyTorch's vector code for ARM takes the processor's maximum and minimum, which choose a zero by its sign. The
-`arm` here is this processor with kernels that do the same.
+PyTorch's vector code for ARM takes the processor's maximum and minimum, which choose a zero by its
+sign. The `arm` here is this processor with kernels that do the same.
 """
 
 from __future__ import annotations

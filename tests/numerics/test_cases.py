@@ -1,4 +1,5 @@
-"""Jobs that people reported, each by the name of its case: own generators, seeds, Jacobians, overflow, float8."""
+"""Jobs that people reported, each by the name of its case: own generators, seeds, Jacobians,
+overflow, float8."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ from veritrain.transcript import state_entries, state_root
 
 def job(**changes: Any) -> vt.Job:
     settings: dict[str, Any] = {
-        "model": lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 2)),
+        "model": lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.3),
+            nn.Linear(16, 2)),
         "loss": lambda m, b: F.cross_entropy(m(b[0]), b[1]),
         "optimizer": lambda m: torch.optim.AdamW(m.parameters(), lr=0.01),
         "batch_size": 8, "steps": 8, "seed": 11,
@@ -107,7 +109,8 @@ class SeededRecords(Dataset[Any]):
 def test_j38_manual_seed_record() -> None:
     made = job(
         dataset=SeededRecords, model=lambda: nn.Embedding(32, 6), batch_size=32,
-        loss=lambda m, b: F.mse_loss(m(b[1]), b[0]), optimizer=lambda m: torch.optim.SGD(m.parameters(), 24.0),
+        loss=lambda m, b: F.mse_loss(m(b[1]), b[0]),
+        optimizer=lambda m: torch.optim.SGD(m.parameters(), 24.0),
     )  # fmt: skip
     batches = Batches(made)
     records = [{int(i): x for x, i in zip(*batches[step][0], strict=True)} for step in (1, 2)]
@@ -155,7 +158,8 @@ def far() -> TensorDataset:
 @pytest.mark.parametrize("numerics", ["exact", "exact14"])
 def test_x_clip_inf(numerics: str, kind: str) -> None:
     made = job(
-        dataset=far, model=lambda: nn.Linear(4, 1), numerics=numerics, clip_norm=1.0, seed=1, steps=4,
+        dataset=far, model=lambda: nn.Linear(4, 1), numerics=numerics, clip_norm=1.0, seed=1,
+        steps=4,
         loss=lambda m, b: F.mse_loss(m(b[0]).squeeze(1), b[1]), batch_size=10,
         optimizer=lambda m: getattr(torch.optim, kind)(m.parameters(), lr=0.1),
     )  # fmt: skip
@@ -188,7 +192,8 @@ NORMS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], l
 }
 LARGE = [
     [[1e30, 1.0], [2.0, 3.0]], [[3e38, 3e38], [1.0, 0.0]], [[math.inf, 1.0], [-math.inf, 2.0]],
-    [[math.inf, math.nan], [1e30, 1.0]], [[math.nan, 1.0], [2.0, -3.0]], [[0.0, -0.0], [1e-30, 0.0]],
+    [[math.inf, math.nan], [1e30, 1.0]], [[math.nan, 1.0], [2.0, -3.0]],
+    [[0.0, -0.0], [1e-30, 0.0]],
 ]  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""Convolutions by both kernels against PyTorch's float64 convolution of the same integers, bit for bit."""
+"""Convolutions by both kernels against PyTorch's float64 convolution of the same integers, bit for
+bit."""
 
 from __future__ import annotations
 

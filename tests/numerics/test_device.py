@@ -1,8 +1,9 @@
-"""The device's twins against the CPU's kernels, bit for bit, and whole jobs on the pretended device.
+"""The device's twins against the CPU's kernels, bit for bit, and whole jobs on the pretended
+device.
 
 The twins are plain torch operations, so they run on CPU tensors too. That the rules reach them, and
-nothing else, is what the pretended device shows (pretend_device.py). `rules_support.check` runs every
-operator's cases on it as well.
+nothing else, is what the pretended device shows (pretend_device.py). `rules_support.check` runs
+every operator's cases on it as well.
 """
 
 from __future__ import annotations

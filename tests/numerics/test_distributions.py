@@ -1,4 +1,5 @@
-"""Distributions of torch, numpy and `random`: as they should be, the same in every run, or refused."""
+"""Distributions of torch, numpy and `random`: as they should be, the same in every run, or
+refused."""
 
 from __future__ import annotations
 
@@ -58,11 +59,15 @@ def test_gamma_without_a_distribution_is_an_error(shape):
 
 
 DRAWN = {
-    "normal": (lambda r: r.normal(2.0, 3.0, COUNT)), "standard_normal": (lambda r: r.standard_normal(COUNT)),
-    "exponential": (lambda r: r.exponential(2.0, COUNT)), "lognormal": (lambda r: r.lognormal(0.0, 0.5, COUNT)),
+    "normal": (lambda r: r.normal(2.0, 3.0, COUNT)),
+    "standard_normal": (lambda r: r.standard_normal(COUNT)),
+    "exponential": (lambda r: r.exponential(2.0, COUNT)),
+    "lognormal": (lambda r: r.lognormal(0.0, 0.5, COUNT)),
     "standard_exponential": (lambda r: r.standard_exponential((COUNT,))),
-    "gamma": (lambda r: r.gamma(2.0, 3.0, COUNT)), "standard_gamma": (lambda r: r.standard_gamma(0.7, COUNT)),
-    "beta": (lambda r: r.beta(np.full(COUNT, 0.5), 2.0)), "broadcast": (lambda r: r.normal(np.zeros(COUNT), 2.0)),
+    "gamma": (lambda r: r.gamma(2.0, 3.0, COUNT)),
+    "standard_gamma": (lambda r: r.standard_gamma(0.7, COUNT)),
+    "beta": (lambda r: r.beta(np.full(COUNT, 0.5), 2.0)),
+    "broadcast": (lambda r: r.normal(np.zeros(COUNT), 2.0)),
 }  # fmt: skip
 
 
@@ -103,7 +108,11 @@ ON_A_MACHINE = """
 import random, numpy as np, torch
 from veritrain.numerics import resolve
 with resolve("exact").active(seed=0, purpose="test", step=1):
-    values = [np.random.normal(size=2000), np.random.beta(0.2, 0.2, 2000), np.random.lognormal(size=2000)]
+    values = [
+        np.random.normal(size=2000),
+        np.random.beta(0.2, 0.2, 2000),
+        np.random.lognormal(size=2000),
+    ]
     values += [random.gauss(0, 1) for _ in range(200)]
     values += [torch._standard_gamma(torch.full((2000,), 0.3)).numpy()]
     values += [part.numpy() for part in torch.linalg.qr(torch.randn(20, 10))]

@@ -48,7 +48,8 @@ def bits_of(x: torch.Tensor) -> np.ndarray:
 
 
 def assert_rounded(name: str, x: torch.Tensor) -> None:
-    """Alone, which is by interval, and each in a chunk of usual values, which is tried quickly first."""
+    """Alone, which is by interval, and each in a chunk of usual values, which is tried quickly
+    first."""
     chunks = torch.ones(x.numel(), int(elementary_kernels.CHUNK))
     chunks[:, 0] = x
     expected = [multiprecision.rounded_bits(name, v) for v in x.tolist()]
@@ -301,7 +302,8 @@ WHOLE = [0.0, 1.0, 2.0, 3.0, 0.5, 1.5, 0.25, 150.0, 149.0, 2.0**24, 4097.0, 2.0*
 
 
 def test_special_powers_are_those_of_ieee() -> None:
-    """numpy's powers of doubles follow IEEE but for roots of -0 and -infinity, which have no sign."""
+    """numpy's powers of doubles follow IEEE but for roots of -0 and -infinity, which have no
+    sign."""
     values = torch.tensor([sign * value for value in WHOLE for sign in (1, -1)] + [NAN])
     x, y = (part.reshape(-1) for part in torch.meshgrid(values, values, indexing="ij"))
     assert_powers(x, y)

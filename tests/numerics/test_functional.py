@@ -28,19 +28,29 @@ X = (torch.arange(20.0).view(5, 4) * 37 % 23 - 11) / 8
 LINEAR, ROWS, IMAGES = nn.Linear(4, 4), nn.Conv1d(1, 2, 3), nn.Conv2d(1, 2, 2)
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh, "sigmoid": torch.sigmoid, "gelu": F.gelu, "silu": F.silu, "softplus": F.softplus,
-    "exp": torch.exp, "log": lambda v: (v * v + 1).log(), "relu": torch.relu, "elu": F.elu, "mish": F.mish,
-    "selu": F.selu, "celu": F.celu, "leaky_relu": F.leaky_relu, "hardswish": F.hardswish, "sin": torch.sin,
-    "logsigmoid": F.logsigmoid, "hardtanh": F.hardtanh, "tanhshrink": F.tanhshrink, "erf": torch.erf,
+    "tanh": torch.tanh, "sigmoid": torch.sigmoid, "gelu": F.gelu, "silu": F.silu,
+    "softplus": F.softplus,
+    "exp": torch.exp, "log": lambda v: (v * v + 1).log(), "relu": torch.relu, "elu": F.elu,
+    "mish": F.mish,
+    "selu": F.selu, "celu": F.celu, "leaky_relu": F.leaky_relu, "hardswish": F.hardswish,
+    "sin": torch.sin,
+    "logsigmoid": F.logsigmoid, "hardtanh": F.hardtanh, "tanhshrink": F.tanhshrink,
+    "erf": torch.erf,
     "softsign": F.softsign, "sqrt": lambda v: (v * v + 1).sqrt(),
-    "softmax": lambda v: v.softmax(-1), "log_softmax": lambda v: v.log_softmax(-1), "norm": lambda v: v.norm().view(1),
-    "layer norm": lambda v: F.layer_norm(v, (4,)), "group norm": lambda v: F.group_norm(v.view(1, 4, 1), 2).view(4),
+    "softmax": lambda v: v.softmax(-1), "log_softmax": lambda v: v.log_softmax(-1),
+    "norm": lambda v: v.norm().view(1),
+    "layer norm": lambda v: F.layer_norm(v, (4,)),
+    "group norm": lambda v: F.group_norm(v.view(1, 4, 1), 2).view(4),
     "batch norm": lambda v: F.batch_norm(v.view(4, 1), None, None, training=True).view(4),
-    "rms norm": lambda v: F.rms_norm(v, (4,)), "linear": LINEAR, "conv1d": lambda v: ROWS(v.view(1, 1, 4)).view(-1),
-    "conv2d": lambda v: IMAGES(v.view(1, 1, 2, 2)).view(-1), "product": lambda v: (v.view(2, 2) @ v.view(2, 2)).view(-1),
-    "cross-entropy": lambda v: F.cross_entropy(v.view(1, 4), torch.tensor([1])).view(1), "var": lambda v: v.var().view(1),
+    "rms norm": lambda v: F.rms_norm(v, (4,)), "linear": LINEAR,
+    "conv1d": lambda v: ROWS(v.view(1, 1, 4)).view(-1),
+    "conv2d": lambda v: IMAGES(v.view(1, 1, 2, 2)).view(-1),
+    "product": lambda v: (v.view(2, 2) @ v.view(2, 2)).view(-1),
+    "cross-entropy": lambda v: F.cross_entropy(v.view(1, 4), torch.tensor([1])).view(1),
+    "var": lambda v: v.var().view(1),
     "attention": lambda v: F.scaled_dot_product_attention(*[v.view(1, 1, 2, 2)] * 3).reshape(-1),
-    "average": lambda v: F.avg_pool1d(v.view(1, 1, 4), 2).view(-1), "embedding": lambda v: F.embedding(
+    "average": lambda v: F.avg_pool1d(v.view(1, 1, 4), 2).view(-1),
+    "embedding": lambda v: F.embedding(
         torch.tensor([0, 1, 1]), v.view(2, 2)).reshape(-1),
 }  # fmt: skip
 
@@ -71,7 +81,8 @@ def test_a_transform_is_that_of_pytorch(name: str, transform: str) -> None:
 
 
 NET = nn.Sequential(
-    nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 6),
+    nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+    nn.Linear(4, 6),
     nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 2),
 )  # fmt: skip
 PARAMETERS = {name: value.detach() for name, value in NET.named_parameters()}

@@ -1,4 +1,5 @@
-"""The Triton kernels: through the interpreter on this machine, and as machine code for one that has a GPU.
+"""The Triton kernels: through the interpreter on this machine, and as machine code for one that has
+a GPU.
 
 Neither needs a GPU; both need Triton, which PyTorch's CUDA builds bring along.
 """

@@ -143,7 +143,8 @@ def test_copies_of_a_generator_give_what_it_gives() -> None:
         generator = made(5)
         torch.rand(3, generator=generator)
         copies = [
-            generator.clone_state(), copy.deepcopy(generator), pickle.loads(pickle.dumps(generator)),
+            generator.clone_state(), copy.deepcopy(generator),
+            pickle.loads(pickle.dumps(generator)),
             torch.Generator(),
         ]  # fmt: skip
         copies[3].set_state(generator.get_state())

@@ -1,4 +1,5 @@
-"""Fused kernels against the slow definitions, bit for bit, at the edges where rounding bugs live."""
+"""Fused kernels against the slow definitions, bit for bit, at the edges where rounding bugs
+live."""
 
 from __future__ import annotations
 

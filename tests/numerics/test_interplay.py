@@ -1,4 +1,5 @@
-"""Exact numerics beside other parts of PyTorch and Python: the same bits as the plain form, or refused."""
+"""Exact numerics beside other parts of PyTorch and Python: the same bits as the plain form, or
+refused."""
 
 from __future__ import annotations
 
@@ -333,15 +334,18 @@ REFUSED = {
     "make_fx fake": (recorded("fake"), "make_fx.*use the model itself"),
     "fake tensors": (faked, "FakeTensorMode"),
     "export": (lambda: torch.export.export(nn.Linear(4, 4), (X,)), "torch.export.*before"),
-    "autocast bfloat16": (lambda: autocast(torch.bfloat16)(network()), r"bfloat16.*\.float\(\).*autocast"),
-    "autocast float16": (lambda: autocast(torch.float16)(network()), r"float16.*\.float\(\).*autocast"),
+    "autocast bfloat16": (lambda: autocast(torch.bfloat16)(network()),
+        r"bfloat16.*\.float\(\).*autocast"),
+    "autocast float16": (lambda: autocast(torch.float16)(network()),
+        r"float16.*\.float\(\).*autocast"),
     "scaler": (sgd_by_scaler, "GradScaler with enabled=False"),
     "half": (moved(torch.float16), "convolution.*float16"),
     "bfloat16": (moved(torch.bfloat16), "convolution.*bfloat16"),
     "double": (moved(torch.float64), "convolution on torch.float64"),
     "double linear": (lambda: nn.Linear(4, 4).double()(X.double()), "mm on torch.float64"),
     "complex": (lambda: nn.Linear(4, 4).to(torch.complex64)(X + 0j), "complex64"),
-    "forward mode": (lambda: torch.func.jvp(torch.nn.functional.glu, (X,), (X,)), "glu_jvp.*no rule"),
+    "forward mode": (lambda: torch.func.jvp(torch.nn.functional.glu, (X,), (X,)),
+        "glu_jvp.*no rule"),
     "quantised": (lambda: torch.quantize_per_tensor(X, 0.1, 0, torch.qint8), "quantize_per_tensor"),
     "cond": (lambda: torch.cond(X.sum() > 0, torch.sin, torch.cos, (X,)), "operator cond.*no rule"),
     "nested": (lambda: torch.nested.nested_tensor([X, X]), "nested"),
@@ -562,8 +566,10 @@ def test_one_value_may_be_written_many_times_to_one_place():
 # Optimisers: the flags do not matter, and powers are exact.
 
 OPTIMISERS = {
-    "SGD": ({"momentum": 0.9, "nesterov": True}, True), "Adam": ({}, True), "AdamW": ({"amsgrad": True}, True),
-    "Adagrad": ({"lr_decay": 0.1}, True), "Adadelta": ({}, False), "RMSprop": ({"centered": True}, False),
+    "SGD": ({"momentum": 0.9, "nesterov": True}, True), "Adam": ({}, True),
+    "AdamW": ({"amsgrad": True}, True),
+    "Adagrad": ({"lr_decay": 0.1}, True), "Adadelta": ({}, False),
+    "RMSprop": ({"centered": True}, False),
     "Rprop": ({}, False), "NAdam": ({"decoupled_weight_decay": True}, False), "RAdam": ({}, False),
     "Adamax": ({}, False), "ASGD": ({}, False),
 }  # fmt: skip

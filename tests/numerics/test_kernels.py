@@ -1,4 +1,5 @@
-"""Fused kernels of sums, softmax and pooling against the definitions, where their short cuts end."""
+"""Fused kernels of sums, softmax and pooling against the definitions, where their short cuts
+end."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def defined_sum(values: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("order", ["rising", "falling", "late", "binades", "not finite"])
 def test_sums_start_again_under_a_larger_scale(order: str) -> None:
-    """Blocks are added under the largest value so far; here the largest comes late, or in every block."""
+    """Blocks are added under the largest value so far; here the largest comes late, or in every
+    block."""
     x = numbers(1, 20_000).abs().sort()[0]
     if order == "falling":
         x = x.flip(0)

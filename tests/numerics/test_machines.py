@@ -1,7 +1,7 @@
 """The claim of the product: one digest on every machine of the matrix.
 
-Each machine is a process with other threads and instruction sets (tests/machines.py). The same matrix
-under `native` numerics must disagree, or the test would prove nothing.
+Each machine is a process with other threads and instruction sets (tests/machines.py). The same
+matrix under `native` numerics must disagree, or the test would prove nothing.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import pytest
 from tests import zoo
 from tests.machines import MACHINES, run
 
-# The small models run long enough for an error to grow; of the other families a few steps meet every
-# operator that they have.
+# The small models run long enough for an error to grow; of the other families a few steps meet
+# every operator that they have.
 SMALL = list(zoo.small.jobs(1, "exact"))
 FAMILIES = [name for name in zoo.jobs(1) if name not in SMALL]
 STEPS = {**dict.fromkeys(SMALL, 12), **dict.fromkeys(FAMILIES, 3)}

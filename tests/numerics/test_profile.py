@@ -1,4 +1,5 @@
-"""What a profile promises: keyed random numbers, the caller's generators untouched, IEEE arithmetic."""
+"""What a profile promises: keyed random numbers, the caller's generators untouched, IEEE
+arithmetic."""
 
 from __future__ import annotations
 

@@ -116,18 +116,23 @@ CASES = {
     "max_pool1d": (lambda x: F.max_pool1d(x, 3, 2, 1), X[None]),
     "max_pool3d": (lambda x: F.max_pool3d(x.detach()[None], 2), IMAGE),
     # IEEE
-    "arithmetic": (lambda x, y: (x + y, x - y, x * y, x / (y.abs() + 1), 2 - x, 3 / POSITIVE), X, Y),
+    "arithmetic": (lambda x, y: (x + y, x - y, x * y, x / (y.abs() + 1), 2 - x, 3 / POSITIVE), X,
+        Y),
     "scalars": (lambda x: (x + 1, x - 0.3, x * 0.1, x / 3, -x, x.abs()), X),
     "alpha": (
-        lambda x, y: (torch.add(x, y, alpha=0.3), torch.sub(x, y, alpha=2), torch.rsub(x, y, alpha=3)),
+        lambda x, y: (torch.add(x, y, alpha=0.3), torch.sub(x, y, alpha=2), torch.rsub(x, y,
+            alpha=3)),
         X, Y,
     ),
     "alpha scalars": (
-        lambda x: (torch.add(x, 2.0, alpha=3), torch.sub(x, 2.0, alpha=3), torch.rsub(x, 2.0, alpha=3)),
+        lambda x: (torch.add(x, 2.0, alpha=3), torch.sub(x, 2.0, alpha=3),
+            torch.rsub(x, 2.0, alpha=3)),
         X,
     ),
-    "in place": (lambda x, y: (x * 1).add_(y, alpha=2).sub_(1).sub_(y, alpha=0.5).mul_(y).add_(1), X, Y),
-    "rounding": (lambda x: (x.floor(), x.ceil(), x.round(), x.trunc(), x.frac(), x.detach().sgn()), X * 3),
+    "in place": (lambda x, y: (x * 1).add_(y, alpha=2).sub_(1).sub_(y, alpha=0.5).mul_(y).add_(1),
+        X, Y),
+    "rounding": (lambda x: (x.floor(), x.ceil(), x.round(), x.trunc(), x.frac(), x.detach().sgn()),
+        X * 3),
     "sign": (lambda x: (x.sign(), x.copysign(-1.0), x.reciprocal()), X),
     "div trunc": (lambda x: torch.div(x, 0.7, rounding_mode="trunc"), X * 3),
     "relu": (lambda x: (x.relu(), F.relu6(x), F.hardtanh(x, -0.5, 0.7), F.threshold(x, 0.1, 5)), X),
@@ -138,7 +143,8 @@ CASES = {
     "lerp": (lambda x, y: (torch.lerp(x, y, 0.3), torch.lerp(x, y, y.sigmoid())), X, Y),
     "square": (lambda x: x.square(), X),
     "pow": (
-        lambda x: tuple(x**n for n in (0, 1, 2, 3, 4, -1, -2, 0.5, -0.5, 1.5, 0.25, 0.75)), POSITIVE,
+        lambda x: tuple(x**n for n in (0, 1, 2, 3, 4, -1, -2, 0.5, -0.5, 1.5, 0.25, 0.75)),
+        POSITIVE,
     ),
     "pow_": (lambda x: (x * 1).pow_(2), X),
     "elementary": (
@@ -183,8 +189,10 @@ CASES = {
         lambda x, y: x.index_put((ROWS, index(1, 1, -5, 1)), y[0, :1], accumulate=True), X, Y,
     ),
     "index_put set": (lambda x, y: x.index_put((MASK,), y[0, 0]), X, Y),
-    "unsafe_index_put": (lambda x, y: aten._unsafe_index_put(x.detach(), [ROWS], y.detach(), True), X, Y),
-    "avg_pool": (lambda x: (F.avg_pool2d(x, 2), F.avg_pool2d(x, 3, 2, 1), F.avg_pool2d(x, (2, 3))), IMAGE),
+    "unsafe_index_put": (lambda x, y: aten._unsafe_index_put(x.detach(), [ROWS], y.detach(), True),
+        X, Y),
+    "avg_pool": (lambda x: (F.avg_pool2d(x, 2), F.avg_pool2d(x, 3, 2, 1), F.avg_pool2d(x, (2, 3))),
+        IMAGE),
     "adaptive": (lambda x: (F.adaptive_avg_pool2d(x, 1), F.adaptive_avg_pool2d(x, (3, 4))), IMAGE),
     "std": (lambda x: (x.std(), x.std(1), x.std(0, correction=0, keepdim=True)), X),
     "logsumexp": (lambda x: (x.logsumexp(1), x.logsumexp((0, 1), keepdim=True)), X),
@@ -212,7 +220,8 @@ CASES = {
             F.kl_div(x.log_softmax(1), y.log_softmax(1), reduction="sum", log_target=True),
         ), X, Y,
     ),
-    "mse": (lambda x, y: tuple(F.mse_loss(x, y, reduction=r) for r in ("none", "mean", "sum")), X, Y),
+    "mse": (lambda x, y: tuple(F.mse_loss(x, y, reduction=r) for r in ("none", "mean", "sum")), X,
+        Y),
     # contractions
     "mm": (lambda x, y: (x @ y.T, x.mm(y.T)), X, Y),
     "bmm": (lambda x, y: x.bmm(y.mT), IMAGE[0], IMAGE[1]),
@@ -224,7 +233,8 @@ CASES = {
     "linear": (lambda x, w, b: F.linear(x, w, b), IMAGE, numbers(7, 5, 8), numbers(8, 5)),
     "einsum": (lambda x, y: torch.einsum("bchw,bdhw->bcd", x, y), IMAGE, IMAGE * 0.5),
     "attention": (
-        lambda x, y: F.scaled_dot_product_attention(x, y, y, is_causal=True), IMAGE, numbers(9, 2, 3, 6, 8),
+        lambda x, y: F.scaled_dot_product_attention(x, y, y, is_causal=True), IMAGE,
+        numbers(9, 2, 3, 6, 8),
     ),
     "masked attention": (
         lambda x: F.scaled_dot_product_attention(x, x, x, attn_mask=torch.eye(6) > 0), IMAGE,
@@ -232,15 +242,18 @@ CASES = {
     # normalisation
     "softmax": (lambda x: (x.softmax(0), x.log_softmax(1), F.softmin(x, -1)), X),
     "safe_softmax": (
-        lambda x: aten._safe_softmax(x.masked_fill(torch.arange(6) < index([0], [6], [3], [1]), -1e400), 1), X,
+        lambda x: aten._safe_softmax(x.masked_fill(torch.arange(6) < index([0], [6], [3], [1]),
+            -1e400), 1), X,
     ),
     "layer_norm": (lambda x: (F.layer_norm(x, (6,)), F.layer_norm(x, (4, 6))), X),
     "layer_norm affine": (lambda x, w, b: F.layer_norm(x, (6,), w, b), X, Y[0], Y[1]),
     "group_norm": (lambda x: F.group_norm(x, 3), IMAGE),
-    "group_norm affine": (lambda x, w, b: F.group_norm(x, 2, w, b), numbers(3, 2, 4, 3), Y[:, 0], Y[:, 1]),
+    "group_norm affine": (lambda x, w, b: F.group_norm(x, 2, w, b), numbers(3, 2, 4, 3), Y[:, 0],
+        Y[:, 1]),
     "instance_norm": (lambda x: F.instance_norm(x), IMAGE),
     "native batch norm": (
-        lambda x, w: aten._native_batch_norm_legit.no_stats(x, w, w, True, 0.1, 1e-5)[0], IMAGE, Y[0, :3],
+        lambda x, w: aten._native_batch_norm_legit.no_stats(x, w, w, True, 0.1, 1e-5)[0], IMAGE,
+        Y[0, :3],
     ),
     "legit batch norm": (
         lambda x, w: aten._native_batch_norm_legit(
@@ -261,8 +274,10 @@ def test_agrees_with_float64_in_every_layout(name):
 # Operators that the table above cannot meet: why.
 NOT_SHOWN = {
     # take no tensor or give no value
-    "record_stream", "set_", "_assert_async", "_assert_scalar", "_pin_memory", "is_pinned", "is_same_size",
-    "sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "_has_compatible_shallow_copy_type",
+    "record_stream", "set_", "_assert_async", "_assert_scalar", "_pin_memory", "is_pinned",
+    "is_same_size",
+    "sym_size", "sym_stride", "sym_numel", "sym_storage_offset",
+    "_has_compatible_shallow_copy_type",
 }  # fmt: skip
 
 
@@ -280,30 +295,41 @@ class Log(TorchDispatchMode):
 
 INFERENCE = {
     aten.chunk: (X, 2), aten.expand_as: (X[0], X), aten.hstack: ([X],), aten.vstack: ([X],),
-    aten.item: (X[0, 0],), aten.movedim: (X, [0], [1]), aten.narrow: (X, 0, 1, 2), aten.one_hot: (ROWS, 4),
-    aten.reshape: (X, [3, 8]), aten.tile: (X, [2]), aten.unflatten: (X, 1, [2, 3]), aten.is_nonzero: (X[0, 0],), aten.__and__: (ROWS, ROWS),
-    aten.__or__: (ROWS, ROWS), aten.__xor__: (ROWS, ROWS), aten.max.other: (X, Y), aten.min.other: (X, Y),
+    aten.item: (X[0, 0],), aten.movedim: (X, [0], [1]), aten.narrow: (X, 0, 1, 2),
+    aten.one_hot: (ROWS, 4),
+    aten.reshape: (X, [3, 8]), aten.tile: (X, [2]), aten.unflatten: (X, 1, [2, 3]),
+    aten.is_nonzero: (X[0, 0],), aten.__and__: (ROWS, ROWS),
+    aten.__or__: (ROWS, ROWS), aten.__xor__: (ROWS, ROWS), aten.max.other: (X, Y),
+    aten.min.other: (X, Y),
 }  # fmt: skip
 DIRECT = [
-    (aten.add.Scalar, X, 2), (aten.sub.Scalar, X, 2), (aten.add_.Scalar, X, 2), (aten.sub_.Scalar, X, 2),
+    (aten.add.Scalar, X, 2), (aten.sub.Scalar, X, 2), (aten.add_.Scalar, X, 2),
+    (aten.sub_.Scalar, X, 2),
     (aten.arange.start, 1, 4),
     (aten.bernoulli.default, X.sigmoid()), (aten.bernoulli.p, X, 0.5),
-    (aten.bernoulli_.Tensor, X, X.sigmoid()), (aten.bernoulli_.float, X, 0.5), (aten.fmod.Tensor, ROWS, ROWS + 1),
-    (aten.remainder.Tensor, ROWS, ROWS + 1), (aten.floor_divide.Scalar, ROWS, 2), (aten.new_empty.default, X, [2]),
+    (aten.bernoulli_.Tensor, X, X.sigmoid()), (aten.bernoulli_.float, X, 0.5),
+    (aten.fmod.Tensor, ROWS, ROWS + 1),
+    (aten.remainder.Tensor, ROWS, ROWS + 1), (aten.floor_divide.Scalar, ROWS, 2),
+    (aten.new_empty.default, X, [2]),
     (aten.empty_permuted.default, [2, 3], [1, 0]), (aten.empty_strided.default, [2, 3], [1, 2]),
     (aten.normal.float_float, 0.0, 1.0, [3]), (aten.normal_.default, X), (aten.rand.default, [3]),
     (aten._standard_gamma.default, POSITIVE), (aten._sample_dirichlet.default, POSITIVE),
     (aten.rand_like.default, X), (aten.randint.default, 5, [3]), (aten.randint.low, 2, 5, [3]),
     (aten.randn.default, [3]), (aten.randn_like.default, X), (aten.random_.default, ROWS),
-    (getattr(aten.random_, "from"), ROWS, 1, 4), (aten.random_.to, ROWS, 4), (aten.randperm.default, 5),
+    (getattr(aten.random_, "from"), ROWS, 1, 4), (aten.random_.to, ROWS, 4),
+    (aten.randperm.default, 5),
     (aten.resize_.default, X, [30]), (aten.uniform_.default, X),
-    (aten._reshape_alias, X, [24], [1]), (aten.copy, X, Y), (aten.fill, X, 2.0), (aten.full, [2], 1.0),
+    (aten._reshape_alias, X, [24], [1]), (aten.copy, X, Y), (aten.fill, X, 2.0),
+    (aten.full, [2], 1.0),
     (aten.full_like, X, 1.0), (aten.new_full, X, [2], 1.0), (aten.new_ones, X, [2]), (aten.lift, X),
-    (aten.lift_fresh_copy, X), (aten.squeeze_, X), (aten.unsqueeze_, X, 0), (aten.zero, X), (aten.zero_, X),
+    (aten.lift_fresh_copy, X), (aten.squeeze_, X), (aten.unsqueeze_, X, 0), (aten.zero, X),
+    (aten.zero_, X),
     (aten.tril_indices, 3, 3), (aten.triu_indices, 3, 3), (aten.bitwise_left_shift, ROWS, 1),
     (aten.bitwise_right_shift, ROWS, 1), (aten.exponential_.default, X),
-    (aten.normal.Tensor_Tensor, X, POSITIVE), (aten.normal.Tensor_float, X), (aten.normal.float_Tensor, 0.0, POSITIVE),
-    (aten.multinomial.default, POSITIVE, 2), (aten.copysign.Tensor, X, Y), (aten.fill.Tensor, X, X[0, 0]),
+    (aten.normal.Tensor_Tensor, X, POSITIVE), (aten.normal.Tensor_float, X),
+    (aten.normal.float_Tensor, 0.0, POSITIVE),
+    (aten.multinomial.default, POSITIVE, 2), (aten.copysign.Tensor, X, Y),
+    (aten.fill.Tensor, X, X[0, 0]),
     (aten.fill_.Tensor, X, X[0, 0]), (aten.view.dtype, X, torch.int32),
 ]  # fmt: skip
 
@@ -340,9 +366,12 @@ def _other_operators() -> None:
     x = x.detach()
     with torch.inference_mode():
         for operator in (
-            aten.chunk, aten.expand_as, aten.flatten, aten.hstack, aten.isfinite, aten.item, aten.movedim,
-            aten.narrow, aten.numpy_T, aten.one_hot, aten.reshape, aten.tile, aten.unflatten, aten.vstack,
-            aten.square, aten.is_nonzero, aten.__and__, aten.__or__, aten.__xor__, aten.max.other, aten.min.other,
+            aten.chunk, aten.expand_as, aten.flatten, aten.hstack, aten.isfinite, aten.item,
+            aten.movedim,
+            aten.narrow, aten.numpy_T, aten.one_hot, aten.reshape, aten.tile, aten.unflatten,
+            aten.vstack,
+            aten.square, aten.is_nonzero, aten.__and__, aten.__or__, aten.__xor__, aten.max.other,
+            aten.min.other,
             aten.argsort.default,
         ):  # fmt: skip
             operator(*INFERENCE.get(operator, (x,)))

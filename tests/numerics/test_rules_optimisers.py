@@ -1,4 +1,5 @@
-"""The fused updates equal PyTorch's plain loops under the mode, bit for bit, whatever the options."""
+"""The fused updates equal PyTorch's plain loops under the mode, bit for bit, whatever the
+options."""
 
 from __future__ import annotations
 

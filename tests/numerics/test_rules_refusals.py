@@ -67,10 +67,13 @@ REFUSED = {
     "rand half": (lambda: torch.rand(3, dtype=torch.float16), "float16"),
     "geometric": (lambda: X.clone().geometric_(0.5), "geometric.*torch.rand"),
     "bilinear 64": (
-        lambda: F.interpolate(X.double()[None, None], size=2, mode="bilinear"), "bilinear2d.*float64",
+        lambda: F.interpolate(X.double()[None, None], size=2, mode="bilinear"),
+        "bilinear2d.*float64",
     ),
-    "grid_sample": (lambda: F.grid_sample(X[None, None], X.view(1, 4, 2, 2), align_corners=False), "grid_sampler_2d"),
-    "fractional": (lambda: F.fractional_max_pool2d(X[None], 2, output_size=2), "fractional_max_pool2d"),
+    "grid_sample": (lambda: F.grid_sample(X[None, None], X.view(1, 4, 2, 2), align_corners=False),
+        "grid_sampler_2d"),
+    "fractional": (lambda: F.fractional_max_pool2d(X[None], 2, output_size=2),
+        "fractional_max_pool2d"),
     "fft": (lambda: torch.fft.fft(X), "fft"),
 }  # fmt: skip
 
@@ -200,7 +203,8 @@ def test_other_default_type_does_not_matter():
         lambda: torch.eye(2), lambda: torch.tensor([0.5]), lambda: torch.scalar_tensor(0.5),
         lambda: torch.empty(2).zero_(), lambda: torch.zeros(2) / 3, lambda: INDEX / 3,
         lambda: torch.rand(2, dtype=torch.float32) * 0, lambda: torch.bernoulli(torch.zeros(2)),
-        lambda: torch.linspace(0, 1, 5, dtype=torch.float32), lambda: torch.empty_permuted((2,), (0,)).zero_(),
+        lambda: torch.linspace(0, 1, 5, dtype=torch.float32),
+        lambda: torch.empty_permuted((2,), (0,)).zero_(),
     ],
 )  # fmt: skip
 def test_what_is_created_has_the_default_type(create):

@@ -1,4 +1,5 @@
-"""What language, recurrent and recommendation models use: against float64 PyTorch, in every layout."""
+"""What language, recurrent and recommendation models use: against float64 PyTorch, in every
+layout."""
 
 from __future__ import annotations
 
@@ -99,18 +100,21 @@ CASES = {
         lambda w: F.embedding(BAGS, w, padding_idx=1, scale_grad_by_freq=True), TABLE,
     ),
     "embedding renorm": (
-        lambda w: tuple(F.embedding(BAGS, w * 1, max_norm=1.0, norm_type=p) for p in (2.0, 1.0)), TABLE,
+        lambda w: tuple(F.embedding(BAGS, w * 1, max_norm=1.0, norm_type=p) for p in (2.0, 1.0)),
+        TABLE,
     ),
     "bag sum": (bag(mode="sum"), TABLE),
     "bag mean": (bag(mode="mean"), TABLE),
     "bag max": (bag(mode="max"), TABLE),
     "bag matrix": (lambda w: F.embedding_bag(BAGS[:6].view(2, 3), w, mode="sum"), TABLE),
     "bag padding": (
-        lambda w: tuple(F.embedding_bag(BAGS, w, OFFSETS, mode=m, padding_idx=2) for m in ("sum", "mean", "max")),
+        lambda w: tuple(F.embedding_bag(BAGS, w, OFFSETS, mode=m, padding_idx=2) for m in ("sum",
+            "mean", "max")),
         TABLE,
     ),
     "bag last offset": (
-        lambda w: F.embedding_bag(BAGS, w, index(0, 0, 3, 7), mode="mean", include_last_offset=True), TABLE,
+        lambda w: F.embedding_bag(BAGS, w, index(0, 0, 3, 7), mode="mean",
+            include_last_offset=True), TABLE,
     ),
     "bag weighted": (
         lambda w, each: F.embedding_bag(BAGS, w, OFFSETS, mode="sum", per_sample_weights=each),
@@ -122,7 +126,8 @@ CASES = {
         ),
         TABLE, numbers(6, 7),
     ),
-    "bag without gradient": (lambda w: F.embedding_bag(BAGS, w.detach(), OFFSETS, mode="max"), TABLE),
+    "bag without gradient": (lambda w: F.embedding_bag(BAGS, w.detach(), OFFSETS, mode="max"),
+        TABLE),
     # experts
     "one hot dispatch": (
         lambda x: torch.einsum("nk,nd->kd", F.one_hot(ROWS, 3).to(x.dtype), x), X,
@@ -136,26 +141,33 @@ CASES = {
         numbers(7, 3, 8, 4), numbers(1, 4, 8),
     ),
     "grouped mm whole": (
-        lambda x, y: torch._grouped_mm(x.float(), y.float()).to(x.dtype), numbers(7, 3, 8, 4), numbers(1, 3, 4, 8),
+        lambda x, y: torch._grouped_mm(x.float(), y.float()).to(x.dtype), numbers(7, 3, 8, 4),
+        numbers(1, 3, 4, 8),
     ),
     "histc": (
-        lambda x: (torch.histc(x.detach(), 7, -1, 2), torch.histc((x.detach() * 2).round(), 5, 0, 4)), X,
+        lambda x: (torch.histc(x.detach(), 7, -1, 2),
+            torch.histc((x.detach() * 2).round(), 5, 0, 4)), X,
     ),
-    "bincount": (lambda n: (n.bincount(minlength=5), torch.isin(n, index(0, 7)), (n > 0).all()), ROWS),
+    "bincount": (lambda n: (n.bincount(minlength=5), torch.isin(n, index(0, 7)), (n > 0).all()),
+        ROWS),
     "bincount weights": (lambda x: torch.bincount(ROWS, x[:, 0].detach(), 5).to(x.dtype), X),
-    "unique": (lambda n: (*n.unique(return_inverse=True, return_counts=True), n.unique(sorted=False)), ROWS),
+    "unique": (lambda n: (*n.unique(return_inverse=True, return_counts=True),
+        n.unique(sorted=False)), ROWS),
     "all true": (lambda x: aten._is_all_true(x > -4), X),
     # attention
     "attention causal": (
         lambda x, y: F.scaled_dot_product_attention(x, y, y, is_causal=True), HEADS, HEADS * 0.5,
     ),
     "attention mask": (
-        lambda x, m: F.scaled_dot_product_attention(x, x, x, attn_mask=m, scale=0.3), HEADS, numbers(7, 5, 5),
+        lambda x, m: F.scaled_dot_product_attention(x, x, x, attn_mask=m, scale=0.3), HEADS,
+        numbers(7, 5, 5),
     ),
     "attention grouped": (
-        lambda x, y: F.scaled_dot_product_attention(x, y, y, enable_gqa=True), HEADS, numbers(8, 2, 2, 5, 6),
+        lambda x, y: F.scaled_dot_product_attention(x, y, y, enable_gqa=True), HEADS,
+        numbers(8, 2, 2, 5, 6),
     ),
-    "multihead": of_module(nn.MultiheadAttention(6, 2, batch_first=True), numbers(3, 2, 5, 6), call=attended),
+    "multihead": of_module(nn.MultiheadAttention(6, 2, batch_first=True), numbers(3, 2, 5, 6),
+        call=attended),
     "multihead bias": of_module(
         nn.MultiheadAttention(6, 2, add_bias_kv=True, add_zero_attn=True, kdim=4, vdim=3),
         SERIES, numbers(7, 4, 3, 4), numbers(8, 4, 3, 3), call=lambda m, q, k, v: m(q, k, v)[0],
@@ -209,12 +221,14 @@ CASES = {
     ),
     "kl": (
         lambda x, y: tuple(
-            F.kl_div(x.log_softmax(1), y.softmax(1), reduction=r) for r in ("none", "sum", "batchmean")
+            F.kl_div(x.log_softmax(1), y.softmax(1), reduction=r) for r in ("none", "sum",
+                "batchmean")
         ), X, Y,
     ),
     # parametrisations
     "weight norm": (
-        lambda v, g: (torch._weight_norm(v, g[:, :1]), torch._weight_norm(v, g[:1], 1)), X, POSITIVE,
+        lambda v, g: (torch._weight_norm(v, g[:, :1]), torch._weight_norm(v, g[:1], 1)), X,
+        POSITIVE,
     ),
     "weight norm whole": (lambda v, g: torch._weight_norm(v, g, -1), X, POSITIVE[0, 0]),
     "weight norm convolution": (
@@ -226,13 +240,15 @@ CASES = {
     ),
     "transpose in place": (lambda x: (x * 1).t_().transpose_(0, 1), X),
     "einsum": (
-        lambda x, y: (torch.einsum("ij,kj->ik", x, y), torch.einsum("ij,ij->", x, y), torch.outer(x[0], y[1])),
+        lambda x, y: (torch.einsum("ij,kj->ik", x, y), torch.einsum("ij,ij->", x, y),
+            torch.outer(x[0], y[1])),
         X, Y,
     ),
 }  # fmt: skip
 
 
-# `transpose_` changes a shape behind the pretended tensor; a GPU refuses the fused cells that it takes.
+# `transpose_` changes a shape behind the pretended tensor; a GPU refuses the fused cells that it
+# takes.
 ON_THE_CPU = {
     "lstm", "lstm projected", "gru", "rnn", "rnn relu", "rnn batch first", "transpose in place",
 }  # fmt: skip
@@ -246,19 +262,24 @@ def test_agrees_with_float64_in_every_layout(name):
 
 NONE = torch.zeros(0, dtype=torch.long)
 EMPTY = {
-    "bags": (lambda w: tuple(F.embedding_bag(NONE, w, index(0, 0), mode=m) for m in ("sum", "mean", "max")), TABLE),
-    "no bags": (lambda w: tuple(F.embedding_bag(NONE, w, NONE, mode=m) for m in ("sum", "mean")), TABLE),
+    "bags": (lambda w: tuple(F.embedding_bag(NONE, w, index(0, 0), mode=m) for m in ("sum", "mean",
+        "max")), TABLE),
+    "no bags": (lambda w: tuple(F.embedding_bag(NONE, w, NONE, mode=m) for m in ("sum", "mean")),
+        TABLE),
     "only padding": (
         lambda w: tuple(
-            F.embedding_bag(index(2, 2), w, index(0, 0, 2), mode=m, padding_idx=2) for m in ("sum", "mean", "max")
+            F.embedding_bag(index(2, 2), w, index(0, 0, 2), mode=m, padding_idx=2) for m in ("sum",
+                "mean", "max")
         ), TABLE,
     ),
     "embedding": (lambda w: F.embedding(NONE, w, scale_grad_by_freq=True), TABLE),
     "renorm": (lambda w: F.embedding(NONE, w * 1, max_norm=1.0), TABLE),
     "no lines": (lambda x: (x.cumsum(0), x.cumprod(0), x.prod(), x.prod(0)), numbers(1, 0, 3)),
-    "no columns": (lambda x: (x.cumsum(1), x.cumprod(1), x.prod(), x.prod(1, keepdim=True)), numbers(1, 3, 0)),
+    "no columns": (lambda x: (x.cumsum(1), x.cumprod(1), x.prod(), x.prod(1, keepdim=True)),
+        numbers(1, 3, 0)),
     "a number": (
-        lambda x: (x.cumsum(0), x.cumprod(0), x.prod(), x.prod(0), x.prod(0, keepdim=True), x**2.5), X[0, 0].abs(),
+        lambda x: (x.cumsum(0), x.cumprod(0), x.prod(), x.prod(0), x.prod(0, keepdim=True), x**2.5),
+        X[0, 0].abs(),
     ),
 }  # fmt: skip
 
@@ -382,7 +403,8 @@ def test_dropped_words_are_keyed_by_step():
 
 
 def test_scales_made_of_widths_round_alike_whatever_the_last_bit_of_a_power():
-    """Models write `width ** -0.5` in Python, through the C library; float32 does not see its error."""
+    """Models write `width ** -0.5` in Python, through the C library; float32 does not see its
+    error."""
     for width in range(1, 16_385):
         for exponent in (-0.5, 0.5, -0.25):
             power = width**exponent
@@ -466,11 +488,13 @@ REFUSED = {
     ),
     "probabilities": (lambda: F.binary_cross_entropy(X, UNIT), NumericsError, r"\[0, 1\]"),
     "pow 64": (lambda: X.double() ** UNIT, UnsupportedOperatorError, "pow on torch.float64"),
-    "cumsum 64": (lambda: X.double().cumsum(0), UnsupportedOperatorError, "cumsum on torch.float64"),
+    "cumsum 64": (lambda: X.double().cumsum(0), UnsupportedOperatorError,
+        "cumsum on torch.float64"),
     "unique": (lambda: X.unique(), UnsupportedOperatorError, "unique of floating"),
     "histc": (lambda: torch.histc(X), UnsupportedOperatorError, "histc without bounds"),
     "bincount 64": (
-        lambda: torch.bincount(ROWS, X[:, 0].double()), UnsupportedOperatorError, "bincount on torch.float64",
+        lambda: torch.bincount(ROWS, X[:, 0].double()), UnsupportedOperatorError,
+        "bincount on torch.float64",
     ),
 }  # fmt: skip
 

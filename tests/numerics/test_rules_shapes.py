@@ -55,7 +55,8 @@ def test_sums_of_integers(dtype):
         for function in (torch.sum, lambda x: x.sum(1), lambda x: x.sum((0, 1), keepdim=True)):
             results.append(function(x))
         results += [
-            x.sum(dtype=torch.float32), x.mean(dtype=torch.float32), x.float().sum(0, dtype=torch.float32)
+            x.sum(dtype=torch.float32), x.mean(dtype=torch.float32),
+            x.float().sum(0, dtype=torch.float32)
         ]  # fmt: skip
     wide = x.double()
     want = [x.sum(), x.sum(1), x.sum((0, 1), keepdim=True)]
@@ -246,7 +247,8 @@ def test_gradients_of_norm_weights_in_training_and_evaluation():
     for training in (True, False):
         check(
             lambda x, w, b: F.batch_norm(
-                x, torch.full_like(w, 0.5).detach(), torch.full_like(w, 2.0).detach(), w, b, training  # noqa: B023
+                x, torch.full_like(w, 0.5).detach(), torch.full_like(w, 2.0).detach(), w, b,
+                training  # noqa: B023
             ),
             numbers(1, 6, 4), numbers(2, 4), numbers(3, 4),
         )  # fmt: skip
@@ -325,12 +327,16 @@ def test_arithmetic_broadcasts_and_promotes(first, second):
 
 
 FOREACH = {
-    "add": (1.5,), "add list": ("list",), "add scalars": ([1.0, 2.0],), "sub": ("list",), "mul": (0.3,),
-    "div": (3.0,), "addcmul": ("list", "list", 0.3), "addcmul scalars": ("list", "list", [0.3, 2.0]),
+    "add": (1.5,), "add list": ("list",), "add scalars": ([1.0, 2.0],), "sub": ("list",),
+    "mul": (0.3,),
+    "div": (3.0,), "addcmul": ("list", "list", 0.3),
+    "addcmul scalars": ("list", "list", [0.3, 2.0]),
     "addcmul tensor": ("list", "list", torch.tensor([0.5, 2.0])), "addcdiv": ("list", "list", 0.3),
     "addcmul plain": ("list", "list"), "lerp": ("list", 0.3), "lerp list": ("list", "list"),
-    "maximum": (0.1,), "maximum list": ("list",), "minimum scalars": ([0.1, -0.1],), "clamp_max": (0.1,),
-    "sqrt": (), "exp": (), "neg": (), "abs": (), "reciprocal": (), "sign": (), "tanh": (), "pow": (2,),
+    "maximum": (0.1,), "maximum list": ("list",), "minimum scalars": ([0.1, -0.1],),
+    "clamp_max": (0.1,),
+    "sqrt": (), "exp": (), "neg": (), "abs": (), "reciprocal": (), "sign": (), "tanh": (),
+    "pow": (2,),
     "zero": (), "copy": ("list",),
 }  # fmt: skip
 
@@ -368,14 +374,20 @@ def test_foreach_of_nothing_and_norms():
 
 
 IN_PLACE = {
-    "add": lambda x: x.add_(0.3), "alpha": lambda x: x.add_(x.clone(), alpha=0.3), "exp": lambda x: x.exp_(),
-    "addcmul": lambda x: x.addcmul_(x, x, value=0.3), "relu": lambda x: x.relu_(), "sqrt": lambda x: x.sqrt_(),
-    "clamp": lambda x: x.clamp_(-0.5, 0.5), "clamp tensor": lambda x: x.clamp_(x * 0.5, x * 0.5 + 1),
-    "lerp": lambda x: x.lerp_(x * 2, 0.3), "pow": lambda x: x.pow_(2), "square": lambda x: x.square_(),
-    "mul": lambda x: x.mul_(x), "fill": lambda x: x.fill_(2), "index_add": lambda x: x.index_add_(0, ZERO, x[:1] * 2),
+    "add": lambda x: x.add_(0.3), "alpha": lambda x: x.add_(x.clone(), alpha=0.3),
+    "exp": lambda x: x.exp_(),
+    "addcmul": lambda x: x.addcmul_(x, x, value=0.3), "relu": lambda x: x.relu_(),
+    "sqrt": lambda x: x.sqrt_(),
+    "clamp": lambda x: x.clamp_(-0.5, 0.5), "clamp tensor": lambda x: x.clamp_(x * 0.5,
+        x * 0.5 + 1),
+    "lerp": lambda x: x.lerp_(x * 2, 0.3), "pow": lambda x: x.pow_(2),
+    "square": lambda x: x.square_(),
+    "mul": lambda x: x.mul_(x), "fill": lambda x: x.fill_(2),
+    "index_add": lambda x: x.index_add_(0, ZERO, x[:1] * 2),
     "scatter": lambda x: x.scatter_(0, ZERO[:, None], 2.0), "sigmoid": lambda x: x.sigmoid_(),
     "index_put": lambda x: x.index_put_((ZERO,), x[1:2] * 2), "tril": lambda x: x.tril_(),
-    "masked_fill": lambda x: x.masked_fill_(x > 0, 1.0), "addmm": lambda x: x.addmm_(x, x[:, :1] @ x[:1]),
+    "masked_fill": lambda x: x.masked_fill_(x > 0, 1.0),
+    "addmm": lambda x: x.addmm_(x, x[:, :1] @ x[:1]),
     "copy": lambda x: x.copy_(x.flip(0)), "div": lambda x: x.div_(3),
 }  # fmt: skip
 ZERO = torch.zeros(1, dtype=torch.int64)
@@ -397,12 +409,17 @@ def test_in_place_changes_the_tensor_itself_and_its_views(name):
 
 
 OUT = {
-    "add": lambda x, out: torch.add(x, x, alpha=0.5, out=out), "mul": lambda x, out: torch.mul(x, x, out=out),
+    "add": lambda x, out: torch.add(x, x, alpha=0.5, out=out), "mul": lambda x,
+    out: torch.mul(x, x, out=out),
     "mm": lambda x, out: torch.mm(x, x, out=out), "exp": lambda x, out: torch.exp(x, out=out),
-    "sum": lambda x, out: torch.sum(x, 1, out=out), "mean": lambda x, out: torch.mean(x, 1, out=out),
-    "amax": lambda x, out: torch.amax(x, 1, out=out), "cat": lambda x, out: torch.cat([x, x], out=out),
-    "addmm": lambda x, out: torch.addmm(x, x, x, out=out), "sqrt": lambda x, out: torch.sqrt(x.abs(), out=out),
-    "minimum": lambda x, out: torch.minimum(x, x.T, out=out), "clamp": lambda x, out: torch.clamp(x, x.T, out=out),
+    "sum": lambda x, out: torch.sum(x, 1, out=out), "mean": lambda x,
+    out: torch.mean(x, 1, out=out),
+    "amax": lambda x, out: torch.amax(x, 1, out=out), "cat": lambda x,
+    out: torch.cat([x, x], out=out),
+    "addmm": lambda x, out: torch.addmm(x, x, x, out=out), "sqrt": lambda x,
+    out: torch.sqrt(x.abs(), out=out),
+    "minimum": lambda x, out: torch.minimum(x, x.T, out=out), "clamp": lambda x,
+    out: torch.clamp(x, x.T, out=out),
     "div": lambda x, out: torch.div(x, 0.3, rounding_mode="trunc", out=out),
 }  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""Operators of image and audio models: windows of every rank, padding, interpolation, normalisation."""
+"""Operators of image and audio models: windows of every rank, padding, interpolation,
+normalisation."""
 
 from __future__ import annotations
 
@@ -79,11 +80,14 @@ CASES = {
     "adaptive_avg_pool3d": (
         lambda x: tuple(F.adaptive_avg_pool3d(x, n) for n in (1, (2, 5, 3), (3, 3, 4))), VOLUME,
     ),
-    "max_pool3d": (lambda x: (F.max_pool3d(x, 2), F.max_pool3d(x, 3, 1, 1), F.max_pool3d(x, 2, 1, dilation=2)), VOLUME),
+    "max_pool3d": (lambda x: (F.max_pool3d(x, 2), F.max_pool3d(x, 3, 1, 1),
+        F.max_pool3d(x, 2, 1, dilation=2)), VOLUME),
     "max_pool apart": (lambda x: (F.max_pool2d(x, 2, 3), F.max_pool2d(x, 2, 2, dilation=2)), IMAGE),
     "adaptive_max_pool1d": (lambda x: tuple(F.adaptive_max_pool1d(x, n) for n in (1, 3, 4)), X),
-    "adaptive_max_pool2d": (lambda x: tuple(F.adaptive_max_pool2d(x, n) for n in (1, (3, 4), 5)), IMAGE),
-    "adaptive_max_pool3d": (lambda x: tuple(F.adaptive_max_pool3d(x, n) for n in (1, (2, 5, 3), 3)), VOLUME),
+    "adaptive_max_pool2d": (lambda x: tuple(F.adaptive_max_pool2d(x, n) for n in (1, (3, 4), 5)),
+        IMAGE),
+    "adaptive_max_pool3d": (lambda x: tuple(F.adaptive_max_pool3d(x, n) for n in (1, (2, 5, 3), 3)),
+        VOLUME),
     "max_unpool2d": (pooled_and_back, IMAGE),
     "max_unpool3d": (pooled_and_back_3d, VOLUME),
     "lp_pool": (lambda x: (F.lp_pool2d(x, 2, 2), F.lp_pool2d(x, 1, 3, 2)), IMAGE.abs() + 0.25),
@@ -122,16 +126,20 @@ CASES = {
     "antialiased corners": (resized("bilinear", antialias=True, align_corners=True), IMAGE),
     "antialiased cubic": (resized("bicubic", antialias=True), IMAGE),
     "antialiased far down": (
-        lambda x: tuple(F.interpolate(x, size=n, mode=m, antialias=True) for n in (1, 2) for m in ("bilinear", "bicubic")),
+        lambda x: tuple(F.interpolate(x, size=n, mode=m, antialias=True) for n in (1,
+            2) for m in ("bilinear", "bicubic")),
         numbers(12, 1, 2, 17, 23),
     ),
-    "area": (lambda x: (F.interpolate(x, size=(4, 5), mode="area"), F.interpolate(x, size=(9, 16), mode="area")), IMAGE),
+    "area": (lambda x: (F.interpolate(x, size=(4, 5), mode="area"),
+        F.interpolate(x, size=(9, 16), mode="area")), IMAGE),
     # factorisation
     "qr": (
-        lambda x: (*torch.linalg.qr(x.detach()), *torch.linalg.qr(x.detach().mT), *torch.linalg.qr(x.detach(), "complete")),
+        lambda x: (*torch.linalg.qr(x.detach()), *torch.linalg.qr(x.detach().mT),
+            *torch.linalg.qr(x.detach(), "complete")),
         numbers(10, 2, 5, 3),
     ),
-    "qr square": (lambda x: (*torch.linalg.qr(x.detach()), torch.linalg.qr(x.detach(), "r")[1]), numbers(11, 4, 4)),
+    "qr square": (lambda x: (*torch.linalg.qr(x.detach()), torch.linalg.qr(x.detach(), "r")[1]),
+        numbers(11, 4, 4)),
     # rearrangement
     "diagonal_copy": (lambda x: (torch.diag(x.detach()), torch.diag(x[0])), IMAGE[0, 0, :, :6]),
     "pixel_shuffle": (lambda x: F.pixel_shuffle(x, 2), numbers(7, 2, 8, 3, 3)),
@@ -144,7 +152,8 @@ CASES = {
         IMAGE, WEIGHT,
     ),
     "batch_norm evaluated": (
-        lambda x, w, b: F.batch_norm(x, b.detach(), w.detach().abs() + 1, w, b), VOLUME[:, :1].expand(2, 3, 4, 5, 6), WEIGHT, BIAS,
+        lambda x, w, b: F.batch_norm(x, b.detach(), w.detach().abs() + 1, w, b),
+        VOLUME[:, :1].expand(2, 3, 4, 5, 6), WEIGHT, BIAS,
     ),
     "weight standardisation": (standardised, IMAGE, numbers(9, 4, 3, 3, 3)),
     "var_mean": (lambda x: (*torch.var_mean(x, 1), *torch.std_mean(x, (0, 2), keepdim=True)), X),
@@ -167,7 +176,8 @@ def test_qr_of_empty_matrices(shape, mode):
 
 
 @given(
-    st.integers(1, 3), st.integers(1, 12), st.integers(1, 25), st.sampled_from([None, 0.5, 0.7, 1.5, 2.0, 3.0]),
+    st.integers(1, 3), st.integers(1, 12), st.integers(1, 25),
+    st.sampled_from([None, 0.5, 0.7, 1.5, 2.0, 3.0]),
     st.booleans(),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
@@ -182,7 +192,8 @@ def test_nearest_chooses_what_pytorch_chooses(rank, size, outputs, scale, betwee
 
 
 @given(
-    st.sampled_from(["linear", "bilinear", "bicubic", "trilinear"]), st.integers(1, 6), st.integers(1, 9),
+    st.sampled_from(["linear", "bilinear", "bicubic", "trilinear"]), st.integers(1, 6),
+    st.integers(1, 9),
     st.sampled_from([None, 0.5, 1.7, 2.0]), st.booleans(), st.integers(0, 2),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)

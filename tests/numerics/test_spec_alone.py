@@ -37,7 +37,8 @@ def number(bits: int) -> Fraction:
 
 
 def nearest_bits(value: Fraction) -> int:
-    """Search among the bit patterns, which ascend with the magnitudes; an even pattern ends in 0."""
+    """Search among the bit patterns, which ascend with the magnitudes; an even pattern ends in
+    0."""
     sign, size = (0x80000000 if value < 0 else 0), abs(value)
     if size >= 2**128 - 2**103:
         return sign | 0x7F800000
@@ -260,7 +261,8 @@ def key_of_generator(seed: int, operator: int, call: int = 0) -> int:
 @pytest.mark.parametrize("seed", [0, 7, 2**32 + 7, 2**64 - 1, 67280421310721])
 @pytest.mark.parametrize("name", [name for name in DRAWS if name != "dropout"])
 def test_random_numbers_of_generators(name: str, seed: int) -> None:
-    """Those that a job makes, and the default one that it seeds: the 320th operator too, after a round of words."""
+    """Those that a job makes, and the default one that it seeds: the 320th operator too, after a
+    round of words."""
     draw, text = DRAWS[name]
     with resolve("exact").active(seed=1, purpose="step", step=300):
         torch.manual_seed(seed)

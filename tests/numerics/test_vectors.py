@@ -1,4 +1,5 @@
-"""vectors/numerics: the product gives the expected bits, and the definitions still write the same."""
+"""vectors/numerics: the product gives the expected bits, and the definitions still write the
+same."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Drives the machines of any protocol over a network with faults. Time ticks in seconds.
 
 How to use it: make one `Machine` for each party, by public key; `simulate` sends what is in their
-`outgoing` again and again, loses, doubles, delays and reorders it, and returns when all named machines
-are over. `Answering` makes a machine of a function from a message to what is sent for it.
+`outgoing` again and again, loses, doubles, delays and reorders it, and returns when all named
+machines are over. `Answering` makes a machine of a function from a message to what is sent for it.
 
     simulate({key_a: machine_a, key_b: machine_b}, until=[key_a], faults=Faults(loss=0.3))
 """

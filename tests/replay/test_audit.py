@@ -182,7 +182,10 @@ def test_a_run_in_memory_needs_one_process(job_file: Path) -> None:
 
 
 def test_processes_do_not_start_from_standard_input(job_file: Path, honest: Path) -> None:
-    script = f"import veritrain as vt; vt.audit({str(honest)!r}, vt.load_job({str(job_file)!r}), workers=2)"
+    script = (
+        f"import veritrain as vt; vt.audit({str(honest)!r}, vt.load_job({str(job_file)!r}),"
+        " workers=2)"
+    )
     done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True)
     assert "UsageError: workers: other processes cannot start from a script" in done.stderr
 

@@ -1,4 +1,5 @@
-"""A rejection says why in its last line: each test trains a run, changes one thing, and audits it."""
+"""A rejection says why in its last line: each test trains a run, changes one thing, and audits
+it."""
 
 from __future__ import annotations
 
@@ -161,12 +162,12 @@ CARRIED_CAUSES: dict[str, tuple[Change, str]] = {
     ),
     "a comment": (
         edit("helper.py", lambda data: data.replace(b"of learning", b"of forgetting")),
-        "'helper.py' differs only in comments, blank lines or layout (bytes are compared: make them "
+        "'helper.py' differs only in comments, blank lines or layout (bytes are compared: make them "  # noqa: E501
         "equal)",
     ),
     "blank lines": (
         edit("helper.py", lambda data: data.replace(b"\n\n\n", b"\n\n")),
-        "'helper.py' differs only in comments, blank lines or layout (bytes are compared: make them "
+        "'helper.py' differs only in comments, blank lines or layout (bytes are compared: make them "  # noqa: E501
         "equal)",
     ),
     "another rate": (
@@ -181,7 +182,7 @@ CARRIED_CAUSES: dict[str, tuple[Change, str]] = {
     ),
     "white space inside": (
         edit("helper.py", lambda data: data.replace(b"RATE = 0.1", b"RATE  = 0.1")),
-        "'helper.py' differs only in comments, blank lines or layout (bytes are compared: make them "
+        "'helper.py' differs only in comments, blank lines or layout (bytes are compared: make them "  # noqa: E501
         "equal)",
     ),
     "a line more": (
@@ -234,9 +235,10 @@ def test_a_secret_run_tells_line_ends_by_the_digest(
 def test_a_secret_run_says_that_it_is(runs: dict[bool, Path], tmp_path: Path) -> None:
     file = make(tmp_path / "auditor")
     CARRIED_CAUSES["another rate"][0](file.parent)
-    assert audited(runs[True], file).verdict_line() == (
-        "REJECTED: 'helper.py' differs (the run does not carry its sources, so it cannot be said in "
-        "what)"
+    assert (
+        audited(runs[True], file).verdict_line()
+        == "REJECTED: 'helper.py' differs (the run does not carry its sources, so it cannot be said"
+        " in what)"
     )
 
 
@@ -245,8 +247,9 @@ def test_a_renamed_job_file(secret: bool, runs: dict[bool, Path], tmp_path: Path
     file = make(tmp_path / "auditor")
     file.rename(file.with_name("client.py"))
     report = audited(runs[secret], file.with_name("client.py"))
-    assert report.verdict_line() == (
-        "REJECTED: your 'client.py' is the run's 'job.py': give the file that name"
+    assert (
+        report.verdict_line()
+        == "REJECTED: your 'client.py' is the run's 'job.py': give the file that name"
     )
 
 
@@ -288,8 +291,8 @@ def test_a_renamed_and_edited_job_file(runs: dict[bool, Path], tmp_path: Path) -
     assert report.cause is not None
     assert report.cause.startswith(f"{start}in line 40: yours is `optimizer=")
     assert report.diff[:2] == ("--- the run's job.py", "+++ your client.py")
-    assert audited(runs[True], file).cause == (
-        "your job has 'client.py' too, which the run has not; "
+    assert (
+        audited(runs[True], file).cause == "your job has 'client.py' too, which the run has not; "
         "the run's job has 'job.py' too, which yours has not"
     )
     file.write_bytes(JOB.replace("\n", "\r\n").encode())  # told by the digest alone
@@ -317,8 +320,10 @@ def test_only_what_differs_is_read(
     edit("job.py", lambda data: data + b"# too long\n")(file.parent)
     report = audited(runs[False], file)
     assert report.verdict is vt.Verdict.REJECTED
-    assert report.cause == (
-        f"{cause}; 'job.py' differs (your file is too large to be compared, or is no longer what "
+    assert (
+        report.cause
+        == f"{cause}; 'job.py' differs (your file is too large to be compared, or is no longer"
+        " what "
         "was read)"
     )
 
@@ -348,8 +353,10 @@ def test_a_data_file_that_was_deleted_or_edited_since(tmp_path: Path) -> None:
         report = vt.audit(tmp_path / "run", job)
         assert (report.verdict, report.cause) == (
             vt.Verdict.REJECTED,
-            "'words.txt' differs (your file is too large to be compared, or is no longer what was "
-            "read)",
+            (
+                "'words.txt' differs (your file is too large to be compared, or is no longer what"
+                " was read)"
+            ),
         )
 
 
@@ -369,8 +376,9 @@ def test_what_a_run_carries_that_cannot_be_read_again(
     monkeypatch.setattr(Transcript, "sources", once)
     report = audited(runs[False], file)
     assert report.verdict is vt.Verdict.REJECTED
-    assert report.cause == (
-        "the source files differ; in what, cannot be said: what the run carries cannot be read "
+    assert (
+        report.cause
+        == "the source files differ; in what, cannot be said: what the run carries cannot be read "
         "(sources: gone)"
     )
 
@@ -403,15 +411,16 @@ def test_a_record_that_cannot_be_read_again(runs: dict[bool, Path], tmp_path: Pa
 def test_another_setting(runs: dict[bool, Path], tmp_path: Path) -> None:
     job = vt.load_job(make(tmp_path / "auditor"))
     report = vt.audit(runs[False], vt.Job(**{**vars(job), "steps": 3, "seed": 5}))
-    assert report.verdict_line() == (
-        "REJECTED: setting 'seed' is 1 in the run and 5 in your job; "
+    assert (
+        report.verdict_line() == "REJECTED: setting 'seed' is 1 in the run and 5 in your job; "
         "setting 'steps' is 2 in the run and 3 in your job"
     )
 
 
 def test_a_setting_of_another_type() -> None:
-    assert settings_cause({"steps": 300}, {"steps": 300.0}) == (
-        "setting 'steps' is 300.0 in the run and 300 in your job (another type or sign)"
+    assert (
+        settings_cause({"steps": 300}, {"steps": 300.0})
+        == "setting 'steps' is 300.0 in the run and 300 in your job (another type or sign)"
     )
 
 
@@ -448,13 +457,17 @@ def test_bytes_that_begin_alike_are_told_apart() -> None:
     [
         (
             "listed otherwise",
-            "they hold the same records in another order: your record 0 is the run's record 7; sort "
-            "what os.listdir, glob or a set gives",
+            (
+                "they hold the same records in another order: your record 0 is the run's record 7;"
+                " sort what os.listdir, glob or a set gives"
+            ),
         ),
         (
             "another dtype",
-            "8 of 8 records differ, the first is record 0: yours is (tensor float64 [4], tensor int64 "
-            "[]), the run's (tensor float32 [4], tensor int64 [])",
+            (
+                "8 of 8 records differ, the first is record 0: yours is (tensor float64 [4], tensor"
+                " int64 []), the run's (tensor float32 [4], tensor int64 [])"
+            ),
         ),
     ],
 )
@@ -470,11 +483,11 @@ def test_another_environment_of_the_data(
 DATA_CAUSES: dict[str, tuple[Change, str]] = {
     "a value": (
         edit("corpus/3.txt", lambda data: data + b"?"),
-        "record 3 differs: of the same form, (tensor float32 [4], tensor int64 []), with other values",
+        "record 3 differs: of the same form, (tensor float32 [4], tensor int64 []), with other values",  # noqa: E501
     ),
     "line ends": (
         in_all([f"corpus/{i}.txt" for i in range(2, 8)], lambda data: data.replace(b"\n", b"\r\n")),
-        "6 of 8 records differ, the first is record 2: of the same form, (tensor float32 [4], tensor "
+        "6 of 8 records differ, the first is record 2: of the same form, (tensor float32 [4], tensor "  # noqa: E501
         "int64 []), with other values",
     ),
     "one more": (
@@ -540,9 +553,10 @@ def test_other_versions_are_in_the_last_line(runs: dict[bool, Path], tmp_path: P
     assert report.verdict is vt.Verdict.INCONCLUSIVE
     line = report.verdict_line()
     here = Transcript.open(runs[True]).header.environment["torch"]
-    assert line == (
-        f"INCONCLUSIVE: the run was recorded with torch 1.0 (here {here}), other 3 (not used here): "
-        "audit it with these"
+    assert (
+        line
+        == f"INCONCLUSIVE: the run was recorded with torch 1.0 (here {here}), other 3 (not used"
+        " here): audit it with these"
     )
 
 

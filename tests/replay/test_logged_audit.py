@@ -1,4 +1,5 @@
-"""Audits of runs with a rounding log: honest ones on every machine, and trainers who cheat in the log."""
+"""Audits of runs with a rounding log: honest ones on every machine, and trainers who cheat in the
+log."""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ def test_auditor_with_other_threads_follows_the_log(tmp_path, signer):
 
 
 class Masked(nn.Module):
-    """Attention with weights that are asked for and a causal mask of -inf; a temperature without axes."""
+    """Attention with weights that are asked for and a causal mask of -inf; a temperature without
+    axes."""
 
     def __init__(self):
         super().__init__()
@@ -153,7 +155,8 @@ def test_steering_whatever_is_possible_is_not_accepted(tmp_path, signer):
 
 
 def test_steering_moves_a_weight_by_little_more_than_its_rounding(tmp_path, signer):
-    """One float32 step from one state: each weight moves by a few units in its last place at most."""
+    """One float32 step from one state: each weight moves by a few units in its last place at
+    most."""
     honest = weights_after(tmp_path / "honest", signer, Recording)
     steered = weights_after(tmp_path / "steered", signer, rounders.Steering)
     for name, weight in honest.items():

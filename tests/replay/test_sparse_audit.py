@@ -59,7 +59,8 @@ def forge(run: Path, at: int, change) -> None:
         (run / files.segment_path(step)).write_bytes(segment)
         head = Head(
             run=transcript.header.digest, size=step + 1, root=frontier.root(),
-            segment=digest("segment", segment), checkpoint=checkpoint.digest, previous=previous_head,
+            segment=digest("segment", segment), checkpoint=checkpoint.digest,
+            previous=previous_head,
         )  # fmt: skip
         signed = SignedHead(head=head, signature=KEY.sign("head", head.to_bytes()))
         (run / files.signature_path(step)).write_bytes(signed.to_bytes())

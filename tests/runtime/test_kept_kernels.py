@@ -1,4 +1,5 @@
-"""Compiled code: once for all processes, never stale, in a folder that can be written, found whole or not."""
+"""Compiled code: once for all processes, never stale, in a folder that can be written, found whole
+or not."""
 
 from __future__ import annotations
 

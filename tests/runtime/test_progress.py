@@ -30,8 +30,9 @@ def test_words_of_steps_have_pace_and_time_left():
     clock.now += 30  # compiling, reading: no part of a step's time
     assert describe(step(1, loss=0.69314, rate=0.001)) == "step 1 of 600: loss 0.6931, rate 0.001"
     clock.now += 39 * 1.2
-    assert describe(step(40, loss=0.41, rate=0.001)) == (
-        "step 40 of 600: loss 0.41, rate 0.001, 1.2 s/step, 11 min 12 s left"
+    assert (
+        describe(step(40, loss=0.41, rate=0.001))
+        == "step 40 of 600: loss 0.41, rate 0.001, 1.2 s/step, 11 min 12 s left"
     )
 
 

@@ -1,4 +1,5 @@
-"""A held signal waits for the end of the block, whichever thread of the process the system gives it to."""
+"""A held signal waits for the end of the block, whichever thread of the process the system gives it
+to."""
 
 from __future__ import annotations
 

@@ -112,7 +112,8 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
 def large(
     home: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Running, str, bytes]]:
-    """Shows a run with a file of two megabytes, which no reader would take: its path and content."""
+    """Shows a run with a file of two megabytes, which no reader would take: its path and
+    content."""
     run = shutil.copytree(home / "run", tmp_path_factory.mktemp("large") / "run")
     data = random.Random(0).randbytes(2_000_003)
     (run / "checkpoints" / "000000000012.safetensors").write_bytes(data)

@@ -1,7 +1,8 @@
 """One command of the command line in a process of its own, honest or by a program that cheats.
 
-`python -m tests.service.disputants CHEAT WORDS...` is that process. A cheat attacks at the boundary: the job
-has the honest file's digest and does something else, so the command's own checks see nothing.
+`python -m tests.service.disputants CHEAT WORDS...` is that process. A cheat attacks at the
+boundary: the job has the honest file's digest and does something else, so the command's own checks
+    see nothing.
 """
 
 from __future__ import annotations

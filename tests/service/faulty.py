@@ -1,7 +1,8 @@
 """A server that shows files over HTTP and breaks any rule that a test wants broken.
 
-Faults are values: functions of a request that return what is sent instead of the honest answer. Those in
-`faults[path]` are used up one by one, one for each request; after that the server is honest.
+Faults are values: functions of a request that return what is sent instead of the honest answer.
+Those in `faults[path]` are used up one by one, one for each request; after that the server is
+honest.
 """
 
 from __future__ import annotations

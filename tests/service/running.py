@@ -55,7 +55,8 @@ class FakeTrainer:
 
 
 class FakeReferee:
-    """A referee who asks the challenger "why" once, the trainer never, and decides after an answer."""
+    """A referee who asks the challenger "why" once, the trainer never, and decides after an
+    answer."""
 
     def __init__(self) -> None:
         self.disputes: dict[bytes, list[bytes]] = {}
@@ -213,9 +214,11 @@ def main() -> None:
     serve(
         app,
         listener,
-        certificate=Certificate(chain=Path(certificate[0]), key=Path(certificate[1]))
-        if certificate
-        else None,
+        certificate=(
+            Certificate(chain=Path(certificate[0]), key=Path(certificate[1]))
+            if certificate
+            else None
+        ),
         limits=limits,
         on_start=lambda: print(listener.getsockname()[1], flush=True),
     )

@@ -44,8 +44,10 @@ def test_the_token_opens(private, contents):
 @pytest.mark.parametrize(
     "headers",
     [
-        {}, bearer(""), bearer(TOKEN[:-1]), bearer(TOKEN + "x"), bearer(TOKEN.upper()), bearer("x" * 5000), bearer("\xff"),
-        {"Authorization": f"Basic {TOKEN}"}, {"Authorization": TOKEN}, {"X-Authorization": f"Bearer {TOKEN}"},
+        {}, bearer(""), bearer(TOKEN[:-1]), bearer(TOKEN + "x"), bearer(TOKEN.upper()),
+        bearer("x" * 5000), bearer("\xff"),
+        {"Authorization": f"Basic {TOKEN}"}, {"Authorization": TOKEN},
+        {"X-Authorization": f"Bearer {TOKEN}"},
         {"Authorization": f"Bearer {TOKEN}, Bearer {TOKEN}"},
     ],
 )  # fmt: skip

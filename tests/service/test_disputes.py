@@ -1,4 +1,5 @@
-"""The paths where the parties of a dispute exchange messages, with fakes in the place of the parties."""
+"""The paths where the parties of a dispute exchange messages, with fakes in the place of the
+parties."""
 
 from __future__ import annotations
 
@@ -86,8 +87,10 @@ def test_a_failure_is_not_explained(parties):
 @pytest.mark.parametrize(
     "path",
     [
-        f"/dispute/answers/{'0' * 64}", f"/dispute/answers/{'0' * 63}", f"/dispute/answers/{'A' * 64}",
-        f"/disputes/{'0' * 64}/verdict", f"/disputes/{'0' * 64}/evidence", f"/disputes/{'0' * 64}/questions/trainer",
+        f"/dispute/answers/{'0' * 64}", f"/dispute/answers/{'0' * 63}",
+        f"/dispute/answers/{'A' * 64}",
+        f"/disputes/{'0' * 64}/verdict", f"/disputes/{'0' * 64}/evidence",
+        f"/disputes/{'0' * 64}/questions/trainer",
         "/disputes/x/verdict", "/header", "/files",
     ],
 )  # fmt: skip

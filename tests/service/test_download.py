@@ -152,19 +152,26 @@ def test_a_server_that_stays_busy(server):
     ("faults", "problem"),
     [
         ([with_fields(Content_Length="700000")], "expected 700001 bytes, got 700000"),
-        ([with_fields(Content_Length="99999999999999")], "expected 700001 bytes, got 99999999999999"),
+        ([with_fields(Content_Length="99999999999999")],
+            "expected 700001 bytes, got 99999999999999"),
         ([with_fields(Content_Length="x")], "announces 'x' bytes|connection broke"),
         ([says(200, DATA + b"x")], "expected 700001 bytes, got 700002"),
         ([sends(HEAD + b"\r\n" + DATA)] * 4, "does not say how long it is, 4 times"),
         ([sends(HEAD)] * 4, "does not say how long it is, 4 times"),
-        ([sends(HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"FFFF\r\n" + bytes(0xFFFF) + b"\r\n", endless=True)], "got more"),
+        ([sends(HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"FFFF\r\n" + bytes(0xFFFF) + b"\r\n",
+            endless=True)], "got more"),
         ([with_fields(Content_Encoding="gzip")], "encoded as 'gzip'"),
         ([says(206, DATA, Content_Range="bytes 0-700000/700001")] * 4, "part of another file"),
-        ([breaks_after(5000), says(206, DATA[4000:], Content_Range="bytes 4000-700000/700001")], "sent 'bytes 4000-"),
-        ([breaks_after(5000), says(206, DATA[5000:6000], Content_Range="bytes 5000-5999/700001")], "sent 'bytes 5000-5999"),
-        ([breaks_after(5000), says(206, DATA[5000:], Content_Range="bytes 5000-700001/700002")], "sent 'bytes 5000-700001"),
+        ([breaks_after(5000), says(206, DATA[4000:], Content_Range="bytes 4000-700000/700001")],
+            "sent 'bytes 4000-"),
+        ([breaks_after(5000), says(206, DATA[5000:6000], Content_Range="bytes 5000-5999/700001")],
+            "sent 'bytes 5000-5999"),
+        ([breaks_after(5000), says(206, DATA[5000:], Content_Range="bytes 5000-700001/700002")],
+            "sent 'bytes 5000-700001"),
         ([breaks_after(5000), says(206, DATA[5000:], Content_Range="x" * 300)], "sent 'x{80}'$"),
-        ([breaks_after(5000), *[says(206, DATA[5000:], ETag='"other"', Content_Range="bytes 5000-700000/700001")] * 9], "."),
+        ([breaks_after(5000),
+            *[says(206, DATA[5000:], ETag='"other"',
+                Content_Range="bytes 5000-700000/700001")] * 9], "."),
         ([says(416)] * 4, "became shorter"),
         ([says(404)], "missing"),
         ([says(418)], "status 418"),
@@ -193,8 +200,10 @@ def test_a_body_that_is_no_chunk_is_a_broken_connection(server):
 @pytest.mark.parametrize(
     "head",
     [
-        b"", b"\x00" * 100, b"HTTP/1.1 99999 x\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 500,
-        b"HTTP/1.1 200 OK\r\nA: " + b"x" * 100_000 + b"\r\n\r\n", b"HTTP/1.1 200 OK\r\n\xff\xfe: x\r\n\r\n", b"SSH-2.0-x\r\n",
+        b"", b"\x00" * 100, b"HTTP/1.1 99999 x\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 500,
+        b"HTTP/1.1 200 OK\r\nA: " + b"x" * 100_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n\xff\xfe: x\r\n\r\n", b"SSH-2.0-x\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n" + DATA,
     ],
     ids=lambda head: head[:30].hex(),
@@ -303,8 +312,13 @@ def test_a_full_disk_is_a_clear_error(server, monkeypatch):
 def test_pages_are_joined(server, monkeypatch):
     monkeypatch.setattr(http_store, "PAGE_FILES", 2)
     pages = {
-        "limit=2": '{"head": 4, "files": [{"path": "a", "bytes": 1}, {"path": "b", "bytes": 2}], "next": "b"}',
-        "head=4&after=b&limit=2": '{"head": 4, "files": [{"path": "leaves/1", "bytes": 3}], "next": null}',
+        "limit=2": (
+            '{"head": 4, "files": [{"path": "a", "bytes": 1}, {"path": "b", "bytes": 2}], "next":'
+            ' "b"}'
+        ),
+        "head=4&after=b&limit=2": (
+            '{"head": 4, "files": [{"path": "leaves/1", "bytes": 3}], "next": null}'
+        ),
     }
     server.faults["files"] = [lambda request: [answer_page(pages[request.query])]] * 2
     opened = store(server)
@@ -338,13 +352,16 @@ A = '{"path": "a", "bytes": 1}'
         ('{"head": 1, "files": [{"path": "a", "bytes": 1.5}], "next": null}', "not a listing"),
         ('{"head": 1, "files": [{"path": "a", "bytes": true}], "next": null}', "not a listing"),
         (f'{{"head": 1, "files": [{A}, {A}], "next": null}}', "not a listing"),
-        ('{"head": 1, "files": [{"path": "b", "bytes": 1}, {"path": "a", "bytes": 1}], "next": null}', "not in order"),
-        ('{"head": 1, "files": [{"path": "../a", "bytes": 1}], "next": null}', "not the path of a file"),
-        ('{"head": 1, "files": [{"path": "/a", "bytes": 1}], "next": null}', "not the path of a file"),
+        ('{"head": 1, "files": [{"path": "b", "bytes": 1}, {"path": "a", "bytes": 1}], "next": null}', "not in order"),  # noqa: E501
+        ('{"head": 1, "files": [{"path": "../a", "bytes": 1}], "next": null}',
+            "not the path of a file"),
+        ('{"head": 1, "files": [{"path": "/a", "bytes": 1}], "next": null}',
+            "not the path of a file"),
         ('{"head": 1, "files": [{"path": "x/a", "bytes": 1}], "next": null}', "unexpected folder"),
         ('{"head": 1, "files": [], "next": "a"}', "expected 1000 files in a page, got 0"),
         (f'{{"head": 1, "files": [{A}], "next": "a"}}', "expected 1000 files in a page, got 1"),
-        ('{"head": 1, "files": [' + " " * (1 << 20) + '], "next": null}', "expected at most 1048576 bytes"),
+        ('{"head": 1, "files": [' + " " * (1 << 20) + '], "next": null}',
+            "expected at most 1048576 bytes"),
     ],
     ids=lambda text: text[:60],
 )  # fmt: skip
@@ -374,8 +391,10 @@ def test_a_listing_without_end(server, monkeypatch):
 @pytest.mark.parametrize(
     "url",
     [
-        "http://", "https:///run", "http://user@host/", "http://user:password@host/", "http://host/?a", "http://host/run?",
-        "http://host/#a", "http://host:x/", "http://host:0/", "http://host:99999/", "http://[::1", "http://ho st/",
+        "http://", "https:///run", "http://user@host/", "http://user:password@host/",
+        "http://host/?a", "http://host/run?",
+        "http://host/#a", "http://host:x/", "http://host:0/", "http://host:99999/", "http://[::1",
+        "http://ho st/",
         "http://host/a\\b", "http://host/\n", "http://höst/",
     ],
 )  # fmt: skip

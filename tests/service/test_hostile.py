@@ -1,4 +1,5 @@
-"""Clients that are slow, greedy or malformed, against a real server; honest ones are served meanwhile."""
+"""Clients that are slow, greedy or malformed, against a real server; honest ones are served
+meanwhile."""
 
 from __future__ import annotations
 

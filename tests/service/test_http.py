@@ -1,4 +1,5 @@
-"""The run over HTTP: the same bytes, correct fields, and nothing beside it. The server is a real one."""
+"""The run over HTTP: the same bytes, correct fields, and nothing beside it. The server is a real
+one."""
 
 from __future__ import annotations
 

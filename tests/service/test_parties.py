@@ -1,4 +1,5 @@
-"""Trainer and referee behind their services, in one process: what they take, keep, and say again."""
+"""Trainer and referee behind their services, in one process: what they take, keep, and say
+again."""
 
 from __future__ import annotations
 
@@ -105,8 +106,10 @@ class Trainer:
 
     def _start(self, **changes):
         words = {
-            "job": self.scene.job, "run": self.scene.transcript.location, "signer": self.scene.trainer,
-            "referees": [self.scene.referee.fingerprint], "state": self.state, "report": self.told.append,
+            "job": self.scene.job, "run": self.scene.transcript.location,
+            "signer": self.scene.trainer,
+            "referees": [self.scene.referee.fingerprint], "state": self.state,
+            "report": self.told.append,
             "on_verdict": self.verdicts.append,
         }  # fmt: skip
         return RunTrainer(**{**words, **changes})
@@ -504,7 +507,8 @@ class AskingJudge:
 
 
 def asked_for_details(scene, liar, out):
-    """A referee that asked for a detail twice, has one of the second two answers, and is killed; the other answer."""
+    """A referee that asked for a detail twice, has one of the second two answers, and is killed;
+    the other answer."""
     hall = Hall(scene, out, judge=AskingJudge(lambda n: None))
     data = challenge(scene, liar)
     sides, dispute = parties(scene, liar, data), hall.referee.open(data)

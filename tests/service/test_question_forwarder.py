@@ -1,4 +1,5 @@
-"""A referee's questions reach the trainer, and its answers the dispute, whatever the trainer answers."""
+"""A referee's questions reach the trainer, and its answers the dispute, whatever the trainer
+answers."""
 
 from __future__ import annotations
 
@@ -107,7 +108,8 @@ def a_question():
     [
         ([HttpAnswer(status=204, body=b"")], None),
         ([HttpAnswer(status=404, body=b"")], None),
-        ([UnansweredError("nobody"), HttpAnswer(status=422, body=b""), HttpAnswer(status=204, body=b"")], None),
+        ([UnansweredError("nobody"), HttpAnswer(status=422, body=b""),
+            HttpAnswer(status=204, body=b"")], None),
         ([UnansweredError("nobody")] * 6, "nobody"),
         ([HttpAnswer(status=422, body=b"")] * 6, "422"),
     ],

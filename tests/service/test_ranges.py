@@ -57,7 +57,8 @@ def test_bytes_that_are_not_there(value):
     "value",
     [
         "bytes=0-1,5-6", "bytes=5-4", "bytes=", "bytes", "", "bytes=-", "bytes=a-b", "items=0-1",
-        "bytes=0-1;", "bytes=+1-2", "bytes=1--2", "bytes=٣-٤".encode().decode("latin-1"), "bytes=1-2x",
+        "bytes=0-1;", "bytes=+1-2", "bytes=1--2", "bytes=٣-٤".encode().decode("latin-1"),
+        "bytes=1-2x",
     ],
 )  # fmt: skip
 def test_what_is_ignored(value):

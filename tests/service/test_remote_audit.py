@@ -175,8 +175,10 @@ def test_what_a_run_carries_is_fetched_where_it_explains_something(service, home
     other = vt.Job(**{**vars(job), "dataset": dataset})
     paths, report = fetched(service, lambda: vt.audit(service.url, other, steps=(1, 2)))
     assert paths.count("/records") == 1
-    assert report.verdict_line() == (
-        "REJECTED: record 7 differs: of the same form, (tensor float32 [4], tensor int64 []), with "
+    assert (
+        report.verdict_line()
+        == "REJECTED: record 7 differs: of the same form, (tensor float32 [4], tensor int64 []),"
+        " with "
         "other values"
     )
     (tmp_path / "job.py").write_text(text.replace("lr=0.05", "lr=0.5"))

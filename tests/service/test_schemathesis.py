@@ -52,8 +52,8 @@ def check(case):
 
 
 def check_all(url):
-    """Requests for every operation of the description: how many operations there are, and of how many
-    a request can be invalid."""
+    """Requests for every operation of the description: how many operations there are, and of how
+    many a request can be invalid."""
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     operations = [result.ok() for result in schema.get_all_operations()]
     invalid = 0

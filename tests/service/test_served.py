@@ -96,9 +96,12 @@ def test_a_changed_file_has_another_tag(copy):
 @pytest.mark.parametrize(
     "path",
     [
-        "", "/", "..", "../run/header", "leaves", "leaves/", "leaves/../header", "./header", "/etc/passwd",
-        "leaves/000000000003", "leaves/00000000002", "leaves/000000000002.manifest", "signatures/９" * 12,
-        "checkpoints/000000000002", "header/", "header\0", "HEADER", "trainer.key", "rounding/000000000002",
+        "", "/", "..", "../run/header", "leaves", "leaves/", "leaves/../header", "./header",
+        "/etc/passwd",
+        "leaves/000000000003", "leaves/00000000002", "leaves/000000000002.manifest",
+        "signatures/９" * 12,
+        "checkpoints/000000000002", "header/", "header\0", "HEADER", "trainer.key",
+        "rounding/000000000002",
         "leaves/.tmp-0f", "leaves/000000000002\n",
     ],
 )  # fmt: skip

@@ -1,4 +1,5 @@
-"""Run as a rank of `veritrain train`: rank 1 flips one bit of its state after step 3, as broken memory does.
+"""Run as a rank of `veritrain train`: rank 1 flips one bit of its state after step 3, as broken
+memory does.
 
 python -m tests.training.odd_rank train job.py --out RUN ...
 """

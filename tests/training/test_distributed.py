@@ -1,4 +1,5 @@
-"""A run that several processes train is the run of one process, byte for byte, whatever happens to them."""
+"""A run that several processes train is the run of one process, byte for byte, whatever happens to
+them."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def data():
 
 def model():
     return nn.Sequential(
-        nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2)
+        nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 8),
+        nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2)
     )
 
 

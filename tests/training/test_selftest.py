@@ -1,4 +1,5 @@
-"""The known answers that are shipped: they are the vectors, they pass here, and a wrong bit is told."""
+"""The known answers that are shipped: they are the vectors, they pass here, and a wrong bit is
+told."""
 
 from __future__ import annotations
 

@@ -140,9 +140,11 @@ def claim_zero_weights(run: Files) -> None:
     path = files.manifest_path(LAST)
     checkpoint = Checkpoint.from_bytes(run[path], where=path)
     entries = [
-        replace(entry, digest=digest("tensor", b"\1\2\3\4"))
-        if entry.name == "model/half"
-        else entry
+        (
+            replace(entry, digest=digest("tensor", b"\1\2\3\4"))
+            if entry.name == "model/half"
+            else entry
+        )
         for entry in checkpoint.tensors
     ]
     value: Any = checkpoint.to_value()
@@ -268,8 +270,10 @@ ACCEPTED = [
     Case(name="accepted", description="An honest run: three commits, tied and frozen weights."),
     Case(
         name="accepted-leftovers",
-        description="Killed in its next commit: other files than the signed head are there. "
-        "They are reported and are no part of the run.",
+        description=(
+            "Killed in its next commit: other files than the signed head are there. "
+            "They are reported and are no part of the run."
+        ),
         change=lambda run: run.update(
             {"leaves/000000000005": b"half", "checkpoints/.tmp-0123456789abcdef": b""}
         ),

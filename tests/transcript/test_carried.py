@@ -1,4 +1,5 @@
-"""What a run carries beside its commitments is the header's, or it is refused; and it is optional."""
+"""What a run carries beside its commitments is the header's, or it is refused; and it is
+optional."""
 
 from __future__ import annotations
 

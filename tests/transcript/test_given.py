@@ -1,4 +1,5 @@
-"""Files that people name: what is no plain file, is too large, or is a secret that others may read."""
+"""Files that people name: what is no plain file, is too large, or is a secret that others may
+read."""
 
 from __future__ import annotations
 

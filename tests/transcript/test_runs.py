@@ -178,8 +178,9 @@ def test_resume_names_what_differs_in_the_header(tmp_path: Path, honest_run: Fil
     job = {"config": {"seed": 8, "rate": 0.1}, "sources": {"job.py": bytes(32), "x.py": b"\1" * 32}}
     with pytest.raises(UsageError) as caught:
         TranscriptWriter.resume(tmp_path, replace(make_header(), job=job), SIGNER)
-    assert str(caught.value) == (
-        "cannot resume: job is not what the run began with: config: seed: expected 7, got 8; "
+    assert (
+        str(caught.value)
+        == "cannot resume: job is not what the run began with: config: seed: expected 7, got 8; "
         f"sources: x.py: expected nothing, got {'01' * 32}"
     )
     assert read_files(tmp_path) == honest_run

@@ -50,7 +50,8 @@ def contents_with_ranges(draw, sizes=sizes):
 
 # The oracle, from sections 2.1 to 2.6 of the paper.
 
-IV = [0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19]  # fmt: skip
+IV = [0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB,
+    0x5BE0CD19]  # fmt: skip
 PERMUTATION = [2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8]
 COLUMNS = [(0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15)]
 DIAGONALS = [(0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14)]
@@ -209,7 +210,8 @@ def test_ranges_are_opened_and_read(given):
     assert opened.total == len(data)
     for start, stop in ranges:
         assert opened.read(start, stop) == data[start:stop]
-    chunks = {n for start, stop in ranges if start < stop for n in range(start // KIB, -(-stop // KIB))}  # fmt: skip
+    chunks = {n for start, stop in ranges if start < stop for n in range(start // KIB,
+        -(-stop // KIB))}  # fmt: skip
     last = max(1, -(-len(data) // KIB)) - 1
     assert {n for first, count in slices.runs for n in range(first, first + count)} == (
         chunks or {last}

@@ -1,4 +1,5 @@
-"""Packs of nothing: a file of a few bytes on the disk holds gigabytes of zeros, and whoever hashes them works.
+"""Packs of nothing: a file of a few bytes on the disk holds gigabytes of zeros, and whoever hashes
+them works.
 
 What is counted is bytes that are hashed, not time.
 """
@@ -55,7 +56,8 @@ def zeros(name: str, size: int = SIZE, dtype: str = "uint8") -> TensorEntry:
 
 
 def sparse_run(folder: Path, states: dict[int, tuple[TensorEntry, ...]]) -> Transcript:
-    """A signed run whose checkpoints at these steps store these states, of zeros, whole in their packs."""
+    """A signed run whose checkpoints at these steps store these states, of zeros, whole in their
+    packs."""
     run = make_run()
     sizes: dict[str, int] = {}
     previous = None
@@ -149,7 +151,8 @@ def test_truth_values_of_a_stored_state_are_0_or_1(tmp_path: Path, shared: bool)
 def test_manifests_that_refer_to_many_packs_are_read_once_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With many contents each manifest was read again for each checkpoint that refers to its pack."""
+    """With many contents each manifest was read again for each checkpoint that refers to its
+    pack."""
     count = 24
     run = make_run(last=count - 1, commits=tuple(range(count)))
     entries = [

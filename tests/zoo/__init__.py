@@ -1,4 +1,5 @@
-"""The model families that `exact` numerics promises, as small jobs on generated data: ordinary PyTorch.
+"""The model families that `exact` numerics promises, as small jobs on generated data: ordinary
+PyTorch.
 
 Each is small enough that a few steps take seconds, and has what its family is known for.
 """

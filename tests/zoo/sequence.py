@@ -313,7 +313,8 @@ def jobs(steps: int, numerics: str) -> dict[str, vt.Job]:
         "bert": job(bert, masked, masked_loss),
         "albert": job(albert, masked, masked_loss),
         "lstm": job(
-            lambda: Recurrent(nn.LSTM(16, 12, 2, batch_first=True, dropout=0.2)), tokens, token_loss,
+            lambda: Recurrent(nn.LSTM(16, 12, 2, batch_first=True, dropout=0.2)), tokens,
+            token_loss,
             optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.5), clip_norm=0.25,
         ),
         "gru": job(

@@ -1,6 +1,6 @@
 """Four small models with what most training uses: batch norm, dropout, residual strides, attention,
-momentum and Nesterov, Adam and AdamW, parameter groups, schedulers, accumulation, clipping, dict and
-tuple batches.
+momentum and Nesterov, Adam and AdamW, parameter groups, schedulers, accumulation, clipping, dict
+and tuple batches.
 """
 
 from __future__ import annotations

@@ -314,7 +314,8 @@ def jobs(steps: int, numerics: str) -> dict[str, vt.Job]:
             **common,
         ),
         "volume-adadelta": vt.Job(
-            model=volume_net, dataset=Scans(64, channels=8), optimizer=trained_by(torch.optim.Adadelta),
+            model=volume_net, dataset=Scans(64, channels=8),
+            optimizer=trained_by(torch.optim.Adadelta),
             **common,
         ),
         **{

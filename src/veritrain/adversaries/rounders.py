@@ -87,8 +87,8 @@ class Diluting(_Cheating):
 class Concentrating(_Cheating):
     """Decides no more otherwise than audits accept, and all of it in results of one size.
 
-    These are the gradient of one parameter, say. It steers the largest ambiguous values in them, which
-    move farthest.
+    These are the gradient of one parameter, say. It steers the largest ambiguous values in them,
+    which move farthest.
     """
 
     def __init__(self, target: Target, thresholds: Thresholds, *, size: int) -> None:

@@ -1,9 +1,9 @@
 """The command line: `veritrain init`, `train`, `audit` and the others of `_SECTIONS`.
 
-Results go to stdout and everything else to stderr. Exit codes: 0 done or accepted, 1 rejected or (by
-`check`) refused or (by `doctor`) unwell, 2 bad usage or unreadable input, 3 inconclusive, 130 interrupted,
-141 the reader of stdout went away. With `--json` stdout holds exactly one JSON object, for errors too;
-that of a referee one for each verdict.
+Results go to stdout and everything else to stderr. Exit codes: 0 done or accepted, 1 rejected or
+(by `check`) refused or (by `doctor`) unwell, 2 bad usage or unreadable input, 3 inconclusive, 130
+interrupted, 141 the reader of stdout went away. With `--json` stdout holds exactly one JSON object,
+for errors too; that of a referee one for each verdict.
 
 Modules of commands import click only; what is heavy (PyTorch, rich) loads inside the command that
 needs it, so that `--help` answers at once.

@@ -38,8 +38,10 @@ def _options(name: str) -> Callable[[_Command], _Command]:
         type=_FILE,
         expose_value=False,
         callback=_take_ca,
-        help="PEM file of the authority to trust for an HTTPS address; default $VERITRAIN_CA, "
-        "or those of the system.",
+        help=(
+            "PEM file of the authority to trust for an HTTPS address; default $VERITRAIN_CA, "
+            "or those of the system."
+        ),
     )
     return lambda command: token(ca(command))
 

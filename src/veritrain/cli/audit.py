@@ -48,7 +48,10 @@ Exit status: 0 accepted, 1 rejected, 3 inconclusive,
     type=click.Choice(["local", "ray"]),
     default="local",
     show_default=True,
-    help="Where these processes are: on this machine, or on a Ray cluster of machines that you trust.",
+    help=(
+        "Where these processes are: on this machine, or on a Ray cluster of machines that you"
+        " trust."
+    ),
 )
 @click.option(
     "--device",
@@ -60,8 +63,10 @@ Exit status: 0 accepted, 1 rejected, 3 inconclusive,
 @click.option(
     "--stored",
     type=click.Choice(["all", "needed"]),
-    help="With --steps or --sample: check all stored states, or those that are needed. "
-    "[default: needed at an HTTP address, all elsewhere]",
+    help=(
+        "With --steps or --sample: check all stored states, or those that are needed. "
+        "[default: needed at an HTTP address, all elsewhere]"
+    ),
 )
 @access.options
 @output.json_option
@@ -77,7 +82,8 @@ def command(
     stored: Literal["all", "needed"] | None,
     as_json: bool,
 ) -> int:
-    """Recompute RUN, a folder, HTTP address or fsspec URL, and say ACCEPTED, REJECTED or INCONCLUSIVE.
+    """Recompute RUN, a folder, HTTP address or fsspec URL, and say ACCEPTED, REJECTED or
+    INCONCLUSIVE.
 
     It executes the job file: use your own copy, or read it first. Nothing in RUN is executed.
     """

@@ -67,8 +67,8 @@ def command(
 ) -> int:
     """Measure how far machines lie apart on JOB, and print the thresholds for it.
 
-    This computer plays several machines, by its thread counts and instruction sets. It writes nothing
-    but what is asked for.
+    This computer plays several machines, by its thread counts and instruction sets. It writes
+    nothing but what is asked for.
     """
     from veritrain.job.load import load_job
     from veritrain.training import calibration as calibrate

@@ -1,7 +1,7 @@
 """`veritrain completion`: a script by which a shell completes commands, options and paths.
 
-The script asks this program at each press of the key, by the variable `VARIABLE`: `answer` is what the
-program then does in the place of a command.
+The script asks this program at each press of the key, by the variable `VARIABLE`: `answer` is what
+the program then does in the place of a command.
 """
 
 from __future__ import annotations

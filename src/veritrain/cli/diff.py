@@ -36,8 +36,9 @@ Exit status: 0 the same job, 1 another one,
 def command(run: str, job: Path, data: bool, as_json: bool) -> int:
     """Say how the job of RUN differs from JOB: settings, source files, numerics, versions.
 
-    It executes JOB, recomputes no step and looks at no signature: `veritrain audit` judges. Versions are no part
-    of the job and are shown only. Source files are shown as a diff where RUN carries them.
+    It executes JOB, recomputes no step and looks at no signature: `veritrain audit` judges.
+    Versions are no part of the job and are shown only. Source files are shown as a diff where RUN
+    carries them.
     """
     from veritrain.job.load import load_job
     from veritrain.replay.compare import compare

@@ -1,4 +1,5 @@
-"""`veritrain doctor`: what this machine is for Veritrain, whether it computes rightly, what would be slow."""
+"""`veritrain doctor`: what this machine is for Veritrain, whether it computes rightly, what would
+be slow."""
 
 from __future__ import annotations
 
@@ -94,7 +95,8 @@ def examine() -> Examination:
     faults, slow = list(_key_faults()), list(_slow())
     if _flushes_subnormals():
         faults.append(
-            "subnormal numbers are flushed to zero (by torch.set_flush_denormal or a library): results would be wrong"
+            "subnormal numbers are flushed to zero (by torch.set_flush_denormal or a library):"
+            " results would be wrong"
         )
     if kernels.writable_folder() is None:
         slow.append("kernels cannot be kept: no folder can be written, each process compiles anew")

@@ -69,8 +69,8 @@ def command(
 ) -> int:
     """Write the weights of RUN, a folder, HTTP address or fsspec URL, to a file for others.
 
-    They are verified as they are read: signatures, chain, and the digest of each tensor. Whether the
-    job was followed is for `veritrain audit` to say. Without --job nothing is executed.
+    They are verified as they are read: signatures, chain, and the digest of each tensor. Whether
+    the job was followed is for `veritrain audit` to say. Without --job nothing is executed.
     """
     from veritrain.job.load import load_job
     from veritrain.models.exports import export

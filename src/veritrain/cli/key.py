@@ -48,8 +48,8 @@ def show(file: str | None, as_json: bool) -> int:
     """Show fingerprint and public key of FILE.
 
     FILE is a PEM file with a private or a public key, a file with 64 hexadecimal digits, or these
-    digits themselves. Without it: the key at $VERITRAIN_KEY or ~/.config/veritrain/trainer.key. Of a
-    private key nothing secret is printed.
+    digits themselves. Without it: the key at $VERITRAIN_KEY or ~/.config/veritrain/trainer.key. Of
+    a private key nothing secret is printed.
     """
     from veritrain.transcript.signing import default_key_path, fingerprint
 

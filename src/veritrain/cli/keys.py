@@ -42,8 +42,8 @@ def new_password() -> bytes:
 
 
 def trusted(text: str, option: str = "--key") -> bytes | str:
-    """A key that somebody trusts: a public key of 64 hexadecimal digits, or a fingerprint of 32. `option`
-    names it in errors.
+    """A key that somebody trusts: a public key of 64 hexadecimal digits, or a fingerprint of 32.
+    `option` names it in errors.
 
     Raises:
         UsageError: neither of the two.

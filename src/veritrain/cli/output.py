@@ -39,8 +39,8 @@ def emit(
     as_json: bool,
     stream: TextIO | None = None,
 ) -> None:
-    """Print a command's result: `data` for programs, or `lines` for people. `stream`: where, inside of
-    `only_results_on_stdout`."""
+    """Print a command's result: `data` for programs, or `lines` for people. `stream`: where, inside
+    of `only_results_on_stdout`."""
     to = stream if stream is not None else sys.stdout
     if as_json:
         print(json.dumps(_jsonable(data), indent=2, allow_nan=False), file=to)
@@ -77,7 +77,8 @@ def diff_style(line: str) -> str:
 @contextmanager
 def only_results_on_stdout() -> Generator[TextIO]:
     """Within it, whatever writes to stdout (the job's own prints, worker processes too) writes to
-    stderr: stdout is for the result. Gives the real stdout, for a result that comes in the middle."""
+    stderr: stdout is for the result. Gives the real stdout, for a result that comes in the
+        middle."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
@@ -91,7 +92,8 @@ def only_results_on_stdout() -> Generator[TextIO]:
 
 @contextmanager
 def progress() -> Generator[None]:
-    """Within it, stderr shows what work tells (`veritrain.runtime.progress`): a bar on a terminal, else lines."""
+    """Within it, stderr shows what work tells (`veritrain.runtime.progress`): a bar on a terminal,
+    else lines."""
     if not sys.stderr.isatty():
         with told_to(Lines(warn)):
             yield

@@ -40,7 +40,8 @@ To find out whether it is true: veritrain audit runs/a --job job.py""",
 @access.options
 @output.json_option
 def command(run: str, as_csv: bool, sources: bool, source: str | None, as_json: bool) -> int:
-    """Show what RUN, a folder, HTTP address or fsspec URL, says: job, key, losses, checkpoints, digest.
+    """Show what RUN, a folder, HTTP address or fsspec URL, says: job, key, losses, checkpoints,
+    digest.
 
     It executes nothing, needs no job file, and judges nothing.
     """
@@ -146,9 +147,11 @@ def _lines(transcript: Transcript, size: int) -> list[output.Line]:
         "steps": _progress(transcript),
         "checkpoints": _steps(transcript.checkpoint_steps),
         "size": f"{size:,} bytes",
-        "digest": f"{digest.hex()} (of all steps up to the last commit)"
-        if digest
-        else "none: nothing is committed yet",
+        "digest": (
+            f"{digest.hex()} (of all steps up to the last commit)"
+            if digest
+            else "none: nothing is committed yet"
+        ),
     }
     if transcript.leftovers:
         facts["leftovers"] = f"{len(transcript.leftovers)} files of an interrupted commit"

@@ -1,6 +1,6 @@
 """A job to begin with. Run it as it is, then put your own model and data in its place.
 
-    veritrain check job.py                      before a long run: what would be refused, what it takes
+    veritrain check job.py                      before a long run: what would be refused
     veritrain train job.py --out runs/first     train, with every step committed to and signed
     veritrain audit runs/first --job job.py     anyone, on any machine: recompute it
     veritrain export runs/first -o model.safetensors

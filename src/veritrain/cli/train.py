@@ -27,7 +27,8 @@ DEADLINE = 60.0  # seconds
 
 
 class StoppedRunError(VeritrainError):
-    """Training stopped before its end. What is recorded is on disk; the message says how to go on."""
+    """Training stopped before its end. What is recorded is on disk; the message says how to go
+    on."""
 
     def __init__(self, why: str, how: str, exit_code: int) -> None:
         super().__init__(f"{why}, {how}")
@@ -92,11 +93,11 @@ def command(
     JOB is an ordinary Python file with `def job() -> veritrain.Job`. The run's final digest stands
     for every step of it.
 
-    Under torchrun several processes compute the shards of each step, and the first of them writes RUN, the
-    same as one process would have written.
+    Under torchrun several processes compute the shards of each step, and the first of them writes
+    RUN, the same as one process would have written.
 
-    RUN carries the job's source files, for everyone who has it to read, and a digest of each record, so that
-    a rejection can say what differs. With --secret it does not.
+    RUN carries the job's source files, for everyone who has it to read, and a digest of each
+    record, so that a rejection can say what differs. With --secret it does not.
     """
     from veritrain.job.step import find_device
 
@@ -171,7 +172,8 @@ class _Options:
 
 @dataclass(frozen=True, kw_only=True)
 class _Result:
-    """A run that is complete; `first` and `last` are number and loss of the steps that were done now."""
+    """A run that is complete; `first` and `last` are number and loss of the steps that were done
+    now."""
 
     steps: int
     first: tuple[int, float] | None

@@ -51,7 +51,9 @@ def lines(verdict: DisputeVerdict) -> list[output.Line]:
         f"dispute    {verdict.dispute.hex()}",
         f"run        {verdict.run.hex()}",
         f"step       {step}{entry}",
-        f"game       {verdict.rounds} questions, {verdict.messages} messages, "
-        f"{verdict.bytes} bytes",
+        (
+            f"game       {verdict.rounds} questions, {verdict.messages} messages, "
+            f"{verdict.bytes} bytes"
+        ),
         (f"{conclusion.upper()}: {output.one_line(verdict.reason)}{late}", _STYLES[conclusion]),
     ]

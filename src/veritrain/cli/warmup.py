@@ -37,8 +37,8 @@ of a container, say, while it is built.""",
 def command(job: Path | None, processes: int, as_json: bool) -> int:
     """Compile kernels for this machine and keep them on the disk for every later run.
 
-    Without JOB: those of usual networks, optimisers and losses. With JOB: just those that this job meets,
-    by doing two steps of it; nothing is written but the kernels.
+    Without JOB: those of usual networks, optimisers and losses. With JOB: just those that this job
+    meets, by doing two steps of it; nothing is written but the kernels.
     """
     began = time.monotonic()
     with output.only_results_on_stdout(), output.progress():

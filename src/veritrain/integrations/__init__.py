@@ -1,4 +1,5 @@
-"""Thin writers that show a training in the tools of others; each is a callback of `veritrain.train`.
+"""Thin writers that show a training in the tools of others; each is a callback of
+`veritrain.train`.
 
     csv          a file with a line for each step; needs nothing
     tensorboard  pip install 'veritrain[tensorboard]'

@@ -19,8 +19,9 @@ _FIRST_COLUMNS = ["step", "loss"]
 class CsvWriter:
     """Writes a line for each step, at once.
 
-    A run that is resumed goes on in the same file: lines of the step that it begins with and of later
-    ones, which an interrupted process wrote, are replaced. Numbers are written with all their digits.
+    A run that is resumed goes on in the same file: lines of the step that it begins with and of
+    later ones, which an interrupted process wrote, are replaced. Numbers are written with all their
+    digits.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

@@ -1,4 +1,5 @@
-"""Steps as scalars in TensorBoard: github.com/tensorflow/tensorboard, by PyTorch's `SummaryWriter`."""
+"""Steps as scalars in TensorBoard: github.com/tensorflow/tensorboard, by PyTorch's
+`SummaryWriter`."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 class TensorBoardWriter:
     """Writes events to a folder, for `tensorboard --logdir FOLDER`.
 
-    A run that is resumed goes on in the same folder: TensorBoard is told to forget what an interrupted
-    process wrote of the step that it begins with, and of later ones.
+    A run that is resumed goes on in the same folder: TensorBoard is told to forget what an
+    interrupted process wrote of the step that it begins with, and of later ones.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:

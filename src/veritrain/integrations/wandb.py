@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 class WandbWriter:
     """Logs to a run of its own.
 
-    Weights & Biases takes steps in rising order only: to go on with a run that was interrupted, give
-    its `id` with `resume="allow"`; what it has of a step already stays.
+    Weights & Biases takes steps in rising order only: to go on with a run that was interrupted,
+    give its `id` with `resume="allow"`; what it has of a step already stays.
     """
 
     def __init__(self, **settings: Any) -> None:

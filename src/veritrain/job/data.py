@@ -5,8 +5,8 @@ alone: epochs are counter-based permutations, and each record is fetched with ra
 by (seed, its place in the batch, step). So neither worker processes nor prefetching nor the steps
 run before can change a batch, and it is never up to the trainer.
 
-Digests cover the canonical bytes of a record: see `canonical`. The commitment to the data set also says which
-records draw random numbers: no batch follows from these alone.
+Digests cover the canonical bytes of a record: see `canonical`. The commitment to the data set also
+says which records draw random numbers: no batch follows from these alone.
 """
 
 from __future__ import annotations
@@ -142,8 +142,8 @@ class Batches:
         return merkle.root(list(self.record_digests(range(self.count))))
 
     def record_digests(self, indices: Sequence[int]) -> Generator[Digest]:
-        """The digests of these records, as `commitment` takes them: in the domain of those that draw
-        random numbers, which are other values in a batch, or of those that do not.
+        """The digests of these records, as `commitment` takes them: in the domain of those that
+        draw random numbers, which are other values in a batch, or of those that do not.
 
         Raises:
             JobError: as `commitment`.
@@ -185,7 +185,8 @@ class Batches:
             return self._fetched(scope, draws, index)[0]
 
     def _settled(self, scope: Scope, draws: Draws, index: int) -> tuple[Any, bool]:
-        """As `_fetched`. What a data set draws once, when first used, does not make its records random
+        """As `_fetched`. What a data set draws once, when first used, does not make its records
+        random
         ones: the first that draws has to draw again."""
         record, drew = self._fetched(scope, draws, index)
         if drew and not self._is_random:
@@ -242,8 +243,8 @@ class Batches:
 
 
 def owned(batch: Batch) -> Batch:
-    """The batch with each tensor and array in C order in memory of its own: how it came about must not show,
-    and a step may write into it."""
+    """The batch with each tensor and array in C order in memory of its own: how it came about must
+    not show, and a step may write into it."""
     seen: set[int] = set()
 
     def own(value: Any) -> Any:
@@ -406,7 +407,8 @@ def _batch_of(results: Iterator[Any]) -> Batch:
 
 
 def _kill(results: Any, workers: Sequence[Any]) -> None:
-    """End worker processes whose batches nobody wants; one that hangs in a record has no ear for SIGTERM."""
+    """End worker processes whose batches nobody wants; one that hangs in a record has no ear for
+    SIGTERM."""
     remove: Any = getattr(signal_handling, "_remove_worker_pids")  # noqa: B009 - private in PyTorch
     remove(id(results))  # their end is no failure
     results._worker_pids_set = False

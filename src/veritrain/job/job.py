@@ -55,27 +55,28 @@ class Job:
         batch_size: records per step.
         steps: number of optimiser steps, numbered from 1.
         seed: 0 <= seed < 2**256. All randomness of the run is keyed by it.
-        numerics: what defines a step's bits: "exact", "exact14" (contractions of 14 bits), "logged",
-            "logged-bf16", "logged-b23" to "logged-b31" (rounding amounts) or "native".
-        thresholds: of `logged` numerics, by class of operators, as `veritrain calibrate` finds them;
-            classes that are missing take their a-priori ones.
+        numerics: what defines a step's bits: "exact", "exact14" (contractions of 14 bits),
+            "logged", "logged-bf16", "logged-b23" to "logged-b31" (rounding amounts) or "native".
+        thresholds: of `logged` numerics, by class of operators, as `veritrain calibrate` finds
+            them; classes that are missing take their a-priori ones.
         scheduler: `scheduler(optimizer)`, stepped once after each optimiser step; None for none.
         accumulate: micro-batches per step (per shard); must divide `batch_size`. Each micro-batch
             is collated by itself, and the step's loss is the mean of theirs.
-        shards: equal parts of a step's batch, 1 to 4095, whose gradients are computed each by itself
-            from the state before the step, with random numbers of its own; the step takes their mean
-            (`shards.py`). They are part of what a step computes, and processes may share them out.
-            `accumulate` is then per shard, and shards * accumulate must divide `batch_size`.
-        before_step: `before_step(model, step)`, called before each step (after `model.train()`) to set
-            flags and plain attributes: unfreeze a part, change a dropout's probability, put a layer
-            into evaluation mode. It must set them from the number of the step alone, at every step,
-            since an audit may begin with any; it may be called more than once for a step, and may
-            not compute with tensors.
+        shards: equal parts of a step's batch, 1 to 4095, whose gradients are computed each by
+            itself from the state before the step, with random numbers of its own; the step takes
+            their mean (`shards.py`). They are part of what a step computes, and processes may share
+            them out. `accumulate` is then per shard, and shards * accumulate must divide
+            `batch_size`.
+        before_step: `before_step(model, step)`, called before each step (after `model.train()`) to
+            set flags and plain attributes: unfreeze a part, change a dropout's probability, put a
+            layer into evaluation mode. It must set them from the number of the step alone, at every
+            step, since an audit may begin with any; it may be called more than once for a step, and
+            may not compute with tensors.
         clip_norm: largest 2-norm of all gradients together; None for no clipping.
         collate: makes a micro-batch of a list of records; None for PyTorch's `default_collate`.
         checkpoint_every: steps between two stored states.
-        sources: further files that define the run: configuration, vocabulary, modules that the text of
-            the job does not show. A folder stands for the Python files in it. Relative paths
+        sources: further files that define the run: configuration, vocabulary, modules that the text
+            of the job does not show. A folder stands for the Python files in it. Relative paths
             start at the job file's folder, or at the working folder for a job made in a script.
         origin: the job file. `load_job` sets it; leave it out.
         loaded: what was loaded from it. `load_job` sets it; leave it out.
@@ -203,7 +204,7 @@ def _require_integer(field: str, value: object, low: int, end: int) -> None:
 def _require_dataset(value: object) -> None:
     if isinstance(value, IterableDataset):
         raise JobError(
-            f"dataset: expected a map-style data set (len(dataset) and dataset[i]), got "
+            "dataset: expected a map-style data set (len(dataset) and dataset[i]), got "
             f"the iterable-style {type(value).__name__}; batches are chosen by the seed, so every "
             "record needs an index"
         )

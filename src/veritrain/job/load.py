@@ -1,4 +1,5 @@
-"""From a job file to a job: executed from the bytes that were read once, and loaded anew from them."""
+"""From a job file to a job: executed from the bytes that were read once, and loaded anew from
+them."""
 
 from __future__ import annotations
 

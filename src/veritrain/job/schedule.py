@@ -1,12 +1,12 @@
 """Learning-rate schedules that give every machine the same rates.
 
-Schedulers compute in Python floats (numerics/patches/exact_floats.py says why these differ). Two remedies, both in
-`settled_rates`:
+Schedulers compute in Python floats (numerics/patches/exact_floats.py says why these differ). Two
+remedies, both in `settled_rates`:
 
 1. While a scheduler runs, the functions of `math` are correctly rounded.
-2. `**`, and functions that a job imported by name, cannot be reached. So what a scheduler may change
-   (learning rate, momentum, betas) is rounded to 32 significant bits after it ran: two values that
-   differ in their 53rd bit become one, but for one pair in 2**20.
+2. `**`, and functions that a job imported by name, cannot be reached. So what a scheduler may
+   change (learning rate, momentum, betas) is rounded to 32 significant bits after it ran: two
+   values that differ in their 53rd bit become one, but for one pair in 2**20.
 """
 
 from __future__ import annotations

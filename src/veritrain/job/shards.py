@@ -19,7 +19,9 @@ from typing import IO, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage]
+from torch.utils._python_dispatch import (
+    _disable_current_modes,  # pyright: ignore[reportPrivateUsage]
+)
 
 from veritrain.errors import JobError, UsageError
 

@@ -49,8 +49,8 @@ def commitment(job: Job) -> dict[str, Value]:
 
 
 def contents(job: Job, limit: int) -> dict[str, bytes] | None:
-    """The bytes of the job's source files, by the names that `commitment` gives them; None where they
-    are more than `limit` bytes together.
+    """The bytes of the job's source files, by the names that `commitment` gives them; None where
+    they are more than `limit` bytes together.
 
     Raises:
         JobError: as `commitment`.
@@ -62,8 +62,9 @@ def contents(job: Job, limit: int) -> dict[str, bytes] | None:
 
 
 def contents_of(job: Job, digests: Mapping[str, Value], limit: int) -> dict[str, bytes]:
-    """The bytes of those of the job's source files that `digests` names, with the digests that they have
-    to have. Left out are files that cannot be read, have changed, or exceed what is left of `limit` bytes.
+    """The bytes of those of the job's source files that `digests` names, with the digests that they
+    have to have. Left out are files that cannot be read, have changed, or exceed what is left of
+    `limit` bytes.
 
     Raises:
         JobError: as `commitment`.

@@ -87,8 +87,8 @@ def require_fit(program: Program, entries: Iterable[TensorEntry]) -> None:
     """Check, before memory is taken for it, that a stored state may be one of this program.
 
     Model and groups: names, dtypes and shapes are the program's own. Optimisers make their tensors
-    in the first step, so only those of PyTorch have a bound: no tensor is larger than its parameter,
-    and those that its compiled updates take have the parameter's shape.
+    in the first step, so only those of PyTorch have a bound: no tensor is larger than its
+    parameter, and those that its compiled updates take have the parameter's shape.
 
     Raises:
         TranscriptError: names the first tensor that does not fit, expected and got.
@@ -164,7 +164,8 @@ def refuse_nan(state: Mapping[str, Tensor], step: int) -> None:
 @dataclass(frozen=True, kw_only=True)
 class StateForm:
     """What of a state is the same after every step, or it could not be put into a program that was
-    just built: the model's tensors and those of the groups, and which parameters the groups have."""
+    just built: the model's tensors and those of the groups, and which parameters the groups
+        have."""
 
     tensors: Mapping[str, tuple[torch.dtype, torch.Size]]
     groups: tuple[tuple[str, ...], ...]

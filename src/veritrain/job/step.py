@@ -113,15 +113,16 @@ class Program:
         return self.profile.following(self.job.thresholds, log)
 
     def settle(self) -> None:
-        """Bring parameters, buffers and the optimiser's tensors, but for its counters, to the numbers
-        of the numerics."""
+        """Bring parameters, buffers and the optimiser's tensors, but for its counters, to the
+        numbers of the numerics."""
         states = (state for state in self.optimizer.state.values() if isinstance(state, dict))
         state = (value for values in states for name, value in values.items() if name != "step")
         every = (*self.model.parameters(), *self.model.buffers(), *state)
         self.profile.round_state(tensor for tensor in every if isinstance(tensor, Tensor))
 
     def begin_step(self, step: int) -> None:
-        """Set the flags that a step starts with: training mode, then what the job's `before_step` sets.
+        """Set the flags that a step starts with: training mode, then what the job's `before_step`
+        sets.
 
         Raises:
             JobError: `before_step` raised, or computed with tensors.
@@ -175,8 +176,8 @@ def run_step(
     Args:
         program: in state step - 1.
         step: 1 or more.
-        batch: `accumulate` micro-batches for each shard that this process computes, each collated by
-            itself.
+        batch: `accumulate` micro-batches for each shard that this process computes, each collated
+            by itself.
         rounding: decides where numerics have a rounding log; None for `program.recording()`.
         reduction: which shards this process computes, where the job has more than one.
         after_shard: called with the number of each shard that was computed here.
@@ -261,7 +262,8 @@ def _shard(
 
 
 def _meet(program: Program, scope: Scope, step: int, total: BlockSum, before: Before) -> float:
-    """Give the program the mean of all shards, and the random numbers of what the step does once."""
+    """Give the program the mean of all shards, and the random numbers of what the step does
+    once."""
     scope.rekey(seed=program.job.seed, purpose="step", step=step, calls=calls_of_shard(None))
     _clear_gradients(program)
     loss = mean(total, before)
@@ -318,8 +320,8 @@ class _FlagsOnly(TorchDispatchMode):
         self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None
     ) -> NoReturn:
         raise JobError(
-            f"before_step computes with tensors ({func}): it may set flags and plain attributes only, "
-            "from the number of the step"
+            f"before_step computes with tensors ({func}): it may set flags and plain attributes"
+            " only, from the number of the step"
         )
 
 
@@ -328,7 +330,8 @@ def _no_kept_optimizers(own: Optimizer, step: int) -> Generator[None]:
     """Within it, the job's loss runs. It may take steps with optimisers that it makes itself.
 
     Raises:
-        JobError: it steps the job's own optimiser, or one that carries something from an earlier step.
+        JobError: it steps the job's own optimiser, or one that carries something from an earlier
+            step.
     """
     begun: set[int] = set()
 
@@ -340,9 +343,9 @@ def _no_kept_optimizers(own: Optimizer, step: int) -> Generator[None]:
             )
         if optimizer.state and id(optimizer) not in begun:
             raise JobError(
-                f"step {step}: loss steps another optimiser ({name}) whose state comes from an earlier "
-                "step and is not part of the run's state: use one optimiser with several parameter "
-                "groups, or make the inner one anew in each step"
+                f"step {step}: loss steps another optimiser ({name}) whose state comes from an"
+                " earlier step and is not part of the run's state: use one optimiser with several"
+                " parameter groups, or make the inner one anew in each step"
             )
         begun.add(id(optimizer))
 
@@ -387,8 +390,8 @@ def _require_initialised(model: nn.Module) -> None:
 
 
 def _require_plain_tensors(model: nn.Module) -> None:
-    """Refuse tensors that cannot be written down, or that hold one place of memory twice: they cannot
-    be written to."""
+    """Refuse tensors that cannot be written down, or that hold one place of memory twice: they
+    cannot be written to."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         try:
             # Nested tensors answer by operators, which have no rules.

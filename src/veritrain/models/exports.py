@@ -1,7 +1,8 @@
 """Weights of a run in the files of others: safetensors, and folders for Hugging Face transformers.
 
-What is exported was verified as it was read (see `weights`). An export appears whole or not at all, and
-the same run gives the same safetensors file byte for byte, with what vouches for it as metadata:
+What is exported was verified as it was read (see `weights`). An export appears whole or not at all,
+and the same run gives the same safetensors file byte for byte, with what vouches for it as
+metadata:
 
     format            "pt", as PyTorch's readers expect
     veritrain.run     digest of the run's header
@@ -9,8 +10,8 @@ the same run gives the same safetensors file byte for byte, with what vouches fo
     veritrain.root    Merkle root of all steps up to this one, which the trainer signed
     veritrain.key     fingerprint of the key that signed
 
-Format: github.com/huggingface/safetensors, "Format"; 8 bytes with the length of the header, the header
-(JSON, padded with spaces), the tensors without gaps.
+Format: github.com/huggingface/safetensors, "Format"; 8 bytes with the length of the header, the
+header (JSON, padded with spaces), the tensors without gaps.
 """
 
 from __future__ import annotations

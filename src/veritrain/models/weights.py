@@ -1,8 +1,9 @@
 """The weights of a run: what it stores at its checkpoints, read for use.
 
-What is read is verified on the way: every signature, the chain from header to leaves, and the digest of
-each tensor against the leaf of its step. So the tensors are the ones that the run's key signed. Whether
-the job was followed to get there is for `veritrain.audit` to say. Of the run nothing is executed.
+What is read is verified on the way: every signature, the chain from header to leaves, and the
+digest of each tensor against the leaf of its step. So the tensors are the ones that the run's key
+signed. Whether the job was followed to get there is for `veritrain.audit` to say. Of the run
+nothing is executed.
 """
 
 from __future__ import annotations
@@ -115,8 +116,8 @@ def read(
 
 
 def _require_room(entries: Iterable[TensorEntry], prefix: str) -> None:
-    """Check, before memory is taken, that the tensors fit into this machine: gigabytes of zeros take no
-    room in a sparse file.
+    """Check, before memory is taken, that the tensors fit into this machine: gigabytes of zeros
+    take no room in a sparse file.
 
     Raises:
         UsageError: they do not.

@@ -230,9 +230,9 @@ class Exact(Profile):
         """
         if isinstance(optimizer, Adafactor):
             raise UnsupportedOperatorError(
-                "optimizer Adafactor computes powers of numbers that are not its hyper-parameters in "
-                "Python, through the C library, which differs between machines; use Adam, AdamW, "
-                "NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop, Rprop, SGD or ASGD"
+                "optimizer Adafactor computes powers of numbers that are not its hyper-parameters"
+                " in Python, through the C library, which differs between machines; use Adam,"
+                " AdamW, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop, Rprop, SGD or ASGD"
             )
         fused = isinstance(optimizer, (SGD, Adam, AdamW))
         for group in optimizer.param_groups:

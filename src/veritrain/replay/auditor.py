@@ -12,8 +12,9 @@ first that does not pass ends the audit:
   4. job           settings, source files and numerics are those of the auditor's job
   5. data set      the auditor's records and labels are those that the run committed to
   6. initial state model, optimiser and scheduler start from what the seed prescribes
-  7. checkpoints   every stored state is whole and is the state of its leaf; so is every rounding log
-                   (`stored="needed"`: those at the ends of what is recomputed, and the logs of that)
+  7. checkpoints   every stored state is whole and is that of its leaf; so is every rounding log
+                   (`stored="needed"`: those at the ends of what is recomputed, and the logs of
+                   that)
   8. replay        recomputed batches, losses and states equal the leaves, one by one
   9. completeness  the run has all steps of the job, and its folder holds nothing else
 
@@ -100,13 +101,13 @@ def audit(
         sample: recompute only this many intervals between checkpoints, drawn with fresh
             randomness after the run was read (all of them, where it has no more).
         workers: processes that recompute; more than one needs a job from `load_job`.
-        engine: where these processes are: on this machine ("local"), or on a Ray cluster ("ray", see
-            `cluster`), where `workers` are its tasks at a time.
+        engine: where these processes are: on this machine ("local"), or on a Ray cluster ("ray",
+            see `cluster`), where `workers` are its tasks at a time.
         device: where to compute, "cpu" or "cuda"; under `exact` numerics it changes no bit.
         trusted_key: the trainer's Ed25519 public key, 32 bytes, or its fingerprint, 32 hexadecimal
             digits; None accepts any key, which the report names.
-        stored: which stored states check 7 reads: "all" of them, or those "needed" for the steps that
-            are recomputed, and of the others the records alone; None is "needed" at an HTTP
+        stored: which stored states check 7 reads: "all" of them, or those "needed" for the steps
+            that are recomputed, and of the others the records alone; None is "needed" at an HTTP
             address and "all" elsewhere. The report says how many were read.
         on_step: called with the number of each step that was found equal.
 
@@ -257,8 +258,8 @@ class _Audit:
     def _checkpoints(self) -> str:
         """Where only a part is read, the records of all other checkpoints are checked all the same.
 
-        A small file can hold gigabytes of zeros: no content is hashed of a state that the job cannot
-        have, or of a step that it does not have, which check 9 rejects.
+        A small file can hold gigabytes of zeros: no content is hashed of a state that the job
+        cannot have, or of a step that it does not have, which check 9 rejects.
         """
         transcript, segments = self._transcript, self._segments
 
@@ -326,8 +327,9 @@ class _Audit:
         for name, tally in self._roundings.items():
             if tally.is_steered:
                 raise InconclusiveError(
-                    f"{tally.corrected} of {tally.logged} logged decisions of class {name} are not this "
-                    "machine's: the trainer steered its rounding, or the thresholds are too small"
+                    f"{tally.corrected} of {tally.logged} logged decisions of class {name} are not"
+                    " this machine's: the trainer steered its rounding, or the thresholds are too"
+                    " small"
                 )
         whole = sum(self._roundings.values(), Tally())
         return (

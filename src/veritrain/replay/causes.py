@@ -103,8 +103,9 @@ def dataset_cause(
     """
     if claimed is None:
         return (
-            "the records are others, or in another order; which, cannot be said: the run does not carry "
-            f"the digests of its records. {ORDER_HINT[0].upper()}{ORDER_HINT[1:]}; {DATA_HINT}"
+            "the records are others, or in another order; which, cannot be said: the run does not"
+            f" carry the digests of its records. {ORDER_HINT[0].upper()}{ORDER_HINT[1:]};"
+            f" {DATA_HINT}"
         )
     theirs = claimed.all_digests()
     if list(own) == theirs:
@@ -187,7 +188,8 @@ def _unsaid(is_read: bool) -> str:
 
 
 def _surplus(what: str, whose: str, digests: Sequence[Digest], extra: Counter[Digest]) -> str:
-    """Of records that one has beside those of the other; of equal ones the last count as the extra."""
+    """Of records that one has beside those of the other; of equal ones the last count as the
+    extra."""
     left, places = Counter(extra), list[int]()
     for index in range(len(digests) - 1, -1, -1):
         if left[digests[index]] > 0:
@@ -209,8 +211,8 @@ def _replaced(
     unknown = sum(more.values())
     if len(own) != len(theirs):
         return (
-            f"your data set has {len(own)} records and the run's {len(theirs)}; {unknown} of yours are "
-            f"not among the run's, and the first that differs is record {first}"
+            f"your data set has {len(own)} records and the run's {len(theirs)}; {unknown} of yours"
+            f" are not among the run's, and the first that differs is record {first}"
         )
     count = sum(a != b for a, b in zip(own, theirs, strict=True))
     how = _how(form(first), claimed.form(first))
@@ -219,8 +221,8 @@ def _replaced(
         shape = form(place)
         alone = "" if shape in claimed.forms else ", a form that no record of the run has"
         return (
-            f"{unknown} of your {len(own)} records are not among the run's, the first is record {place}, "
-            f"{_plain(shape)}{alone}; the others are in another order: {ORDER_HINT}"
+            f"{unknown} of your {len(own)} records are not among the run's, the first is record"
+            f" {place}, {_plain(shape)}{alone}; the others are in another order: {ORDER_HINT}"
         )
     if count == 1:
         return f"record {first} differs: {how}"

@@ -1,4 +1,5 @@
-"""A run's header beside one's own job: all that differs, where an audit stops at the first difference.
+"""A run's header beside one's own job: all that differs, where an audit stops at the first
+difference.
 
 Nothing is recomputed, and no signature is looked at: this explains, and does not judge.
 """
@@ -27,8 +28,8 @@ class Comparison:
 
     Attributes:
         settings, sources, numerics: parts of the job.
-        versions: of packages that are installed here in another version than the run names. They are no
-            part of the job.
+        versions: of packages that are installed here in another version than the run names. They
+            are no part of the job.
         dataset: None also where it was not looked at.
         has_dataset: was it?
     """

@@ -49,8 +49,8 @@ def require_numerics(job: Job, header: Header) -> None:
 def other_sources(
     job: Job, own: Mapping[str, Value], transcript: Transcript, *, most: int = DIFF_LINES
 ) -> Cause:
-    """How the source files are others than those that the run claims: as far as it can be said, since
-    no file of anybody's changes what the digests have decided.
+    """How the source files are others than those that the run claims: as far as it can be said,
+    since no file of anybody's changes what the digests have decided.
 
     Args:
         job: one's own.
@@ -117,7 +117,8 @@ class OtherVersions:
 
 
 def other_versions(program: Program, batches: Batches, header: Header) -> OtherVersions | None:
-    """How the packages are others than those that the run was recorded with; None if they are not."""
+    """How the packages are others than those that the run was recorded with; None if they are
+    not."""
     own = environment(program, batches.dataset)
     own |= found(header.environment.keys() - own.keys())  # what the job may come to later
     # What the run names not, its sources import not, or in other steps than were done here.

@@ -91,10 +91,10 @@ class AuditReport:
         verdict: the conclusion. It follows from `checks` alone.
         checks: every check in order, those that did not run too.
         findings: differences, the first one first; empty where a check failed for another reason.
-        cause: in words, what makes the job, the data set or the packages others than the run's; None where
-            nothing is known of it, or everything is equal.
-        diff: lines of unified diffs of source files that differ, escaped and cut short; `-` the run's,
-            `+` one's own.
+        cause: in words, what makes the job, the data set or the packages others than the run's;
+            None where nothing is known of it, or everything is equal.
+        diff: lines of unified diffs of source files that differ, escaped and cut short; `-` the
+            run's, `+` one's own.
         location: the run's folder or URL.
         root: Merkle root of the last signed head: what the verdict is about.
         key: fingerprint of the trainer's key.

@@ -1,12 +1,12 @@
 """Recomputing steps and comparing them with the leaves, in this process or in several.
 
-A segment goes from one checkpoint that the job prescribes to the next. For each the auditor loads the
-job anew, opens its data set, builds a program, puts the stored state of the first checkpoint into it
-and hashes that again; at step 0 it is the state as built. So what a job remembers outside of its state
-ends with the segment, and a verdict does not depend on which segments are recomputed, where, or where
-the trainer stopped: the states that a stop left are compared like any other, and cut nothing. Each step is then recomputed with the batch that the seed
-prescribes, and batch, loss and state are compared with the leaf. A segment ends at its first
-difference.
+A segment goes from one checkpoint that the job prescribes to the next. For each the auditor loads
+the job anew, opens its data set, builds a program, puts the stored state of the first checkpoint
+into it and hashes that again; at step 0 it is the state as built. So what a job remembers outside
+of its state ends with the segment, and a verdict does not depend on which segments are recomputed,
+where, or where the trainer stopped: the states that a stop left are compared like any other, and
+cut nothing. Each step is then recomputed with the batch that the seed prescribes, and batch, loss
+and state are compared with the leaf. A segment ends at its first difference.
 """
 
 from __future__ import annotations

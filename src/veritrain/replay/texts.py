@@ -1,7 +1,7 @@
 """How two versions of a file differ: in a few words, and as a diff for people.
 
-Either may be hostile. Nothing of them is parsed or executed, only cut into tokens; sizes are bounded before
-anything is compared, and what is shown is escaped and cut short.
+Either may be hostile. Nothing of them is parsed or executed, only cut into tokens; sizes are
+bounded before anything is compared, and what is shown is escaped and cut short.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _LAYOUT = {tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """`words` follow "differs": `only in line ends (yours CRLF, the run's LF)`; lines of `diff` begin
-    with `-` where they are the run's, and with `+` where they are one's own."""
+    """`words` follow "differs": `only in line ends (yours CRLF, the run's LF)`; lines of `diff`
+    begin with `-` where they are the run's, and with `+` where they are one's own."""
 
     words: str
     diff: tuple[str, ...] = ()
@@ -66,8 +66,9 @@ def difference(
 
 
 def variants(own: bytes) -> Iterator[tuple[str, bytes]]:
-    """What one's own file would be with other line ends, and with or without a byte order mark, each
-    with words as those of `Difference`: for whoever has nothing but the digest of the other one."""
+    """What one's own file would be with other line ends, and with or without a byte order mark,
+    each with words as those of `Difference`: for whoever has nothing but the digest of the other
+        one."""
     bare = own.removeprefix(_MARK)
     lines = bare.replace(b"\r\n", b"\n")
     for mark in (b"", _MARK):
@@ -178,7 +179,8 @@ def _diff_lines(
     for group in matcher.get_grouped_opcodes(_CONTEXT):
         first, last = group[0], group[-1]
         yield (
-            f"@@ -{low + first[1] + 1},{last[2] - first[1]} +{low + first[3] + 1},{last[4] - first[3]} @@"
+            f"@@ -{low + first[1] + 1},{last[2] - first[1]}"
+            f" +{low + first[3] + 1},{last[4] - first[3]} @@"
         )
         for kind, a_begin, a_end, b_begin, b_end in group:
             if kind == "equal":

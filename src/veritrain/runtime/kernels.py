@@ -1,15 +1,16 @@
 """How functions become machine code: what is compiled, when, and where it is kept.
 
-A `Kernel` can be called from Python and by other kernels. Called from Python it is compiled whole, when
-it first meets arguments of these types, and kept on the disk for all processes. Called by another kernel
-it becomes a part of that one's code: optimised, as that shows in speed, but without wrappers for Python,
-machine code and a place on the disk, which nobody would use. With all that for each function, as numba
-has it, compiling takes nearly twice as long; the bits are the same.
+A `Kernel` can be called from Python and by other kernels. Called from Python it is compiled whole,
+when it first meets arguments of these types, and kept on the disk for all processes. Called by
+another kernel it becomes a part of that one's code: optimised, as that shows in speed, but without
+wrappers for Python, machine code and a place on the disk, which nobody would use. With all that for
+each function, as numba has it, compiling takes nearly twice as long; the bits are the same.
 
-Code is looked up in `folders()` and written into the first of them that can be written. A file's name is
-a digest of all that its code depends on: sources, constants, types, processor, versions. So nothing stale
-is found, and no two processes write different code under one name. One process compiles a kernel, the
-others wait for it and read what it wrote. A file holds its own digest: a damaged one is compiled again.
+Code is looked up in `folders()` and written into the first of them that can be written. A file's
+name is a digest of all that its code depends on: sources, constants, types, processor, versions. So
+nothing stale is found, and no two processes write different code under one name. One process
+compiles a kernel, the others wait for it and read what it wrote. A file holds its own digest: a
+damaged one is compiled again.
 
 Whoever can write these files decides what is computed, as with any Python file: they lie beside the
 sources, or in a folder that is the user's own and that nobody else can write into.
@@ -92,8 +93,8 @@ class Kernel(CPUDispatcher):
         self._cache = _Disk(self)
 
     def compile(self, sig: Any) -> Any:
-        """Compile for these types, or find the code on the disk. LLVM calls back into Python, where an
-        exception of a signal's handler would be lost: signals wait."""
+        """Compile for these types, or find the code on the disk. LLVM calls back into Python, where
+        an exception of a signal's handler would be lost: signals wait."""
         with global_compiler_lock, held(_SIGNALS), self._cache.released_after():
             return super().compile(sig)
 
@@ -220,7 +221,10 @@ def number_compiled() -> int:
 
 
 def _versions() -> str:
-    return f"{sys.implementation.cache_tag} {numba.__version__} {llvmlite.__version__} {np.__version__}"
+    return (
+        f"{sys.implementation.cache_tag} {numba.__version__} {llvmlite.__version__}"
+        f" {np.__version__}"
+    )
 
 
 def _fields(kind: Any) -> Any:
@@ -230,8 +234,8 @@ def _fields(kind: Any) -> Any:
 
 @cache
 def source_digest(kernel: Kernel) -> str:
-    """Digest of what a kernel is made from: the files of all kernels that it reaches, their options, and
-    the constants that they name, wherever these come from."""
+    """Digest of what a kernel is made from: the files of all kernels that it reaches, their
+    options, and the constants that they name, wherever these come from."""
     digest = hashlib.sha256()
     files: set[str] = set()
     for part in _reached(kernel):
@@ -247,7 +251,8 @@ _CONSTANT = (int, float, str, tuple, np.generic)
 
 
 def _reached(kernel: Kernel) -> list[Kernel]:
-    """The kernel and those that it names, directly or through others; each once, in order of name."""
+    """The kernel and those that it names, directly or through others; each once, in order of
+    name."""
     found, ahead = {kernel.name: kernel}, [kernel]
     while ahead:
         for _, value in _named(ahead.pop()):

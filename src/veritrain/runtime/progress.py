@@ -1,8 +1,9 @@
 """What long work tells those who wait for it: events, and the lines that describe them.
 
-Work calls `tell`; who wants to know listens within `told_to`. Nothing is computed for them, and without
-a listener `tell` costs a look at an empty list. `Lines` says which events are worth a line, at a pace
-that never floods a log: the first step, then after 10 s, 20 s, 40 s, and every 5 minutes at last.
+Work calls `tell`; who wants to know listens within `told_to`. Nothing is computed for them, and
+without a listener `tell` costs a look at an empty list. `Lines` says which events are worth a line,
+at a pace that never floods a log: the first step, then after 10 s, 20 s, 40 s, and every 5 minutes
+    at last.
 """
 
 from __future__ import annotations
@@ -163,7 +164,8 @@ class Narrator:
 
 
 class Lines:
-    """Writes lines about events: new kinds of work at once, what repeats itself after growing pauses.
+    """Writes lines about events: new kinds of work at once, what repeats itself after growing
+    pauses.
 
     Args:
         write: gets each line, without its end.

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM, held back while something must not be interrupted.
 
-A signal's handler is replaced, and not the signal blocked: a blocked one goes to another thread of the
-process, and Python then calls the handler in the main thread all the same.
+A signal's handler is replaced, and not the signal blocked: a blocked one goes to another thread of
+the process, and Python then calls the handler in the main thread all the same.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from types import FrameType
 
 @contextmanager
 def held(numbers: Sequence[signal.Signals]) -> Generator[None]:
-    """Within it a first signal waits for the end; a second one does not. Handlers of the system, and all
-    of them outside of the main thread, are left alone."""
+    """Within it a first signal waits for the end; a second one does not. Handlers of the system,
+    and all of them outside of the main thread, are left alone."""
     handlers = {number: signal.getsignal(number) for number in numbers}
     own = {number: handler for number, handler in handlers.items() if callable(handler)}
     if threading.current_thread() is not threading.main_thread() or not own:

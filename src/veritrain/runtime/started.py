@@ -1,8 +1,8 @@
 """The environment and import path that this process was started with.
 
-They decide where machine code and modules come from. A job may change `os.environ` and `sys.path`, and
-nobody who reads its sources would take that for code; so what counts is what stood there before any job
-ran. `job` imports this module first.
+They decide where machine code and modules come from. A job may change `os.environ` and `sys.path`,
+and nobody who reads its sources would take that for code; so what counts is what stood there before
+any job ran. `job` imports this module first.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _WHERE_CODE_IS = (
 
 @contextmanager
 def as_started() -> Generator[None]:
-    """Within it, processes that start look for code where this one did at first, and not in the current
-    folder, which `python -c` would."""
+    """Within it, processes that start look for code where this one did at first, and not in the
+    current folder, which `python -c` would."""
     names = os.environ.keys() | ENVIRONMENT.keys() | {_SAFE_PATH}
     kept = {name: os.environ.get(name) for name in names if name.startswith(_WHERE_CODE_IS)}
     path = list(sys.path)

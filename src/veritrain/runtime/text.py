@@ -1,5 +1,5 @@
-"""Lines for people. Text that others wrote is made safe to print: a terminal must not obey what a run's
-folder or a job says."""
+"""Lines for people. Text that others wrote is made safe to print: a terminal must not obey what a
+run's folder or a job says."""
 
 from __future__ import annotations
 

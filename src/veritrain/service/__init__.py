@@ -12,5 +12,6 @@
     dispute_folder      what each of them keeps on disk
     service_limits      the bounds on what clients may send
 
-HTTP itself is in `net`. All but the challenger need the extra `service`. The verifier needs none of it.
+HTTP itself is in `net`. All but the challenger need the extra `service`. The verifier needs none of
+it.
 """

@@ -188,7 +188,8 @@ class RunReferee:
         self._forward(running)
 
     def _keep(self, dispute: Digest, folder: DisputeFolder, referee: Referee) -> bytes:
-        """Write the files of a dispute that is over, the bundle first; return the sealed verdict."""
+        """Write the files of a dispute that is over, the bundle first; return the sealed
+        verdict."""
         verdict = referee.verdict
         if verdict is None:
             raise UsageError("the dispute is not over")

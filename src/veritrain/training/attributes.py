@@ -6,9 +6,9 @@ made them. So a run may not depend on one that changed since: a dropout's probab
 
 Seen are the attributes of modules and optimiser whose values are plain (numbers, text, dtypes, and
 lists, tuples, sets and dicts of such), the class of each module, its number of hooks, and the flags
-`training` and `requires_grad`. An attribute that holds a tensor or any other object is not compared:
-what a module keeps for people to look at (attention weights, for example) would be taken for hidden
-state.
+`training` and `requires_grad`. An attribute that holds a tensor or any other object is not
+compared: what a module keeps for people to look at (attention weights, for example) would be taken
+for hidden state.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ class Attributes:
         return self._found.get(name, _MISSING)
 
     def put_back(self, program: Program) -> None:
-        """Give the program these attributes; those that it has gained since are removed. Modules and
-        parameters that are gone stay so."""
+        """Give the program these attributes; those that it has gained since are removed. Modules
+        and parameters that are gone stay so."""
         for place, owner, hidden in _owners(program):
             own = vars(owner)
             for key in own.keys() - hidden:
@@ -153,8 +153,8 @@ class Attributes:
 
 
 def plain_form(value: object) -> object:
-    """What is equal for equal plain values only; `NOT_PLAIN` for a value that is not plain, or that has
-    too many parts to be looked at in each step."""
+    """What is equal for equal plain values only; `NOT_PLAIN` for a value that is not plain, or that
+    has too many parts to be looked at in each step."""
     return _form(value, [_PARTS], _DEPTH)
 
 

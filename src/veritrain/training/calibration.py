@@ -1,11 +1,12 @@
 """Finding the thresholds of `logged` numerics: how far machines lie apart on this job.
 
-One machine does some steps and writes its rounding logs with samples of its unrounded results; each other
-one does the same steps by these logs and measures the largest gap of each class of operators. The threshold
-is that gap times a safety factor, and never above what rounding errors explain. The published procedure
-searches by bisection for the smallest threshold without an unlogged disagreement (Srivastava, Arora and
-Boneh 2024, algorithm 3); that is the largest gap, which is measured here at once. A disagreement on the way
-is noted, and the measurement goes on. A second round then shows that with the new thresholds all agree.
+One machine does some steps and writes its rounding logs with samples of its unrounded results; each
+other one does the same steps by these logs and measures the largest gap of each class of operators.
+The threshold is that gap times a safety factor, and never above what rounding errors explain. The
+published procedure searches by bisection for the smallest threshold without an unlogged
+disagreement (Srivastava, Arora and Boneh 2024, algorithm 3); that is the largest gap, which is
+measured here at once. A disagreement on the way is noted, and the measurement goes on. A second
+round then shows that with the new thresholds all agree.
 """
 
 from __future__ import annotations
@@ -350,9 +351,10 @@ def _require_explained(
             raise UsageError(f"{machine}: {shown(name)} is no class of the job's operators")
         if not (gap["largest"] <= bounds[name] and gap["reach"] <= 1.0):
             raise UsageError(
-                f"{machine}: class {name}: {gap['operator']} lies {gap['largest']:.3g} u * S apart, and "
-                f"rounding errors explain {bounds[name]:.3g} at most: its kernels are broken, the result "
-                "is made up, or the operator is too ill-conditioned for logged numerics"
+                f"{machine}: class {name}: {gap['operator']} lies {gap['largest']:.3g} u * S apart,"
+                f" and rounding errors explain {bounds[name]:.3g} at most: its kernels are broken,"
+                " the result is made up, or the operator is too ill-conditioned for logged"
+                " numerics"
             )
 
 

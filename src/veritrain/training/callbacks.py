@@ -1,7 +1,7 @@
 """What a callback of `veritrain.train` is told after each step.
 
-A callback looks on: it may print, plot, write to a log or evaluate the model. It must not change the
-model; the recorder refuses the next step where one did.
+A callback looks on: it may print, plot, write to a log or evaluate the model. It must not change
+the model; the recorder refuses the next step where one did.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """What a run begins with: its header, and what it carries so that a difference can be explained.
 
-A run carries the job's source files, and the digest and the form (kinds, dtypes, shapes) of each record of the
-data set, where these are not too large and nobody asks for secrecy. A source file is then there to be read for
-everyone who has the run. A digest does not show its record; but whoever guesses a record (a label, a short
-text, a number) can tell by its digest whether the guess is right.
+A run carries the job's source files, and the digest and the form (kinds, dtypes, shapes) of each
+record of the data set, where these are not too large and nobody asks for secrecy. A source file is
+then there to be read for everyone who has the run. A digest does not show its record; but whoever
+guesses a record (a label, a short text, a number) can tell by its digest whether the guess is
+right.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def _sources(job: Job, claimed: Mapping[str, Value]) -> Sources | None:
 
 def _left_out(what: str, limit: int) -> None:
     warnings.warn(
-        f"{what} take more than {limit >> 20} MiB: the run does not carry them, and a rejection will "
-        "say less of what differs",
+        f"{what} take more than {limit >> 20} MiB: the run does not carry them, and a rejection"
+        " will say less of what differs",
         stacklevel=4,
     )

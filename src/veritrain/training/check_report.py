@@ -1,4 +1,5 @@
-"""What a check of a job found: what would be refused, what else is wrong, and what a run would cost.
+"""What a check of a job found: what would be refused, what else is wrong, and what a run would
+cost.
 
 A report has no truth value on purpose; `is_ok` and `require_ok` say what they mean.
 """
@@ -277,16 +278,22 @@ def _estimate_facts(report: CheckReport, estimates: Estimates) -> dict[str, str]
     disk = estimates.disk
     native = ", with PyTorch's own kernels for what is refused" if report.operators else ""
     return {
-        "time": f"{duration(estimates.seconds)} for {report.steps} steps of "
-        f"{duration(estimates.step_seconds)} (mean of {estimates.timed_steps}) and "
-        f"{report.records} records of {duration(estimates.record_seconds)}, "
-        f"without writing{native}",
-        "memory": f"{_size(estimates.peak_bytes)} at most in this process, with Python, PyTorch and "
-        f"the data set; the state has {_size(estimates.state_bytes)}",
-        "disk": f"{_size(disk.total)}: {disk.checkpoints} checkpoints, the first of "
-        f"{_size(disk.first_checkpoint)}, the others of {_size(disk.checkpoint)}, "
-        f"{disk.leaf} bytes for each step, {_size(disk.carried)} of source files and digests of records"
-        + (f", with a rounding log of {_size(disk.log)}" if disk.log else ""),
+        "time": (
+            f"{duration(estimates.seconds)} for {report.steps} steps of "
+            f"{duration(estimates.step_seconds)} (mean of {estimates.timed_steps}) and "
+            f"{report.records} records of {duration(estimates.record_seconds)}, "
+            f"without writing{native}"
+        ),
+        "memory": (
+            f"{_size(estimates.peak_bytes)} at most in this process, with Python, PyTorch and "
+            f"the data set; the state has {_size(estimates.state_bytes)}"
+        ),
+        "disk": (
+            f"{_size(disk.total)}: {disk.checkpoints} checkpoints, the first of"
+            f" {_size(disk.first_checkpoint)}, the others of {_size(disk.checkpoint)}, {disk.leaf}"
+            f" bytes for each step, {_size(disk.carried)} of source files and digests of records"
+            + (f", with a rounding log of {_size(disk.log)}" if disk.log else "")
+        ),
     }
 
 

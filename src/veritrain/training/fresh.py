@@ -1,8 +1,8 @@
 """What a program that was just built has, and a program must still have after each of its steps.
 
-An audit builds a program anew, puts a stored state into it and goes on from there. So after any step
-the state must fit into a program that was just built, and flags and plain attributes must be as in one
-that begins the same step. What is not is refused by name, when it happens.
+An audit builds a program anew, puts a stored state into it and goes on from there. So after any
+step the state must fit into a program that was just built, and flags and plain attributes must be
+as in one that begins the same step. What is not is refused by name, when it happens.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Fresh:
 
     Args:
         program: just built, with no step done.
-        set_by_steps: attributes that every step sets to these values, as a rehearsal has found; None
-            for those that the first step here sets.
+        set_by_steps: attributes that every step sets to these values, as a rehearsal has found;
+            None for those that the first step here sets.
 
     Raises:
         JobError: as `capture`.
@@ -86,12 +86,15 @@ class Fresh:
         remedy = (
             "before_step must set it at every step, from the number of the step alone"
             if program.job.before_step is not None
-            else "set it by the job's before_step(model, step) from the number of the step, keep it in a "
-            "buffer (or in the state of an optimiser), or, if nothing reads it, in a local variable"
+            else (
+                "set it by the job's before_step(model, step) from the number of the step, keep it"
+                " in a buffer (or in the state of an optimiser), or, if nothing reads it, in a"
+                " local variable"
+            )
         )
         raise JobError(
-            f"step {step}: not as when it was built: {_listed(changes)}. An attribute is no state, and an "
-            f"audit builds the model anew; {remedy}"
+            f"step {step}: not as when it was built: {_listed(changes)}. An attribute is no state,"
+            f" and an audit builds the model anew; {remedy}"
         )
 
     def after_shard(self, shard: int) -> None:

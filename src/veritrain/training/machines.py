@@ -1,7 +1,8 @@
-"""Settings under which one computer computes as several machines: thread counts and instruction sets.
+"""Settings under which one computer computes as several machines: thread counts and instruction
+sets.
 
-Each setting is the environment of a fresh process, read when PyTorch and its libraries start. That they
-give unlike bits is what makes them worth calibrating over; other computers are worth more.
+Each setting is the environment of a fresh process, read when PyTorch and its libraries start. That
+they give unlike bits is what makes them worth calibrating over; other computers are worth more.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _SETTINGS = (*_X86["AVX2"], "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def machines(threads: int) -> dict[str, dict[str, str]]:
-    """Name and environment of each machine that this computer can be, the widest with `threads` first."""
+    """Name and environment of each machine that this computer can be, the widest with `threads`
+    first."""
     found = {
         f"widest, {count} threads": _threads(count) for count in sorted({threads, 1}, reverse=True)
     }

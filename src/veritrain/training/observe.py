@@ -1,7 +1,8 @@
-"""The first steps of a job, done with someone looking on: what is refused, where, and what it costs.
+"""The first steps of a job, done with someone looking on: what is refused, where, and what it
+costs.
 
-Nothing stops the observation but an error that leaves nothing to go on with: each part of the job is
-tried by itself, and an operator without a rule is noted and computed by PyTorch's own kernel.
+Nothing stops the observation but an error that leaves nothing to go on with: each part of the job
+is tried by itself, and an operator without a rule is noted and computed by PyTorch's own kernel.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Where in a job the code that runs now belongs: a module's path, or the name of a part.
 
 Modules are followed by PyTorch's global forward hooks, which leave the model itself as it is. An
-operator of the backward pass belongs to the module in which the forward pass made its autograd node:
-nodes are numbered as they are made, so the numbers at which modules were entered and left tell which.
+operator of the backward pass belongs to the module in which the forward pass made its autograd
+node: nodes are numbered as they are made, so the numbers at which modules were entered and left
+    tell which.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ _OF = f"{BACKWARD} of "
 class Places:
     """Follows one job; `name` gives the present place.
 
-    The place is the path of the innermost module that runs ("encoder.layers.3.self_attn", "model" for
-    the model itself, its class for a module that is not part of the model), else "backward of" such
-    a place, else the part of the job that was set last.
+    The place is the path of the innermost module that runs ("encoder.layers.3.self_attn", "model"
+    for the model itself, its class for a module that is not part of the model), else "backward of"
+    such a place, else the part of the job that was set last.
     """
 
     def __init__(self) -> None:

@@ -2,10 +2,11 @@
 
 The recorder owns the steps and nothing else; the loop, logging and evaluation are the caller's.
 What it promises: a leaf says what the step computed from the state of the leaf before. So a change
-of the state, of a flag or of a plain attribute between two steps is refused by name, before anything
-is recorded on top of it, whichever way it was written. What an audit could not repeat is refused when it
-happens: before the first step by a rehearsal, after each step by a comparison with a program that was
-just built.
+of the state, of a flag or of a plain attribute between two steps is refused by name, before
+anything is recorded on top of it, whichever way it was written. What an audit could not repeat is
+refused when it
+happens: before the first step by a rehearsal, after each step by a comparison with a program that
+was just built.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ class Companions(Protocol):
         ...
 
     def start(self, program: Program, step: int, environment: Mapping[str, str]) -> int:
-        """Bring the others into the state of `program`, which is that after `step`; compare packages."""
+        """Bring the others into the state of `program`, which is that after `step`; compare
+        packages."""
         ...
 
     def agree(
@@ -280,7 +282,8 @@ class Recorder:
         """Check that the program is as the last step left it.
 
         Raises:
-            UsageError: the state, a flag or a plain attribute was changed outside of a step; names it.
+            UsageError: the state, a flag or a plain attribute was changed outside of a step; names
+                it.
         """
         run = self._current()
         if (name := run.changed()) is not None:
@@ -433,7 +436,8 @@ class _Run:
         """Record the program's state as that after step `number`.
 
         Args:
-            batches: digests of the batches of the shards that this process computed; none for step 0.
+            batches: digests of the batches of the shards that this process computed; none for step
+                0.
             loss: the step's; None for step 0.
             log: the step's rounding log.
 
@@ -469,13 +473,15 @@ class _Run:
             return f"the model or optimiser ({error})"
         if (first := diff(self._entries, now)) is not None:
             return first.name
-        # Training mode is set anew at each step, and so is what steps set: evaluation may change them.
+        # Training mode is set anew at each step, and so is what steps set: evaluation may change
+        # them.
         changes = self._attributes.changes(Attributes.of(self.program), but="training")
         kept = [change for change in changes if not self.fresh.is_set_by_steps(change.name)]
         return str(kept[0]) if kept else None
 
     def put_back(self) -> None:
-        """Give attributes that steps set the values that the last record left them, where they differ."""
+        """Give attributes that steps set the values that the last record left them, where they
+        differ."""
         changed = Attributes.of(self.program).changed(self._attributes)
         changed.set_in(self.program)
 
@@ -483,8 +489,9 @@ class _Run:
 def _warn_of_outside(names: list[str]) -> None:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     warnings.warn(
-        f"parameters get gradients, and the optimiser does not have them: {', '.join(names[:_SHOWN])}"
-        f"{more}. Each step clears these gradients; call requires_grad_(False) to save the work",
+        "parameters get gradients, and the optimiser does not have them:"
+        f" {', '.join(names[:_SHOWN])}{more}. Each step clears these gradients; call"
+        " requires_grad_(False) to save the work",
         OutsideOptimizerWarning,
         stacklevel=2,
     )
@@ -492,14 +499,15 @@ def _warn_of_outside(names: list[str]) -> None:
 
 def _changed_outside(name: str) -> UsageError:
     return UsageError(
-        f"{name} was changed outside of a step, in the loop or in a callback; a step may only follow "
-        "from the step before. Evaluate with model.eval() and without in-place changes; change flags by "
-        "the job's before_step"
+        f"{name} was changed outside of a step, in the loop or in a callback; a step may only"
+        " follow from the step before. Evaluate with model.eval() and without in-place changes;"
+        " change flags by the job's before_step"
     )
 
 
 def _as_begun(header: Header, stored: Header) -> Header:
-    """The header with the packages too that the run named when it began: a rehearsal imports more."""
+    """The header with the packages too that the run named when it began: a rehearsal imports
+    more."""
     missing = stored.environment.keys() - header.environment.keys()
     return replace(header, environment={**found(missing), **header.environment})
 
@@ -507,8 +515,8 @@ def _as_begun(header: Header, stored: Header) -> Header:
 class _Signals:
     """SIGINT and SIGTERM while a run is recorded: held back during a step, so that nothing is lost.
 
-    SIGTERM raises `TerminatedError` where it would have ended the process. Both are left alone in other
-    threads than the main one, and where the program has handlers of its own for SIGTERM.
+    SIGTERM raises `TerminatedError` where it would have ended the process. Both are left alone in
+    other threads than the main one, and where the program has handlers of its own for SIGTERM.
     """
 
     def __init__(self) -> None:

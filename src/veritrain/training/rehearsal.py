@@ -1,16 +1,16 @@
 """Before a run begins: is it a run that an audit can repeat?
 
-An audit reads the records once more, builds the program anew at every checkpoint, and does the steps
-again. So the trainer does the same before the first step, on a small part, and refuses by name what
-would be rejected after the whole run:
+An audit reads the records once more, builds the program anew at every checkpoint, and does the
+steps again. So the trainer does the same before the first step, on a small part, and refuses by
+name what would be rejected after the whole run:
 
   1. records       some of them, read a second time in the other order, are the same
-  2. first steps   the first two steps are done by a program of its own, the second one once more by a
+  2. first steps   the first two steps are done by a program of its own, the second once more by a
                    program that was just built, from the state after the first
   3. order         parameters, and what initialises modules, do not follow the order of a set
 
-`veritrain check` does the same, and goes on where this stops. Under `native` numerics nothing is done:
-its audits accept nothing.
+`veritrain check` does the same, and goes on where this stops. Under `native` numerics nothing is
+done: its audits accept nothing.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ T = TypeVar("T")
 def rehearse(job: Job, device: str = "cpu") -> Attributes:
     """Do what an audit does, before there is anything to audit.
 
-    Both halves are done by the job loaded anew, with a data set of their own, as an audit does it: so
-    `job` itself is as it was.
+    Both halves are done by the job loaded anew, with a data set of their own, as an audit does it:
+    so `job` itself is as it was.
 
     Args:
         job: that is to be trained.
@@ -69,8 +69,8 @@ def rehearse(job: Job, device: str = "cpu") -> Attributes:
         The attributes that a step sets (cached shapes, for example), as the repeated one left them.
 
     Raises:
-        JobError: the job is not the same when it is done again; names what differs, and where it may
-            come from.
+        JobError: the job is not the same when it is done again; names what differs, and where it
+            may come from.
         NumericsError: as `run_step`, in one of the first steps.
     """
     tell(Stage(doing="rehearsing: the first steps twice, as an audit will repeat them"))
@@ -136,8 +136,8 @@ def _reloaded(job: Job) -> Job:
         return reload(job)
     except JobError as error:
         raise JobError(
-            f"{error}. The job was executed a second time, as audits do for each interval: what can be "
-            "done once only has to be guarded"
+            f"{error}. The job was executed a second time, as audits do for each interval: what can"
+            " be done once only has to be guarded"
         ) from error
 
 
@@ -166,15 +166,15 @@ def stepped_otherwise(again: Repetition) -> str:
     """The sentence about a step that was done twice and differs."""
     step = again.outcome.step
     return (
-        f"step {step}, done again from the stored state {step - 1} by a program that was just built, "
-        f"differs in {again.difference}. It depends on something that is not part of the state: make it "
-        "a buffer, or a function of the batch"
+        f"step {step}, done again from the stored state {step - 1} by a program that was just"
+        f" built, differs in {again.difference}. It depends on something that is not part of the"
+        " state: make it a buffer, or a function of the batch"
     )
 
 
 def require_same_records(one: Batches, other: Batches, count: int) -> None:
-    """Check that some records, evenly spread, are the same when they are read again, in the other order,
-    from the same data set and from another opening of it.
+    """Check that some records, evenly spread, are the same when they are read again, in the other
+    order, from the same data set and from another opening of it.
 
     Raises:
         JobError: one is not; names it, and the attributes of the data set that changed.
@@ -195,10 +195,11 @@ def require_same_records(one: Batches, other: Batches, count: int) -> None:
             names = before.changed(middle) or middle.changed(Memory.of(one.job, one.dataset))
             blame = f"; {listed(names)} changed as records were read" if names else ""
             raise JobError(
-                f"dataset: record {index} is another one when it is read again{blame}. A record must "
-                "follow from its index: draw random numbers from torch, numpy.random or random, which "
-                "are keyed for each record, or make a generator in __getitem__ with a seed of the index; "
-                "and keep in a cache what records are before anything random is done to them"
+                f"dataset: record {index} is another one when it is read again{blame}. A record"
+                " must follow from its index: draw random numbers from torch, numpy.random or"
+                " random, which are keyed for each record, or make a generator in __getitem__ with"
+                " a seed of the index; and keep in a cache what records are before anything random"
+                " is done to them"
             )
 
 
@@ -232,8 +233,9 @@ def require_ordered(program: Program) -> None:
         for index, (one, other) in enumerate(zip(expected, groups, strict=False)):
             if one != other:
                 raise JobError(
-                    f"optimizer: the order of the parameters in group {index} is that of a set, which "
-                    "is another in each process; make a list in the order of model.parameters()"
+                    f"optimizer: the order of the parameters in group {index} is that of a set,"
+                    " which is another in each process; make a list in the order of"
+                    " model.parameters()"
                 )
 
 

@@ -1,8 +1,8 @@
 """Is a step a function of its state? Do it again as an auditor would, and compare.
 
 The auditor builds the program anew, puts a stored state into it and computes the next step. What a
-job remembers outside of its state (an attribute of a module, a global variable) is not there then, or
-is another.
+job remembers outside of its state (an attribute of a module, a global variable) is not there then,
+or is another.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ State = tuple[TensorEntry, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class StepOutcome:
-    """What a leaf says of a step (its batch, its loss, the state after it), its log, and how long it took."""
+    """What a leaf says of a step (its batch, its loss, the state after it), its log, and how long
+    it took."""
 
     step: int
     batch: Digest

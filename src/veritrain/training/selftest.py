@@ -1,8 +1,8 @@
 """Known answers: does this machine compute the bits that the written definitions give?
 
-`selftest.json` holds a few cases of each family of kernels, taken from the project's vectors, which the slow
-definitions computed. They show a broken installation, not a hostile one: whoever can change the code
-can change the answers.
+`selftest.json` holds a few cases of each family of kernels, taken from the project's vectors, which
+the slow definitions computed. They show a broken installation, not a hostile one: whoever can
+change the code can change the answers.
 """
 
 # pyright: reportUnknownLambdaType=false
@@ -184,8 +184,10 @@ def _ordered(
 
 
 def _batch_norm(
-    x: Tensor, w: Tensor, b: Tensor, running_mean: Tensor, running_var: Tensor, dy: Tensor, **options: Any
+    x: Tensor, w: Tensor, b: Tensor, running_mean: Tensor, running_var: Tensor, dy: Tensor,
+    **options: Any
 ) -> Outputs:  # fmt: skip
+
     def function(dx: Tensor, dw: Tensor, db: Tensor) -> Tensor:
         return F.batch_norm(dx, running_mean, running_var, dw, db, **options)
 

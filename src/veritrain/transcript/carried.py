@@ -1,9 +1,10 @@
-"""What a run carries beside its commitments, so that a difference can be explained and not only found.
+"""What a run carries beside its commitments, so that a difference can be explained and not only
+found.
 
-Both files are optional: a run without them is as valid, and neither can make a false claim true. `Sources`
-has the bytes of the job's source files; the header has the digest of each. `Records` has the digests of the
-data set's records, under the Merkle root in the header, and the form of each, signed by the run's key.
-Nothing of either is believed before `check` was passed.
+Both files are optional: a run without them is as valid, and neither can make a false claim true.
+`Sources` has the bytes of the job's source files; the header has the digest of each. `Records` has
+the digests of the data set's records, under the Merkle root in the header, and the form of each,
+signed by the run's key. Nothing of either is believed before `check` was passed.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Sources(Record):
         """Check that these are the files that the header names, and no others.
 
         Raises:
-            VerificationError: names the first file that is missing, is not the header's, or differs.
+            VerificationError: names the first file that is missing, is not the header's, or
+                differs.
         """
         claimed = header.job.get("sources")
         names = claimed if isinstance(claimed, dict) else {}

@@ -3,9 +3,9 @@
 Source: O'Connor, Aumasson, Neves, Wilcox-O'Hearn: BLAKE3, one function, fast everywhere, 2020,
 section 2. A content is cut into chunks of 1,024 bytes, and only the last may be shorter. Each chunk
 has a chaining value of 32 bytes (2.4), as has each pair of neighbouring subtrees (2.5); the value
-at the root, made with the flag ROOT, is the digest (2.1). A left subtree has the largest power of two
-of chunks that leaves at least one for the right (2.1). Pairing neighbours level by level, a last one
-without a partner moving up as it is, gives that very tree.
+at the root, made with the flag ROOT, is the digest (2.1). A left subtree has the largest power of
+two of chunks that leaves at least one for the right (2.1). Pairing neighbours level by level, a
+last one without a partner moving up as it is, gives that very tree.
 
 This module loads numba; import it where it is used. Chaining values are rows of 8 words of 32 bits.
 """
@@ -65,7 +65,8 @@ class _Form(NamedTuple):
 
 @lru_cache(maxsize=64)
 def mode(domain: str) -> Mode:
-    """The mode of `encoding.digest` in a domain: the key is the hash of the context (section 2.3)."""
+    """The mode of `encoding.digest` in a domain: the key is the hash of the context (section
+    2.3)."""
     context = np.frombuffer((CONTEXT + domain).encode(), np.uint8)
     hashing = Mode(np.array(_IV, np.uint32), _DERIVE_KEY_CONTEXT)
     return Mode(levels(hashing, context)[-1][0], _DERIVE_KEY_MATERIAL)
@@ -119,7 +120,8 @@ def _words(data: NDArray[np.uint8]) -> Words:
 
 
 def _chain(words: Words, counters: Numbers, key: Words, form: _Form) -> Words:
-    """Compress inputs of one form, one after the other in `words`; in threads where it is worth it."""
+    """Compress inputs of one form, one after the other in `words`; in threads where it is worth
+    it."""
     values = np.empty((len(counters), _VALUE_WORDS), np.uint32)
     words = words.view()
     words.flags.writeable = False  # bytes are read-only: one type, so that numba compiles it once
@@ -239,7 +241,8 @@ def _compress(v: Words, m: Words, counters: Words, num_bytes: Any, flags: Any) -
 def _fill(
     words: Words, counters: Numbers, key: Words, form: _Form, values: Words, start: int, stop: int
 ) -> None:
-    """Values of the inputs from `start` to `stop`; lanes without an input compute what is not kept."""
+    """Values of the inputs from `start` to `stop`; lanes without an input compute what is not
+    kept."""
     v, m = np.zeros(8 * _LANES, np.uint32), np.zeros(16 * _LANES, np.uint32)
     places = np.zeros(2 * _LANES, np.uint32)  # counters: low words, then high ones
     width = form.blocks * _BLOCK_WORDS

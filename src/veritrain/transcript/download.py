@@ -1,10 +1,10 @@
 """Fetching a file from an HTTP server that is not trusted, and going on where a connection broke.
 
-The server is believed in nothing. Bodies are counted as they come, whatever was announced; memory is
-taken for a chunk at a time; each answer has a time by which its header, and a pace at which its body,
-must come. A download that breaks off goes on with a range request for the rest (RFC 9110 section 14),
-on the condition (`If-Range`) that the file is still the same. Redirects and compressed bodies are
-refused. Whether the bytes are the right ones is for their digests to say.
+The server is believed in nothing. Bodies are counted as they come, whatever was announced; memory
+is taken for a chunk at a time; each answer has a time by which its header, and a pace at which its
+body, must come. A download that breaks off goes on with a range request for the rest (RFC 9110
+section 14), on the condition (`If-Range`) that the file is still the same. Redirects and compressed
+bodies are refused. Whether the bytes are the right ones is for their digests to say.
 """
 
 from __future__ import annotations
@@ -382,7 +382,8 @@ def checked_url(url: str) -> str:
 
 
 def authorization(url: str, token: str | None, source: str) -> dict[str, str]:
-    """The field of a request that shows a bearer token; none without one. `source` names it in errors.
+    """The field of a request that shows a bearer token; none without one. `source` names it in
+    errors.
 
     Raises:
         UsageError: not a token, or one that would go over the network unencrypted.

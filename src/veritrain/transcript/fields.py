@@ -28,7 +28,9 @@ def shown(value: object) -> str:
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
     if isinstance(value, list | tuple | dict):
-        return f"{type(value).__name__} of {len(value)}"  # pyright: ignore[reportUnknownArgumentType]
+        return (  # pyright: ignore[reportUnknownArgumentType]
+            f"{type(value).__name__} of {len(value)}"
+        )
     text = ascii(value[:_SHOWN_CHARS] if isinstance(value, str) else value)
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
 
@@ -40,7 +42,8 @@ def wrong(name: str, expected: str, value: object) -> UsageError:
 
 @contextmanager
 def hostile_fields() -> Generator[None]:
-    """Where the fields that are checked are another party's, a wrong one is not the caller's misuse.
+    """Where the fields that are checked are another party's, a wrong one is not the caller's
+    misuse.
 
     Raises:
         FieldError: in the place of a `UsageError`.
@@ -112,8 +115,9 @@ def check_bytes(name: str, value: object, size: int) -> None:
 
 
 def check_hashes(name: str, keys: Iterable[Any]) -> None:
-    """Check that a map of these keys can be made in time: each of many keys with one hash is compared with all
-    others, and numbers with one hash are easily found. A text has none that others could foresee."""
+    """Check that a map of these keys can be made in time: each of many keys with one hash is
+    compared with all others, and numbers with one hash are easily found. A text has none that
+    others could foresee."""
     try:
         shared = max(Counter(map(hash, keys)).values(), default=0)
     except TypeError:

@@ -1,8 +1,8 @@
 """Files that a person names on the command line: keys, tokens, certificates, samples, bundles.
 
-A name can lead to anything. A named pipe, a device or a folder is refused at once, without waiting for
-a writer; no more than a limit is read; and a secret that others on this machine may read is refused, as
-ssh refuses such a key.
+A name can lead to anything. A named pipe, a device or a folder is refused at once, without waiting
+for a writer; no more than a limit is read; and a secret that others on this machine may read is
+refused, as ssh refuses such a key.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A run that a server shows by HTTP: read only, fetched when it is needed, kept in a bounded cache.
 
-The server lists the files at `files` (docs/service.md) and shows each under its own path. What was fetched
-stays in a temporary folder of this process until the room is needed. Nothing of it is believed: names and
-sizes are checked here, contents by whoever reads them, as those of a local folder are.
+The server lists the files at `files` (docs/service.md) and shows each under its own path. What was
+fetched stays in a temporary folder of this process until the room is needed. Nothing of it is
+believed: names and sizes are checked here, contents by whoever reads them, as those of a local
+    folder are.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ _SPARE_BYTES = 1 << 26  # that stay free where the cache lies
 
 
 class HttpStore(Store):
-    """The files below an HTTP address. The files of a run are written once, so none is read twice."""
+    """The files below an HTTP address. The files of a run are written once, so none is read
+    twice."""
 
     is_far = True
 
@@ -133,7 +135,8 @@ class HttpStore(Store):
 
 
 def _parse_page(data: bytes, after: str) -> tuple[int | None, dict[str, int], bool]:
-    """A page of the listing: the last step it covers, sizes by path, and whether it is the last page.
+    """A page of the listing: the last step it covers, sizes by path, and whether it is the last
+    page.
 
     Raises:
         TranscriptError: it is not a page whose paths come after `after`.
@@ -169,8 +172,8 @@ def _check_entry(path: object, size: object, after: str) -> None:
 
 
 class _Cache:
-    """Fetched files in a temporary folder, of a bounded size together; what was not used for longest
-    goes first. The folder goes with this object."""
+    """Fetched files in a temporary folder, of a bounded size together; what was not used for
+    longest goes first. The folder goes with this object."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit  # bytes

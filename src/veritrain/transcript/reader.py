@@ -3,8 +3,8 @@
 `Transcript.open` parses every record strictly and within `LIMITS`; what it returns is well formed
 and nothing more. Each `verify_*` method then checks one group of claims and raises at the first
 false one. A caller who has run `open`, `verify_signatures`, `verify_chain`, `verify_carried` and
-`verify_checkpoint` for every step has covered every bit of every file of the run. Whether the steps are those of the
-job is for `replay.auditor` to say.
+`verify_checkpoint` for every step has covered every bit of every file of the run. Whether the steps
+are those of the job is for `replay.auditor` to say.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class _Place:
 class _Contents:
     """The first pack that holds each content, over the checkpoints in their order.
 
-    Every manifest is read once for it. It takes about 150 bytes for each content, not twice what the
-    manifests have.
+    Every manifest is read once for it. It takes about 150 bytes for each content, not twice what
+    the manifests have.
     """
 
     def __init__(self) -> None:
@@ -103,7 +103,8 @@ class Transcript:
 
     @classmethod
     def open(cls, url: str | os.PathLike[str]) -> Transcript:
-        """Read all records of the run at a local path, HTTP address or fsspec URL; no tensor is read.
+        """Read all records of the run at a local path, HTTP address or fsspec URL; no tensor is
+        read.
 
         Raises:
             TranscriptError: a file that is missing, does not belong there, is too large, or is
@@ -208,7 +209,8 @@ class Transcript:
         return carried.files
 
     def records(self) -> Records | None:
-        """Digests and forms of the data set's records, if the run carries them; they are the header's.
+        """Digests and forms of the data set's records, if the run carries them; they are the
+        header's.
 
         Raises:
             As `verify_carried`.
@@ -359,7 +361,8 @@ class Transcript:
         return checkpoint
 
     def _check_places(self, checkpoint: Checkpoint) -> None:
-        """Check that `checkpoint` refers, for each tensor, to the first pack that is said to hold it.
+        """Check that `checkpoint` refers, for each tensor, to the first pack that is said to hold
+        it.
 
         So no content is stored, and hashed, twice.
         """

@@ -77,9 +77,11 @@ class Signer:
         data = self._key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption()
-            if password is None
-            else serialization.BestAvailableEncryption(password),
+            (
+                serialization.NoEncryption()
+                if password is None
+                else serialization.BestAvailableEncryption(password)
+            ),
         )
         try:
             _make_folder(Path(path).parent)

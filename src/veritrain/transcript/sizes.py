@@ -1,7 +1,8 @@
 """How many bytes a run will take, from the encoders that will write it.
 
 Every record is made as at the run's last step, where its numbers are longest. What cannot be known
-before is which tensors will differ from one checkpoint to the next: that is taken from the first steps.
+before is which tensors will differ from one checkpoint to the next: that is taken from the first
+    steps.
 """
 
 from __future__ import annotations

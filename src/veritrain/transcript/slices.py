@@ -1,13 +1,14 @@
 """Parts of a content, opened against the digest that the transcript has of it anyway.
 
-Contract: `encoding.digest` is the root of a Merkle tree over chunks of 1,024 bytes (`chaining` names
-the paper). `Tree` opens byte ranges of a content; `verify` accepts them exactly when they lead to the
-digest. `docs/format.md` section 10 has the bytes.
+Contract: `encoding.digest` is the root of a Merkle tree over chunks of 1,024 bytes (`chaining`
+names the paper). `Tree` opens byte ranges of a content; `verify` accepts them exactly when they
+lead to the digest. `docs/format.md` section 10 has the bytes.
 
 What is proven. For one pair of digest and total, no byte can be opened with two values, but by a
-collision of BLAKE3. So where the digest is that of a content of `total` bytes, what is opened is that
-content's. That it has `total` bytes is proven only where the last chunk is opened, whose number and
-size are hashed. The total comes from elsewhere: dtype and shape of a signed tensor entry.
+collision of BLAKE3. So where the digest is that of a content of `total` bytes, what is opened is
+that content's. That it has `total` bytes is proven only where the last chunk is opened, whose
+number and size are hashed. The total comes from elsewhere: dtype and shape of a signed tensor
+entry.
 
 Chaining values need numba, which loads on first use: slices can be built and read without it.
 """
@@ -122,8 +123,8 @@ class Tree:
     def open(self, ranges: Iterable[tuple[int, int]]) -> Slices:
         """Slices with the bytes [start, stop) of each range, which may overlap or be empty.
 
-        Where no range holds a byte, the last chunk is opened: slices prove something, always. What is
-        too large for one record can be opened in several.
+        Where no range holds a byte, the last chunk is opened: slices prove something, always. What
+        is too large for one record can be opened in several.
 
         Raises:
             UsageError: a range that is not inside the content.
@@ -140,7 +141,8 @@ class Tree:
 
 
 def opened_size(total: int, ranges: Iterable[tuple[int, int]]) -> tuple[int, int]:
-    """Bytes, and CBOR values, that `Tree.open(ranges)` of a content of `total` bytes comes to at most.
+    """Bytes, and CBOR values, that `Tree.open(ranges)` of a content of `total` bytes comes to at
+    most.
 
     Raises:
         UsageError: a range that is not inside the content.
@@ -269,7 +271,8 @@ def _plan(size: int, known: Numbers) -> list[_Level]:
 
 
 def _order(plan: Sequence[_Level]) -> Numbers:
-    """Where in the nodes listed level by level are those that come first, second, ... from the left."""
+    """Where in the nodes listed level by level are those that come first, second, ... from the
+    left."""
     starts = [level.missing << depth for depth, level in enumerate(plan)]  # first chunk of each
     return np.argsort(np.concatenate(starts))
 

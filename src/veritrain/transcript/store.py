@@ -4,8 +4,8 @@ Files are written once and never changed, so that object stores without append o
 Locally a file appears under its name only when its bytes are on disk (temporary file, fsync,
 rename, fsync of the folder). Whoever wrote the folder is not trusted: reads are bounded, nothing
 but plain files in the folder and in `FOLDERS` is accepted, and links are never followed.
-A folder at a remote store is as bounded as the listing that its fsspec driver makes of it; runs at HTTP
-addresses are read by `http_store`, within bounds of its own.
+A folder at a remote store is as bounded as the listing that its fsspec driver makes of it; runs at
+HTTP addresses are read by `http_store`, within bounds of its own.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ class Store(ABC):
         """Let others write; may be called at any time."""
 
     def require_writable(self) -> None:  # noqa: B027
-        """Check, as far as that can be told without making anything, that a run can be written here.
+        """Check, as far as that can be told without making anything, that a run can be written
+        here.
 
         Raises:
             UsageError: someone is writing one, or the folder cannot be made or written.

@@ -70,8 +70,8 @@ def require_plain(tensor: Tensor) -> None:
     """Check that a tensor can be written down: its elements lie in memory, one after another.
 
     Raises:
-        UsageError: it is sparse, nested, of another library's layout, on the meta device, quantised,
-            or of a dtype that the format does not have.
+        UsageError: it is sparse, nested, of another library's layout, on the meta device,
+            quantised, or of a dtype that the format does not have.
     """
     if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_nested:
         is_nested = tensor.is_nested or tensor.layout is torch.jagged
@@ -125,7 +125,8 @@ def empty(entry: TensorEntry) -> tuple[Tensor, memoryview]:
 
 
 def require_truth(entry: TensorEntry, content: bytes | memoryview) -> None:
-    """Check that a tensor of truth values holds 0 and 1 alone: compiled code acts upon others unchecked.
+    """Check that a tensor of truth values holds 0 and 1 alone: compiled code acts upon others
+    unchecked.
 
     Raises:
         UsageError: it does not.

@@ -72,14 +72,15 @@ class TranscriptWriter:
 
     @classmethod
     def examine(cls, url: str | os.PathLike[str], signer: Signer, *, resume: bool) -> int:
-        """What `create` or `resume` would find, for those who want to know before they work on a header.
+        """What `create` or `resume` would find, for those who want to know before they work on a
+        header.
 
         Returns:
             The last committed step of the run to resume; -1 where a run would begin.
 
         Raises:
-            UsageError: the folder is being written, cannot be written, or holds something that cannot
-                be replaced; the run to resume was signed by another key.
+            UsageError: the folder is being written, cannot be written, or holds something that
+                cannot be replaced; the run to resume was signed by another key.
             TranscriptError: the folder to resume is not a well-formed run.
         """
         store = open_store(url)
@@ -102,8 +103,8 @@ class TranscriptWriter:
         signer: Signer,
         carried: Sequence[Sources | Records] = (),
     ) -> TranscriptWriter:
-        """Begin a run in a new or empty folder, or in the place of a run without a step; `carried` is
-        what the run carries beside.
+        """Begin a run in a new or empty folder, or in the place of a run without a step; `carried`
+        is what the run carries beside.
 
         Raises:
             UsageError: the folder holds files already, is being written, cannot be written, or
@@ -116,7 +117,8 @@ class TranscriptWriter:
         return writer
 
     def _begin(self) -> None:
-        """Write the header and what is carried. A run without a step, of a start that failed, gives way."""
+        """Write the header and what is carried. A run without a step, of a start that failed, gives
+        way."""
         store = self._store
         found = store.list()
         _require_replaceable(store, [path for path in found if not files.is_temporary(path)])
@@ -128,7 +130,8 @@ class TranscriptWriter:
         self._carry(())
 
     def _carry(self, present: Collection[str]) -> None:
-        """Make what the run carries complete, of which `present` lies there; before its first commit only."""
+        """Make what the run carries complete, of which `present` lies there; before its first
+        commit only."""
         for path in files.CARRIED:
             if path in present and path not in self._carried:
                 self._store.delete(path)
@@ -145,13 +148,14 @@ class TranscriptWriter:
     ) -> TranscriptWriter:
         """Continue a run after its last signed head, or begin it if nothing was written yet.
 
-        Checks every signature, the whole chain, what is carried and the last checkpoint; then deletes
-        the leftovers of an interrupted commit. From the first commit on a run carries what it carried
+        Checks every signature, the whole chain, what is carried and the last checkpoint; then
+        deletes the leftovers of an interrupted commit. From the first commit on a run carries what
+        it carried
         then: `carried` is for a run that has none yet.
 
         Raises:
-            UsageError: `header` is not the header of the run, and the run has a step; the key is not
-                the header's; or another writer is at work.
+            UsageError: `header` is not the header of the run, and the run has a step; the key is
+                not the header's; or another writer is at work.
             TranscriptError: the folder is not a well-formed run.
             VerificationError: the run is not what its heads say.
         """
@@ -237,8 +241,8 @@ class TranscriptWriter:
             rounding: the step's rounding log, which is written at once.
 
         Raises:
-            UsageError: a value that this step cannot have, too many steps without a commit, or a log
-                that is too long or cannot be written.
+            UsageError: a value that this step cannot have, too many steps without a commit, or a
+                log that is too long or cannot be written.
         """
         if len(self._pending) >= LIMITS.leaves_per_segment or self.next_step >= LIMITS.leaves:
             raise UsageError(
@@ -360,7 +364,8 @@ def _other_key() -> UsageError:
 
 
 def _require_replaceable(store: Store, paths: Sequence[str]) -> None:
-    """Check that nothing is lost if these files of a folder go: none, or those of a run without a step.
+    """Check that nothing is lost if these files of a folder go: none, or those of a run without a
+    step.
 
     Raises:
         UsageError: they are something else.
@@ -371,8 +376,8 @@ def _require_replaceable(store: Store, paths: Sequence[str]) -> None:
         is_run = False
     if paths and not is_run:
         raise UsageError(
-            f"{store.location} holds files already ({shown(paths[0])}); resume that run (--resume) or "
-            "choose another folder"
+            f"{store.location} holds files already ({shown(paths[0])}); resume that run (--resume)"
+            " or choose another folder"
         )
 
 

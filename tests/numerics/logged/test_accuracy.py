@@ -1,7 +1,8 @@
-"""Results under `logged` are as good as the target's numbers: the grid's absolute floor spoils none.
+"""Results under `logged` are as good as the target's numbers: the grid's absolute floor spoils
+none.
 
-The same kernel in binary64 is what is exact. An error is that of the whole result, in 2-norms, over the
-target's own rounding error.
+The same kernel in binary64 is what is exact. An error is that of the whole result, in 2-norms, over
+the target's own rounding error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Rounding to the grid against its definition in exact fractions, and two machines against each other.
+"""Rounding to the grid against its definition in exact fractions, and two machines against each
+other.
 
 Within `_SLACK` of a boundary or of the end of what is ambiguous, the definition allows either.
 """
@@ -94,7 +95,8 @@ def checksum_of(out: np.ndarray) -> int:
 
 
 def rank(n: int, exponent: int, grid: Grid) -> int:
-    """Number on the grid of n steps, by counting: a binade after the first has 2**(bits - 1) results."""
+    """Number on the grid of n steps, by counting: a binade after the first has 2**(bits - 1)
+    results."""
     if abs(n) * Fraction(2) ** exponent >= 2**128:
         return 0
     wider, half = exponent - grid.finest, 2 ** (grid.bits - 1)
@@ -173,7 +175,8 @@ def shifted(v: float, ulps: int) -> float:
 
 @st.composite
 def edges(draw: st.DrawFn, grid: Grid) -> float:
-    """A number of steps, a midpoint, a boundary or the end of its ambiguous stretch, and ulps off."""
+    """A number of steps, a midpoint, a boundary or the end of its ambiguous stretch, and ulps
+    off."""
     top = 2**grid.bits
     exponent = grid.finest + draw(st.sampled_from([0, 0, 1, 7, 60]))
     least = 0 if exponent == grid.finest else top // 2
@@ -242,7 +245,8 @@ def pool(grid: Grid, rng: np.random.Generator) -> list[float]:
 
 @pytest.mark.parametrize("ambiguous", [True, False])
 @pytest.mark.parametrize(
-    "size", [0, 1, 15, 16, 17, CHUNK - 1, CHUNK, CHUNK + 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 65]
+    "size", [0, 1, 15, 16, 17, CHUNK - 1, CHUNK, CHUNK + 1, BLOCK - 1, BLOCK, BLOCK + 1,
+        3 * BLOCK + 65]
 )  # fmt: skip
 def test_sizes_at_the_ends_of_chunks_and_blocks_follow_the_definition(size, ambiguous):
     grid, rng = Grid(bits=18, finest=-20, delta=2.0**-30), np.random.default_rng(size)
@@ -491,7 +495,8 @@ def test_machines_agree_on_any_values(case, seed):
 @given(st.sampled_from(BITS), st.sampled_from([2.0**-29, 2.0**-20, 0.01, 0.06]), seeds)
 @settings(max_examples=60, deadline=None)
 def test_machines_that_differ_relatively_get_the_same_bits(bits, relative, seed):
-    """What differs by a share of each value's own step, and not more than of the finer one at a power."""
+    """What differs by a share of each value's own step, and not more than of the finer one at a
+    power."""
     rng = np.random.default_rng(seed)
     grid = Grid(bits=bits, finest=-149, delta=0.0, relative=relative)
     e = rng.integers(-120, 100, 200)
@@ -524,7 +529,8 @@ def test_machines_agree_on_what_is_not_finite(values):
 
 
 def test_machines_beyond_the_last_boundary_of_a_binade_need_less_than_a_quarter_step():
-    """Why `Grid.most`: a quarter of a step above it another binade begins, whose boundaries are far."""
+    """Why `Grid.most`: a quarter of a step above it another binade begins, whose boundaries are
+    far."""
     grid = Grid(bits=8, finest=0, delta=0.25, most=math.inf)
     mine = boundary(255, 0) + Fraction(2499, 10000)
     log, _ = rounded(grid, np.array([float(mine)]))

@@ -1,4 +1,5 @@
-"""The rounding log against a slow writer in strings of bits; no bytes do anything but parse or be refused."""
+"""The rounding log against a slow writer in strings of bits; no bytes do anything but parse or be
+refused."""
 
 from __future__ import annotations
 
@@ -92,7 +93,8 @@ def round_trip(records: list[tuple[int, Rounded]]) -> None:
 
 
 def parsed(data: bytes, sizes: list[int]) -> list[Rounded] | None:
-    """What a log says; None where it is refused. A log that is not refused is the only one that says it."""
+    """What a log says; None where it is refused. A log that is not refused is the only one that
+    says it."""
     reader = LogReader(data)
     try:
         records = [reader.next(size) for size in sizes]

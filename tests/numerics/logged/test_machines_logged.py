@@ -1,8 +1,10 @@
-"""The claim of `logged` numerics: one machine writes its rounding log, all others come to the same bits.
+"""The claim of `logged` numerics: one machine writes its rounding log, all others come to the same
+bits.
 
-The same families as under `exact` (tests/zoo), over the same machines. On some computers the matrix's settings
-change no bit of a vendor's kernel, so the last machine's sums run in another order besides, and raw values of
-each class that is named must differ there, or the test would prove nothing.
+The same families as under `exact` (tests/zoo), over the same machines. On some computers the
+matrix's settings change no bit of a vendor's kernel, so the last machine's sums run in another
+order besides, and raw values of each class that is named must differ there, or the test would prove
+nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ def followed(
 
 
 def require_equal(found: dict, steps: int, unlike: set[str]) -> None:
-    """The same bits everywhere, although raw values of the classes `unlike` differ on the last machine."""
+    """The same bits everywhere, although raw values of the classes `unlike` differ on the last
+    machine."""
     machines = [(machine, printed["digests"]) for machine, printed in found.items()]
     _, first = machines[0]
     for machine, models in machines:

@@ -1,7 +1,8 @@
-"""A trainer records, an auditor on another machine follows; one who lies about a decision or a result.
+"""A trainer records, an auditor on another machine follows; one who lies about a decision or a
+result.
 
-Every trainer here, honest or not, has the auditor's operands: the lie is in the log, as it would be in a
-step that starts from a state on which both agree.
+Every trainer here, honest or not, has the auditor's operands: the lie is in the log, as it would be
+in a step that starts from a state on which both agree.
 """
 
 from __future__ import annotations
@@ -142,7 +143,8 @@ def plain(offset: float = 5 * UNIT, size: int = 40) -> np.ndarray:
 
 
 def lie(values: np.ndarray, change: Callable[[Rounded, np.ndarray], Rounded]) -> bytes:
-    """A log that `change` makes of the honest record and results; its checksum is of these results."""
+    """A log that `change` makes of the honest record and results; its checksum is of these
+    results."""
     out = np.empty(values.size, np.float32)
     honest = round_to(HALF.grid(1.0, LOGGED), values, out)
     false = change(honest, out)
@@ -156,7 +158,8 @@ def sketch_of(out: np.ndarray) -> np.ndarray:
 
 
 def false_result(place: int, steps: float, is_logged: bool = False) -> Callable[..., Rounded]:
-    """Entry `place` is off by some steps; checksum and sketch are of that, and it is logged or not."""
+    """Entry `place` is off by some steps; checksum and sketch are of that, and it is logged or
+    not."""
 
     def change(honest: Rounded, out: np.ndarray) -> Rounded:
         out[place] += steps * STEP
@@ -411,7 +414,8 @@ def test_a_false_result_with_an_honest_sketch_is_rejected():
     reject(values, lie(values, change), VerificationError, "any machine")
 
 
-# More free entries than can be tried: every other entry is 20 units above a boundary, and not logged
+# More free entries than can be tried: every other entry is 20 units above a boundary, and not
+# logged
 
 CROWD = 2 * 4097
 
@@ -463,7 +467,8 @@ def test_beside_a_crowd_results_that_moved_farther_than_it_can_are_rejected():
 
 
 def moved_by(place: int, ranks: int) -> Callable[..., Rounded]:
-    """The sketch says that entry `place` moved by so many results, and the checksum that it moved."""
+    """The sketch says that entry `place` moved by so many results, and the checksum that it
+    moved."""
 
     def change(honest: Rounded, out: np.ndarray) -> Rounded:
         out[place] += STEP
@@ -503,8 +508,8 @@ def test_beside_a_crowd_the_sketch_is_a_claim_that_nothing_binds_to_the_results(
 def test_false_results_whose_checksum_is_the_honest_one_pass_the_log():
     """By design: the checksum is linear, with weights that all know, and finds where machines part.
 
-    What binds results is the committed state that comes of them. Weights of entries i, i + 2, i + 16 and
-    i + 18 cancel wherever none wraps round.
+    What binds results is the committed state that comes of them. Weights of entries i, i + 2, i +
+    16 and i + 18 cancel wherever none wraps round.
     """
     values, honest = plain(), recorded(HALF, [plain()])[1][0]
     false = honest.copy()
@@ -705,7 +710,8 @@ def test_out_of_reach_is_no_forgery_where_the_threshold_is_wider_than_the_grid(t
     log, _ = recorded(WIDE, [np.array([mine * step])], scale=scale)
     for target, wide, error, match in (
         (WIDE, step, InconclusiveError, f"{which}.* thresholds are wider than the grid: calibrate"),
-        (HALF, STEP * scale, VerificationError, f"forged decision: .*{which}.* out of reach of any"),
+        (HALF, STEP * scale, VerificationError,
+            f"forged decision: .*{which}.* out of reach of any"),
     ):  # fmt: skip
         with pytest.raises(error, match=match):
             replayed(target, log, [np.array([theirs * wide])], scale=scale)

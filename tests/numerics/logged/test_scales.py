@@ -1,4 +1,5 @@
-"""Scales are the same for any number of threads, near the norms that they are, and NaN where one is."""
+"""Scales are the same for any number of threads, near the norms that they are, and NaN where one
+is."""
 
 from __future__ import annotations
 

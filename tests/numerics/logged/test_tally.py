@@ -57,7 +57,8 @@ def test_nothing_is_not_steered():
 
 
 @pytest.mark.parametrize(
-    ("widest", "is_steered"), [(0.0, False), (0.999, False), (1.0, False), (1.0000001, True), (9.0, True)]
+    ("widest", "is_steered"), [(0.0, False), (0.999, False), (1.0, False), (1.0000001, True), (9.0,
+        True)]
 )  # fmt: skip
 def test_a_decision_beyond_the_threshold_is_steered(widest, is_steered):
     assert Tally(values=10**6, logged=10**4, corrected=1, widest=widest).is_steered == is_steered
@@ -89,7 +90,8 @@ def test_a_surprise_bounds_the_probability_of_so_many(of, data):
 
 
 def test_honest_machines_are_not_steered_and_one_who_decides_all_one_way_is():
-    """A quarter of the threshold apart, one decision of eight is foreign; steered ones are every other."""
+    """A quarter of the threshold apart, one decision of eight is foreign; steered ones are every
+    other."""
     for logged in (100, 1000, 10**6):
         assert not Tally(values=10**9, logged=logged, corrected=logged // 8, widest=0.25).is_steered
     for logged in (200, 1000, 10**6):

@@ -1,7 +1,8 @@
 """A scale and its growth bound the error of the vendor's kernel, whatever the operands look like.
 
-The kernel in binary32 is the machine here, the same in binary64 stands for what is exact. Sums of one sign
-err most, since their partial sums are largest; they are what a bound by largest values gets wrong.
+The kernel in binary32 is the machine here, the same in binary64 stands for what is exact. Sums of
+one sign err most, since their partial sums are largest; they are what a bound by largest values
+gets wrong.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def heavy(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def alike(generator: torch.Generator, *shape: int) -> Tensor:
-    """Added up one by one, a number that is no sum of few powers of two errs the same way each time."""
+    """Added up one by one, a number that is no sum of few powers of two errs the same way each
+    time."""
     return torch.full(shape, 0.7) + torch.rand(1, generator=generator)
 
 
@@ -60,11 +62,14 @@ def products(x: Make) -> list[tuple[Any, tuple]]:
 def convolutions(x: Make) -> list[tuple[Any, tuple]]:
     one = [1, 1]
     return [
-        (aten.convolution.default, (x(2, 16, 9, 9), x(8, 16, 3, 3), x(8), one, one, one, False, [0, 0], 1)),
-        (aten.convolution.default, (x(2, 16, 9, 9), x(16, 4, 3, 3), None, one, one, one, True, [0, 0], 2)),
+        (aten.convolution.default, (x(2, 16, 9, 9), x(8, 16, 3, 3), x(8), one, one, one, False, [0,
+            0], 1)),
+        (aten.convolution.default, (x(2, 16, 9, 9), x(16, 4, 3, 3), None, one, one, one, True, [0,
+            0], 2)),
         (
             aten.convolution_backward.default,
-            (x(8, 8, 9, 9), x(8, 16, 9, 9), x(8, 16, 3, 3), [8], one, one, one, False, [0, 0], 1, [True] * 3),
+            (x(8, 8, 9, 9), x(8, 16, 9, 9), x(8, 16, 3, 3), [8], one, one, one, False, [0, 0], 1,
+                [True] * 3),
         ),
     ]  # fmt: skip
 
@@ -124,7 +129,8 @@ def errors_of(operator: Any, arguments: tuple) -> list[tuple[str, float]]:
     exact, found = ([r] if isinstance(r, Tensor) else list(r) for r in (exact, found))
     scaled = vendor.results(Call(named, found))
     return [
-        (f"{operator} {result.place}", _over_bound(found[result.place].double(), exact[result.place], result))
+        (f"{operator} {result.place}", _over_bound(found[result.place].double(),
+            exact[result.place], result))
         for result in scaled
     ]  # fmt: skip
 
@@ -241,7 +247,8 @@ def test_every_operator_is_tried():
 
 
 def differences(operator: Any, arguments: tuple, dtype: torch.dtype) -> list[float]:
-    """For each result how far it moves where its sums run in another order, over what is possible."""
+    """For each result how far it moves where its sums run in another order, over what is
+    possible."""
     named = _by_name(operator, arguments, {})
     wide = {
         n: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v

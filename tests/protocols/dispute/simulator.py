@@ -1,8 +1,8 @@
 """A whole dispute in one process.
 
-How to use it: make a challenge and a `Disputant` for each party (see `toy`). `settle` plays where every
-message arrives at once, `settle_over` over a network with faults. Both return the referee, which has
-the verdict and the bundle.
+How to use it: make a challenge and a `Disputant` for each party (see `toy`). `settle` plays where
+every message arrives at once, `settle_over` over a network with faults. Both return the referee,
+which has the verdict and the bundle.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def settle(
 def settle_over(
     faults: Faults, random: Random, challenge: bytes, disputants: Mapping[Role, Disputant]
 ) -> Referee:
-    """Play a dispute to its end over a network with faults. Questions are repeated until the deadline."""
+    """Play a dispute to its end over a network with faults. Questions are repeated until the
+    deadline."""
     referee = referee_for(ToyJudge())
     referee.receive(challenge, 0)
     key = SIGNERS[Role.REFEREE].public_key

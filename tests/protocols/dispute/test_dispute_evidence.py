@@ -202,7 +202,8 @@ def test_another_judge_disagrees_or_abstains() -> None:
 
 @pytest.mark.parametrize("judge", [*ABSTAINING[:2], Absent()])
 def test_a_judge_that_says_nothing_shows_nothing(judge: Judge) -> None:
-    """A referee hides what its judge found; whoever has no judge cannot tell, and so does not confirm it."""
+    """A referee hides what its judge found; whoever has no judge cannot tell, and so does not
+    confirm it."""
     hidden = play(judge=judge)
     referees = [REFEREE.public_key]
     assert unseal(Bundle.from_bytes(hidden, where="x").verdict, *referees).loser is Loser.NONE

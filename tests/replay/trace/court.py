@@ -8,8 +8,8 @@ How to use it:
     verdict = settle(scene, step, trainer=liar)  # the other party tells the truth
     referee = hold(scene, step, trainer=liar)    # the same, where a test needs the bundle
 
-A liar signs a leaf that fits its trace, unless it is given another one. Both parties agree about the
-state before the step. `changed` gives a copy with one value changed somewhere, for `change`.
+A liar signs a leaf that fits its trace, unless it is given another one. Both parties agree about
+the state before the step. `changed` gives a copy with one value changed somewhere, for `change`.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ class Liar:
 
 
 def settle(scene: Scene, step: int, trainer: Any = None, challenger: Any = None) -> DisputeVerdict:
-    """The verdict on leaf `step`; a party without claims tells the truth, but for that one leaf if both do."""
+    """The verdict on leaf `step`; a party without claims tells the truth, but for that one leaf if
+    both do."""
     return hold(scene, step, trainer, challenger).verdict
 
 

@@ -26,7 +26,8 @@ def test_a_headers_settings_are_the_jobs(header):
     [
         {"numerics": "exactly"}, {"numerics": "exact14"}, {"numerics": 1}, {"numerics": None},
         {"seed": 1}, {"seed": bytes(31)}, {"seed": None}, {"thresholds": None}, {"thresholds": []},
-        {"thresholds": {"gemm": -1.0}}, {"thresholds": {"gemm": float("inf")}}, {"thresholds": {"": 1.0}},
+        {"thresholds": {"gemm": -1.0}}, {"thresholds": {"gemm": float("inf")}},
+        {"thresholds": {"": 1.0}},
         {"thresholds": {"gemm": "1"}}, {"thresholds": {"gemm": True}},
     ],
 )  # fmt: skip

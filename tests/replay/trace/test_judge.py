@@ -1,4 +1,5 @@
-"""Disputes over real steps: whoever tells the truth never loses, and the liar does, wherever the lie is."""
+"""Disputes over real steps: whoever tells the truth never loses, and the liar does, wherever the
+lie is."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ STEP = 3
 
 
 class Plain(jobs.Points):
-    """Records that are not augmented: their bytes can be shown to a referee without the data set."""
+    """Records that are not augmented: their bytes can be shown to a referee without the data
+    set."""
 
     def __getitem__(self, index):
         x = torch.arange(6, dtype=torch.float32) * (index + 1) / 64
@@ -116,7 +118,8 @@ def test_a_cheating_challenger_loses(scene, cheat):
 
 
 def without_the_job(scene, referee):
-    """The verdict that somebody comes to who has the bundle and the referee's key; None where it takes the job."""
+    """The verdict that somebody comes to who has the bundle and the referee's key; None where it
+    takes the job."""
     key = scene.referee.public_key
     try:
         return check_bundle(referee.bundle(), judge=OperatorJudge(None), referees=[key])
@@ -167,7 +170,8 @@ def test_a_change_anywhere_in_a_trace_is_found(scene, seed):
 )
 @pytest.mark.parametrize("obeys", [False, True])
 def test_a_forged_rounding_log_loses(tmp_path, monkeypatch, cheat, obeys):
-    """Whether the trainer admits that nobody can follow its log, or shows a trace that obeys it blindly."""
+    """Whether the trainer admits that nobody can follow its log, or shows a trace that obeys it
+    blindly."""
     with rounders.rounding_by(cheat):
         scene = Scene.of(zoo.jobs(2, "logged-bf16")["convnet-sgd"], tmp_path / "run")
     trainer = None
@@ -424,7 +428,8 @@ class Renamed:
 
 @pytest.fixture(scope="module", params=["exact", "logged"])
 def misnamed(request, tmp_path_factory):
-    """An honest run, and the same with a leaf that names a log where there is none, or none where there is one."""
+    """An honest run, and the same with a leaf that names a log where there is none, or none where
+    there is one."""
     job = build(numerics=request.param)
     scene = Scene.of(job, tmp_path_factory.mktemp("misnamed") / "run")
     return scene, Renamed(scene, STEP, b"" if request.param == "exact" else None)

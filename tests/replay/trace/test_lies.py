@@ -174,13 +174,15 @@ class Lie:
 
 LIES = {
     "buffer that is a slice of longer memory": Lie(job(SliceOfLonger), cell_for_tensor),
-    "two buffers in one memory, zeros": Lie(job(TwoNames), of_met(["state", "model/square"], "zeros")),
+    "two buffers in one memory, zeros": Lie(job(TwoNames),
+        of_met(["state", "model/square"], "zeros")),
     "two buffers in one memory, structure": Lie(job(TwoNames), another_argument),
     "tied weights": Lie(job(Tied), of_met(["state", "model/table.weight"], "other")),
     "tied weights, structure": Lie(job(Tied), another_argument),
     "short constant": Lie(job(ShortConstant), of_met(["constant"], "zeros")),
     "channels last, structure": Lie(job(Last), another_argument),
-    "channels last, moment": Lie(job(Last), of_met(["state", "optimizer/images.weight/exp_avg"], "other")),
+    "channels last, moment": Lie(job(Last), of_met(["state", "optimizer/images.weight/exp_avg"],
+        "other")),
     "transposed batch": Lie(job(collate=transposed), of_met(["batch", 0], "other")),
     "transposed batch, structure": Lie(job(collate=transposed), another_argument),
     "batch with two views of one memory": Lie(job(collate=twice), another_argument),

@@ -1,4 +1,5 @@
-"""Packed records: every honest value comes back, and whatever else a party sends is refused in bounds."""
+"""Packed records: every honest value comes back, and whatever else a party sends is refused in
+bounds."""
 
 from __future__ import annotations
 
@@ -23,15 +24,21 @@ UNITS = "Y M W D h m s ms us ns ps fs as".split()
 HONEST = [
     None, True, "text", b"bytes", 0, -1, 2**64, -(2**200), 0.0, -0.0, float("nan"), float("inf"),
     (), [], {}, (1, [2.5, None]), {"a": 1, 2: "b", (3, 4): b"", None: 5, 1.5: ()},
-    np.float32(1.5), np.int8(-3), np.bool_(True), np.str_("ä"), np.str_(""), np.bytes_(b""), np.bytes_(b"a\0b"),
+    np.float32(1.5), np.int8(-3), np.bool_(True), np.str_("ä"), np.str_(""), np.bytes_(b""),
+    np.bytes_(b"a\0b"),
     np.complex64(1j), np.float16(0.1),
-    np.datetime64("2000-01-01"), np.datetime64("NaT"), np.datetime64("2000-01-01T00:00:00", "25s"), np.timedelta64(3),
-    np.timedelta64(-7, "ns"), np.array(5), np.array("2020", "M8[D]"), np.zeros((0, 3)), np.zeros((2, 0, 2**40), "u1"),
-    np.array([], "U"), np.zeros((2, 0), "U500000000"), np.zeros(3, "S0"), np.array(["a", "bcd", "\U0010ffff"]),
+    np.datetime64("2000-01-01"), np.datetime64("NaT"), np.datetime64("2000-01-01T00:00:00", "25s"),
+    np.timedelta64(3),
+    np.timedelta64(-7, "ns"), np.array(5), np.array("2020", "M8[D]"), np.zeros((0, 3)),
+    np.zeros((2, 0, 2**40), "u1"),
+    np.array([], "U"), np.zeros((2, 0), "U500000000"), np.zeros(3, "S0"),
+    np.array(["a", "bcd", "\U0010ffff"]),
     np.full(300, "x" * 1000), np.arange(6, dtype=">i4").reshape(2, 3), np.asfortranarray(np.eye(3)),
-    np.array([1, 2], np.longlong), np.array([np.nan, -0.0]), np.array([True, False]), np.zeros((1,) * 64),
+    np.array([1, 2], np.longlong), np.array([np.nan, -0.0]), np.array([True, False]),
+    np.zeros((1,) * 64),
     np.array(["2001", "NaT"], "M8[7D]"), np.array(["\ud800"]),
-    torch.tensor(1.5), torch.zeros(0, 3), torch.empty(0, 2**40), torch.ones(2, 3).t(), torch.tensor([True, False]),
+    torch.tensor(1.5), torch.zeros(0, 3), torch.empty(0, 2**40), torch.ones(2, 3).t(),
+    torch.tensor([True, False]),
     torch.tensor([1.0, float("nan"), -0.0], dtype=torch.bfloat16),
     *[np.zeros(2, f"{kind}8[{unit}]") for kind in "Mm" for unit in UNITS],
     *[torch.zeros(3, dtype=dtype) for dtype in DTYPES.values()],
@@ -83,10 +90,14 @@ HOSTILE = {
     **{
         f"dtype {name!r}": ["array", name, [1], NONE]
         for name in (
-            "", "O", "|O8", "V8", "|V8", "f8", ">f8", "=f8", "float64", "i4,i4", "(2,)i4", "<f8:1", "8f8",
-            "<U0", "<U02", "|S0", "|S-1", "<U536870912", "<U99999999999999999999", "|S2147483648", "|a8", "<T16",
-            "<M8[0s]", "<M8[1s]", "<M8[s ]", "<M8[]", "<M8[generic]", "<M8[2147483648s]", "<M8[99999999999999999999s]",
-            "<M8[\u03bcs]", "<m8[B]", "M8[s]", "<i\u0668", "\0", "<f8\0", "T", "?" * 10000, "(" * 10000, ",".join(["i4"] * 5000),
+            "", "O", "|O8", "V8", "|V8", "f8", ">f8", "=f8", "float64", "i4,i4", "(2,)i4", "<f8:1",
+            "8f8",
+            "<U0", "<U02", "|S0", "|S-1", "<U536870912", "<U99999999999999999999", "|S2147483648",
+            "|a8", "<T16",
+            "<M8[0s]", "<M8[1s]", "<M8[s ]", "<M8[]", "<M8[generic]", "<M8[2147483648s]",
+            "<M8[99999999999999999999s]",
+            "<M8[\u03bcs]", "<m8[B]", "M8[s]", "<i\u0668", "\0", "<f8\0", "T", "?" * 10000,
+            "(" * 10000, ",".join(["i4"] * 5000),
         )
     },
     # shapes
@@ -194,11 +205,16 @@ shapes = st.lists(st.integers(0, 4) | st.integers(-(2**63), 2**64 - 1), max_size
 packed = st.recursive(
     any_values
     | st.builds(lambda kind, name, shape, data: [kind, name, shape, data],
-                st.sampled_from(["array", "scalar", "tensor"]), names | any_values, shapes | any_values,
-                st.binary(max_size=64) | st.sampled_from([b"\0" * n for n in (1, 2, 4, 8, 16, 32)]) | any_values)
-    | st.builds(lambda kind, data: [kind, data], st.sampled_from(["int", "float"]), st.binary(max_size=16)),
-    lambda inner: st.builds(lambda kind, parts: [kind, *parts], st.sampled_from(["list", "tuple", "dict"]),
-                            st.lists(inner, max_size=3) | st.lists(st.lists(inner, min_size=2, max_size=2), max_size=3)),
+                st.sampled_from(["array", "scalar", "tensor"]), names | any_values,
+                shapes | any_values,
+                st.binary(max_size=64) | st.sampled_from([b"\0" * n for n in (1, 2, 4, 8, 16,
+                    32)]) | any_values)
+    | st.builds(lambda kind, data: [kind, data], st.sampled_from(["int", "float"]),
+        st.binary(max_size=16)),
+    lambda inner: st.builds(lambda kind, parts: [kind, *parts],
+        st.sampled_from(["list", "tuple", "dict"]),
+                            st.lists(inner, max_size=3) | st.lists(st.lists(inner, min_size=2,
+                                max_size=2), max_size=3)),
     max_leaves=8,
 )  # fmt: skip
 

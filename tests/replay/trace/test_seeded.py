@@ -1,4 +1,5 @@
-"""Disputes over steps that seed their own random numbers: traces say which, and liars about them lose."""
+"""Disputes over steps that seed their own random numbers: traces say which, and liars about them
+lose."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ class Seeded:
 
 
 class Noisy(nn.Module):
-    """Draws from the job's stream, from a generator of its own, and from the default one that it seeds."""
+    """Draws from the job's stream, from a generator of its own, and from the default one that it
+    seeds."""
 
     def __init__(self, own: int = 4, default: int = 5) -> None:
         super().__init__()
@@ -63,7 +65,8 @@ class Noisy(nn.Module):
 
 def job(own: int = 4, default: int = 5, dataset: Seeded | None = None) -> vt.Job:
     return vt.Job(
-        model=lambda: Noisy(own, default), dataset=dataset or Seeded(), batch_size=8, steps=4, seed=1,
+        model=lambda: Noisy(own, default), dataset=dataset or Seeded(), batch_size=8, steps=4,
+        seed=1,
         loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]), checkpoint_every=2,
         optimizer=lambda model: torch.optim.AdamW(model.parameters(), lr=0.01),
     )  # fmt: skip

@@ -1,4 +1,5 @@
-"""What an operator takes and makes is known before it is computed, and hostile calls are not computed."""
+"""What an operator takes and makes is known before it is computed, and hostile calls are not
+computed."""
 
 from __future__ import annotations
 
@@ -70,7 +71,8 @@ LARGE = {  # of GPT-2 124M at 8 x 64 tokens, and of ResNet-50 at 64 x 3 x 32 x 3
     "its gradient": (
         aten.convolution_backward.default,
         [
-            meta(64, 64, 32, 32), meta(64, 64, 32, 32), meta(64, 64, 3, 3), [0], [1, 1], [1, 1], [1, 1],
+            meta(64, 64, 32, 32), meta(64, 64, 32, 32), meta(64, 64, 3, 3), [0], [1, 1], [1, 1],
+            [1, 1],
             False, [0, 0], 1, [True, True, False],
         ],
     ),
@@ -94,13 +96,15 @@ HOSTILE = {
     "expanded operand": ("add.Tensor", [view(2**28), 1]),
     "long result": ("arange.default", [10**12]),
     "padding": ("constant_pad_nd.default", [view(1), [2**36, 0]]),
-    "table": ("embedding_dense_backward.default", [view(1, 1), view(1, dtype="int32"), 2**40, -1, False]),
+    "table": ("embedding_dense_backward.default", [view(1, 1), view(1, dtype="int32"), 2**40, -1,
+        False]),
     "count": ("bincount.default", [view(1, dtype="int32")]),
     "repetition": ("repeat_interleave.Tensor", [view(1, dtype="int32")]),
     "windows": ("avg_pool2d.default", [view(1, 1, 9000, 9000), [4500, 4500], [1, 1]]),
     "filter": (
         "convolution.default",
-        [view(1, 1, 9, 9), view(1, 1, 1, 1), None, [2**30, 2**30], [2**29, 2**29], [1, 1], False, [0, 0], 1],
+        [view(1, 1, 9, 9), view(1, 1, 1, 1), None, [2**30, 2**30], [2**29, 2**29], [1, 1], False,
+            [0, 0], 1],
     ),
     "decomposition": ("linalg_qr.default", [view(9000, 9000), "reduced"]),
 }  # fmt: skip

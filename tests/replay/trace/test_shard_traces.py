@@ -1,4 +1,5 @@
-"""Steps in shards have traces like others: they are of the step, can be followed, and settle disputes."""
+"""Steps in shards have traces like others: they are of the step, can be followed, and settle
+disputes."""
 
 from __future__ import annotations
 

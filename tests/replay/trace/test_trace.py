@@ -1,4 +1,5 @@
-"""Traces: the same on every machine, of the step itself, complete, and enough to say what comes next."""
+"""Traces: the same on every machine, of the step itself, complete, and enough to say what comes
+next."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Write cases.json: streams, and the bits of every fill; and generators.json: what generators with a seed give."""
+"""Write cases.json: streams, and the bits of every fill; and generators.json: what generators with
+a seed give."""
 
 from __future__ import annotations
 

@@ -53,8 +53,8 @@ def require_executed(snapshots: Sequence[Snapshot], parts: Iterable[object]) -> 
 def _have_one_root(file: Path, other: Path) -> bool:
     """Are two files of one project: below the current folder, and imported from there?
 
-    Which modules of a project make up a job cannot be told from a script's text, since it does not say
-    where its imports start from: such a script names them in `sources`.
+    Which modules of a project make up a job cannot be told from a script's text, since it does not
+    say where its imports start from: such a script names them in `sources`.
     """
     here = Path.cwd()
     is_on_path = any(Path(entry).resolve() == here for entry in sys.path)
@@ -79,10 +79,10 @@ def _require_covered(snapshots: Sequence[Snapshot], by_file: Mapping[Path, Modul
             if _have_one_root(snapshot.file, loaded):
                 continue
             raise JobError(
-                f"{snapshot.file}: imports {getattr(module, '__name__', '')}, which is {loaded}: it is not beside the files "
-                "of the job and not of an installed package (an editable install is none), so "
-                "nothing commits to it. Name the file or its folder in the job, sources=[...], or "
-                "install it"
+                f"{snapshot.file}: imports {getattr(module, '__name__', '')}, which is {loaded}: it"
+                " is not beside the files of the job and not of an installed package (an editable"
+                " install is none), so nothing commits to it. Name the file or its folder in the"
+                " job, sources=[...], or install it"
             )
 
 

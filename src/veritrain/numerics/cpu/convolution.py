@@ -184,7 +184,8 @@ def _patches(
     base = gather.base[span.positions.start : span.positions.stop]
     for i, plane in enumerate(planes):
         _gather_kernel(
-            plane.numpy(), base, i * len(base), gather.runs, channels, out.numpy().reshape(-1), step,
+            plane.numpy(), base, i * len(base), gather.runs, channels, out.numpy().reshape(-1),
+            step,
             plane_step,
         )  # fmt: skip
     return out

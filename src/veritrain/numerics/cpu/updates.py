@@ -112,7 +112,8 @@ def _adam_kernel(
 
 @jit
 def _sgd_kernel(
-    param, grad, buffer, has_momentum, first, nesterov, maximize, decay, momentum, undamped, minus_lr,
+    param, grad, buffer, has_momentum, first, nesterov, maximize, decay, momentum, undamped,
+    minus_lr,
     start, stop,
 ):  # fmt: skip
     p, g_in, buf = param[start:stop], grad[start:stop], buffer[start:stop]

@@ -31,9 +31,12 @@ aten: Any = torch.ops.aten
 # Copies, creates or selects bits; computes at most places, in integers.
 MOVES = """
 alias as_strided clone contiguous copy detach lift lift_fresh lift_fresh_copy
-view _unsafe_view reshape _reshape_alias expand flatten unflatten permute transpose t numpy_T squeeze
-unsqueeze movedim select slice split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unbind
-narrow diagonal diagonal_copy diag_embed cat stack hstack vstack repeat repeat_interleave roll flip tile unfold
+view _unsafe_view reshape _reshape_alias expand flatten unflatten permute transpose t numpy_T
+squeeze
+unsqueeze movedim select slice split split_with_sizes unsafe_split unsafe_split_with_sizes chunk
+unbind
+narrow diagonal diagonal_copy diag_embed cat stack hstack vstack repeat repeat_interleave roll flip
+tile unfold
 index index_select gather take masked_select masked_fill masked_scatter index_fill where
 select_scatter slice_scatter diagonal_scatter select_backward slice_backward diagonal_backward
 constant_pad_nd im2col pixel_shuffle pixel_unshuffle
@@ -49,8 +52,10 @@ _assert_async _assert_scalar result_type _has_compatible_shallow_copy_type
 # an axis and max pooling keep the first of equal values (SharedReduceOps.h: the lower index wins
 # ties).
 COMPARES = """
-eq ne lt le gt ge logical_and logical_or logical_not logical_xor isnan isinf isfinite equal is_nonzero
-is_same_size any all _is_all_true _is_any_true argmax argmin max min amax amin aminmax maximum minimum fmax fmin
+eq ne lt le gt ge logical_and logical_or logical_not logical_xor isnan isinf isfinite equal
+is_nonzero
+is_same_size any all _is_all_true _is_any_true argmax argmin max min amax amin aminmax maximum
+minimum fmax fmin
 bucketize searchsorted threshold threshold_backward nan_to_num
 max_pool2d_with_indices max_pool3d_with_indices
 """.split()

@@ -37,10 +37,12 @@ _TAIL = f"""
     low, high = {{low}}.to(tl.float32), {{high}}.to(tl.float32)
     bits = low.to(tl.int32, bitcast=True)
     low, high = low.to(tl.float64), high.to(tl.float64)
-    failed = tl.where(low != low, tl.full([BLOCK], {NAN}, tl.int32), tl.full([BLOCK], {UNDECIDED}, tl.int32))
+    nan = tl.full([BLOCK], {NAN}, tl.int32)
+    failed = tl.where(low != low, nan, tl.full([BLOCK], {UNDECIDED}, tl.int32))
     bits = tl.where(low == high, bits, failed)
     tl.store(out_ptr + i, bits, mask=inside)
-    undecided = tl.where(inside & (bits == {UNDECIDED}), tl.full([BLOCK], 1, tl.int64), tl.full([BLOCK], 0, tl.int64))
+    one, zero = tl.full([BLOCK], 1, tl.int64), tl.full([BLOCK], 0, tl.int64)
+    undecided = tl.where(inside & (bits == {UNDECIDED}), one, zero)
     tl.atomic_add(undecided_ptr, tl.sum(undecided, 0))
 """
 

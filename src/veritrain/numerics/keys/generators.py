@@ -20,7 +20,9 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage]
+from torch.utils._python_dispatch import (
+    _disable_current_modes,  # pyright: ignore[reportPrivateUsage]
+)
 
 from veritrain.errors import NumericsError
 from veritrain.numerics.keys.stream import CALLS, KeyStream
@@ -32,8 +34,8 @@ CALLS_OF_SHARD = 1 << 20
 SEED_BYTES = 8  # K
 
 State = int | bytes
-"""What an operator's keys follow from, beside the job's stream: the number of its next call, or K; nothing
-(b"") where the job seeded the default generator and the operator draws nothing."""
+"""What an operator's keys follow from, beside the job's stream: the number of its next call, or
+K; nothing (b"") where the job seeded the default generator and the operator draws nothing."""
 
 
 class _Drawing:

@@ -181,7 +181,8 @@ def round_to(grid: Grid, values: np.ndarray, out: np.ndarray) -> Rounded:
         count = min(_SEGMENT, blocks - first)
         checksums = run(
             _round_kernel, count, values, out.view(np.int32), grid.bits, grid.finest, grid.delta,
-            grid.relative + _SLACK, grid.most, offsets, up, held, near, sketch, counts, first, grain=1,
+            grid.relative + _SLACK, grid.most, offsets, up, held, near, sketch, counts, first,
+            grain=1,
         )  # fmt: skip
         checksum += sum(map(int, checksums))
         for block, held_here in enumerate(counts[:count].tolist()):

@@ -204,8 +204,8 @@ def _out_of_reach(
     what = f"{tensors.result} of {tensors.operator}, entry {place} logged as rounded {way}"
     if math.isfinite(value) and possible.delta / step + possible.relative > _REACH / 2:
         return InconclusiveError(
-            f"{what}; its value {value!r} is far from any boundary, but the thresholds are wider than the "
-            "grid: calibrate them"
+            f"{what}; its value {value!r} is far from any boundary, but the thresholds are wider"
+            " than the grid: calibrate them"
         )
     return VerificationError(
         f"forged decision: {what}; its value {value!r} is out of reach of any boundary"
@@ -233,12 +233,13 @@ def _difference(
     denied = claimed.places[gains == np.uint64(difference)]
     if denied.size:
         return VerificationError(
-            f"{where}: entry {denied[0]} is logged as rounded one way and recorded as rounded the other"
+            f"{where}: entry {denied[0]} is logged as rounded one way and recorded as rounded the"
+            " other"
         )
     if free.size > _TRIED and _is_in_reach(tensors, claimed, grid, free):
         return InconclusiveError(
-            f"{where}: differs, perhaps in some of {free.size} entries that may round either way and were "
-            "not logged: calibrate the thresholds over more machines"
+            f"{where}: differs, perhaps in some of {free.size} entries that may round either way"
+            " and were not logged: calibrate the thresholds over more machines"
         )
     return VerificationError(
         f"{where}: the recorded results are not what its operands give on any machine"
@@ -312,6 +313,6 @@ def _text_of(tensors: Tensors, where: str, grid: Grid, places: np.ndarray) -> st
     if places.size > _NAMED:
         which += f" and {places.size - _NAMED} more"
     return (
-        f"{where}: rounded the other way and not logged: {which}; that is arithmetic's doing or the "
-        "trainer's: calibrate the thresholds over more machines"
+        f"{where}: rounded the other way and not logged: {which}; that is arithmetic's doing or the"
+        " trainer's: calibrate the thresholds over more machines"
     )

@@ -127,7 +127,8 @@ class Comparing(Following):
         ).added
         if (own.checksum + added) % 2**64 != decided.checksum:
             raise VerificationError(
-                f"{tensors.result} of {tensors.operator}: differs by more than rounding errors explain"
+                f"{tensors.result} of {tensors.operator}: differs by more than rounding errors"
+                " explain"
             )
         self.count(tensors.kind, Tally(values=size))
 

@@ -22,9 +22,13 @@ from veritrain.errors import JobError
 from veritrain.numerics.patches.replaced import Replacement, replaced
 
 _REFUSED: tuple[tuple[Any, str], ...] = (
-    (np.random, "binomial chisquare dirichlet f geometric gumbel hypergeometric laplace logistic logseries"),
-    (np.random, "multinomial multivariate_normal negative_binomial noncentral_chisquare noncentral_f pareto"),
-    (np.random, "poisson power rayleigh standard_cauchy standard_t triangular vonmises wald weibull zipf"),
+    (np.random,
+        "binomial chisquare dirichlet f geometric gumbel hypergeometric laplace logistic"),
+    (np.random,
+        "logseries multinomial multivariate_normal negative_binomial noncentral_chisquare"),
+    (np.random,
+        "noncentral_f pareto poisson power rayleigh standard_cauchy standard_t triangular"),
+    (np.random, "vonmises wald weibull zipf"),
     (random, "betavariate gammavariate paretovariate weibullvariate"),
     (random.Random, "betavariate gammavariate paretovariate weibullvariate"),
 )  # fmt: skip
@@ -49,9 +53,9 @@ def _drawn(name: str, draw: Callable[..., Any]) -> Replacement:
 def _refused(owner: Any, name: str) -> Replacement:
     def refused(*arguments: Any, **options: Any) -> Any:
         raise JobError(
-            f"{name} of random or numpy.random computes with the C library, which differs between "
-            "machines; draw from torch (torch.randn, torch.distributions.Beta) or a normal, exponential, "
-            "gamma or beta distribution of numpy.random"
+            f"{name} of random or numpy.random computes with the C library, which differs between"
+            " machines; draw from torch (torch.randn, torch.distributions.Beta) or a normal,"
+            " exponential, gamma or beta distribution of numpy.random"
         )
 
     return Replacement.by(owner, name, refused)
@@ -109,6 +113,7 @@ def _beta(a: Any, b: Any, size: Any = None) -> Any:
 
 _DRAWN: dict[str, Callable[..., Any]] = {
     "standard_normal": _standard_normal, "randn": _randn, "normal": _normal,
-    "standard_exponential": _standard_exponential, "exponential": _exponential, "lognormal": _lognormal,
+    "standard_exponential": _standard_exponential, "exponential": _exponential,
+    "lognormal": _lognormal,
     "gamma": _gamma, "standard_gamma": _standard_gamma, "beta": _beta,
 }  # fmt: skip

@@ -82,7 +82,8 @@ def _lgamma(x: Any) -> Any:
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     name: getattr(mpmath, name)
     for name in (
-        "exp", "expm1", "log", "log1p", "log10", "sin", "cos", "tan", "asin", "acos", "atan", "atan2",
+        "exp", "expm1", "log", "log1p", "log10", "sin", "cos", "tan", "asin", "acos", "atan",
+        "atan2",
         "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "erfc", "gamma", "cbrt",
     )
 } | {

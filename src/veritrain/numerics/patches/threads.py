@@ -33,8 +33,8 @@ class _RefuseMode(OperatorMode):
         """See `OperatorMode`."""
         if self._owner in _computing:
             raise UnsupportedOperatorError(
-                f"operator {func} in a thread that the job started: exact numerics covers the thread of "
-                "the step; compute there, or with numbers that are not tensors"
+                f"operator {func} in a thread that the job started: exact numerics covers the"
+                " thread of the step; compute there, or with numbers that are not tensors"
             )
         return func(*args, **kwargs)
 

@@ -65,8 +65,8 @@ def read_before_writing(
             continue
         if not place.same_everywhere and overlaps_itself(target):
             raise UnsupportedOperatorError(
-                f"operator {func} writes to a tensor that overlaps itself in memory (made by expand or "
-                "unfold, perhaps); write to a .clone() of it"
+                f"operator {func} writes to a tensor that overlaps itself in memory (made by expand"
+                " or unfold, perhaps); write to a .clone() of it"
             )
         if _shares((*args, *kwargs.values()), target):
             positions, names = {p.position for p in places}, {p.name for p in places}

@@ -17,7 +17,8 @@ as_is(
     view _unsafe_view reshape _reshape_alias expand expand_as flatten unflatten
     permute transpose t numpy_T squeeze unsqueeze transpose_ t_ squeeze_ unsqueeze_ movedim
     select slice split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unbind narrow
-    diagonal diagonal_copy diag_embed cat stack hstack vstack repeat repeat_interleave roll flip tile unfold
+    diagonal diagonal_copy diag_embed cat stack hstack vstack repeat repeat_interleave roll flip
+    tile unfold
     index index_select gather take masked_select masked_fill masked_fill_ masked_scatter
     index_fill scatter where select_scatter slice_scatter diagonal_scatter
     constant_pad_nd
@@ -33,7 +34,8 @@ as_is(
     threshold threshold_backward
     nan_to_num set_ pixel_shuffle pixel_unshuffle channel_shuffle im2col
     sym_size sym_stride sym_numel sym_storage_offset _assert_async _assert_scalar
-    _has_compatible_shallow_copy_type _has_same_storage_numel _new_zeros_with_same_feature_meta slice_backward select_backward
+    _has_compatible_shallow_copy_type _has_same_storage_numel _new_zeros_with_same_feature_meta
+    slice_backward select_backward
     _pack_padded_sequence isin
     record_stream _pin_memory is_pinned
     """.split(),

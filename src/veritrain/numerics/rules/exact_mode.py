@@ -114,8 +114,8 @@ def refuse_recording(func: OpOverload) -> None:
     modes = [_mode_below(key) for key in (_KEYS.PROXY, _KEYS.FAKE, _KEYS.FUNCTIONAL)]
     if any(mode is not None for mode in modes):
         raise UnsupportedOperatorError(
-            f"operator {func} recorded by make_fx or FakeTensorMode inside a step: use the model itself, "
-            "or record it before"
+            f"operator {func} recorded by make_fx or FakeTensorMode inside a step: use the model"
+            " itself, or record it before"
         )
 
 
@@ -204,13 +204,14 @@ def _refuse_foreign(
         if isinstance(value, Tensor):
             if value.layout != torch.strided:
                 raise UnsupportedOperatorError(
-                    f"operator {func} on a {value.layout} tensor: exact numerics covers dense tensors"
+                    f"operator {func} on a {value.layout} tensor: exact numerics covers dense"
+                    " tensors"
                 )
             _require_place(func, value.device, device)
             if value.is_complex():
                 raise UnsupportedOperatorError(
-                    f"operator {func} on {value.dtype}: exact numerics covers real numbers; compute "
-                    "with real and imaginary parts"
+                    f"operator {func} on {value.dtype}: exact numerics covers real numbers; compute"
+                    " with real and imaginary parts"
                 )
             if kind is not Kind.MOVEMENT and value.dtype in _NARROW:
                 raise UnsupportedOperatorError(
@@ -223,8 +224,8 @@ def _refuse_foreign(
             _require_place(func, value, device)
         elif isinstance(value, torch.Generator):
             raise UnsupportedOperatorError(
-                f"operator {func} with a generator on {value.device}: make it on the CPU, by torch.Generator(); "
-                "its numbers go wherever the operator computes"
+                f"operator {func} with a generator on {value.device}: make it on the CPU, by"
+                " torch.Generator(); its numbers go wherever the operator computes"
             )
 
 

@@ -175,8 +175,10 @@ def _binary_cross_entropy_backward(
 refuse(
     aten._ctc_loss.default,
     aten._ctc_loss.Tensor,
-    because="CTC sums over alignments by a recursion that is not defined yet; use cross_entropy on "
-    "aligned labels, or numerics='native'",
+    because=(
+        "CTC sums over alignments by a recursion that is not defined yet; use cross_entropy on "
+        "aligned labels, or numerics='native'"
+    ),
 )
 
 

@@ -129,8 +129,8 @@ def _resize_(x: Tensor, size: list[int], **options: Any) -> Tensor:
 def _view_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype != x.dtype and x.is_floating_point() and bool(x.detach().isnan().any()):
         raise NumericsError(
-            f"view of {x.dtype} as {dtype}: a value is NaN, whose bits depend on the processor; replace "
-            "it first, by nan_to_num for example"
+            f"view of {x.dtype} as {dtype}: a value is NaN, whose bits depend on the processor;"
+            " replace it first, by nan_to_num for example"
         )
     return x.view(dtype)
 

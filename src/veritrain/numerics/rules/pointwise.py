@@ -141,8 +141,8 @@ def _div(x: Tensor, y: Any, *, rounding_mode: str | None) -> Tensor:
         return torch.div(x, y, rounding_mode=rounding_mode)
     if rounding_mode == "floor":  # goes through fmod
         raise UnsupportedOperatorError(
-            "operator aten.div with rounding_mode='floor' of floating-point values has no exact rule: "
-            "write (x / y).floor()"
+            "operator aten.div with rounding_mode='floor' of floating-point values has no exact"
+            " rule: write (x / y).floor()"
         )
     quotient = torch.div(x, y)
     return torch.trunc(quotient) if rounding_mode == "trunc" else quotient
@@ -156,7 +156,8 @@ def _register_elementary(name: str, operator: Any) -> None:
 
 
 for _name in (
-    "exp", "log", "log1p", "expm1", "tanh", "erf", "erfinv", "sigmoid", "silu", "sin", "cos", "sqrt", "rsqrt",
+    "exp", "log", "log1p", "expm1", "tanh", "erf", "erfinv", "sigmoid", "silu", "sin", "cos",
+    "sqrt", "rsqrt",
 ):  # fmt: skip
     _register_elementary(_name, getattr(aten, _name).default)
 

@@ -295,8 +295,8 @@ def _scatter_reduce(
     require_float32("scatter_reduce", x, source)
     if reduce == "prod":
         raise UnsupportedOperatorError(
-            "scatter_reduce with prod has no exact rule: float32 products have an order; multiply by prod "
-            "along an axis, or add logarithms"
+            "scatter_reduce with prod has no exact rule: float32 products have an order; multiply"
+            " by prod along an axis, or add logarithms"
         )
     ones = torch.ones(index.shape, dtype=torch.int64)
     counts = torch.zeros(x.shape, dtype=torch.int64).scatter_add(dim, index, ones)

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage]
+from torch.utils._python_dispatch import (
+    _disable_current_modes,  # pyright: ignore[reportPrivateUsage]
+)
 
 from veritrain.errors import NumericsError, UnsupportedOperatorError
 
@@ -192,7 +194,8 @@ def _no_rule(operator: OpOverload) -> UnsupportedOperatorError:
     if "generator" in (argument.name for argument in _arguments(operator)):
         remedy = "draw from torch.rand, randn, randint, randperm or bernoulli instead"
     return UnsupportedOperatorError(
-        f"operator {operator} has no rule under exact numerics; {remedy} or choose numerics='native'"
+        f"operator {operator} has no rule under exact numerics; {remedy} or choose"
+        " numerics='native'"
     )
 
 
@@ -258,6 +261,6 @@ def require_range(x: Tensor, dtype: torch.dtype | None) -> None:
     info = torch.iinfo(dtype)
     if not (info.min - 1 < low and high < info.max + 1):
         raise NumericsError(
-            f"cast of {x.dtype} to {dtype}: values in [{low}, {high}] do not fit, and what becomes of "
-            "them depends on the processor; clamp first"
+            f"cast of {x.dtype} to {dtype}: values in [{low}, {high}] do not fit, and what becomes"
+            " of them depends on the processor; clamp first"
         )

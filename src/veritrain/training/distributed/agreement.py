@@ -1,8 +1,8 @@
 """What ranks compare: the job before the first step, and the state after every one.
 
-They compare digests of a fixed size. Only where these differ do they exchange the texts behind them, of
-a bounded size, so that every rank can name what differs and whose it is. Ranks trust each other to
-follow the job; this finds faults (another file, another package, a flipped bit), not lies.
+They compare digests of a fixed size. Only where these differ do they exchange the texts behind
+them, of a bounded size, so that every rank can name what differs and whose it is. Ranks trust each
+other to follow the job; this finds faults (another file, another package, a flipped bit), not lies.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def require_divisible(job: Job, size: int) -> None:
         return
     if job.shards == 1:
         raise JobError(
-            f"shards: the job's step is not divided (shards=1), and {size} processes were started; set "
-            f"shards={size} or a multiple of it in the job, or start one process"
+            f"shards: the job's step is not divided (shards=1), and {size} processes were started;"
+            f" set shards={size} or a multiple of it in the job, or start one process"
         )
     raise JobError(
-        f"shards: the job's step has {job.shards} shards, too few for {size} processes; start at most "
-        f"{job.shards}, or set more shards in the job"
+        f"shards: the job's step has {job.shards} shards, too few for {size} processes; start at"
+        f" most {job.shards}, or set more shards in the job"
     )
 
 
@@ -53,7 +53,8 @@ def require_same_job(ranks: Ranks, job: Job) -> None:
     """Check that all ranks have one job, one definition of numerics, and the same versions.
 
     Raises:
-        JobError: a rank has others, or there are more ranks than shards; names what differs, and whose.
+        JobError: a rank has others, or there are more ranks than shards; names what differs, and
+            whose.
     """
     profile = resolve(job.numerics)
     own: dict[str, Value] = {
@@ -216,8 +217,8 @@ def _require_same_roots(
 
 
 def _odd(values: Sequence[bytes]) -> tuple[int, list[list[int]]]:
-    """The rank that the others are compared with, and the ranks that differ from it, those that are alike
-    together. It is of the majority, or rank 0 where there is none."""
+    """The rank that the others are compared with, and the ranks that differ from it, those that are
+    alike together. It is of the majority, or rank 0 where there is none."""
     (common, count), *_ = Counter(values).most_common(1)
     reference = values.index(common) if 2 * count > len(values) else 0
     groups: dict[bytes, list[int]] = {}

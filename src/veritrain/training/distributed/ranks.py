@@ -1,10 +1,11 @@
 """The ranks of a run: how they meet, and how bytes and tensors go between them.
 
-`torchrun` tells a process its rank by environment variables. `Ranks.join` reads them and takes them out
-of the environment. It also leaves PyTorch's default process group alone. So the job's code cannot see
-that it runs on one of several ranks; it does what it does for an auditor.
+`torchrun` tells a process its rank by environment variables. `Ranks.join` reads them and takes them
+out of the environment. It also leaves PyTorch's default process group alone. So the job's code
+cannot see that it runs on one of several ranks; it does what it does for an auditor.
 
-Every wait ends: `signs` notices a rank that is gone, and then every exchange raises `LostRankError`.
+Every wait ends: `signs` notices a rank that is gone, and then every exchange raises
+    `LostRankError`.
 """
 
 from __future__ import annotations
@@ -92,8 +93,8 @@ class Ranks:
             device: where steps are computed; "cuda" is a GPU for each rank of a node, in order.
 
         Raises:
-            UsageError: the environment does not say which rank this is, the deadline is none, or there is
-                no such device.
+            UsageError: the environment does not say which rank this is, the deadline is none, or
+                there is no such device.
             LostRankError: not all ranks came.
         """
         if not deadline > 0:
@@ -197,8 +198,8 @@ class Ranks:
     ) -> list[Any]:
         """Begin to send a tensor to each of some ranks and to receive one of each of some.
 
-        Both sides know how large a tensor is. The tensors are contiguous, and stay as they are until
-        `finish_exchange` has returned.
+        Both sides know how large a tensor is. The tensors are contiguous, and stay as they are
+        until `finish_exchange` has returned.
         """
         group = self._gloo if self._nccl is None else self._nccl
         if self._nccl is not None:
@@ -241,8 +242,8 @@ class Ranks:
     def _end_waiting(self, other: int) -> None:
         """Let every exchange of tensors fail, now and from here on; called by the watching thread.
 
-        A gloo wait that runs out of time closes all connections of its group, and whatever waits for one
-        of them ends. Source: gloo, transport/tcp/unbound_buffer.cc, waitRecv.
+        A gloo wait that runs out of time closes all connections of its group, and whatever waits
+        for one of them ends. Source: gloo, transport/tcp/unbound_buffer.cc, waitRecv.
         """
         if self._nccl is not None:
             self._nccl.abort()

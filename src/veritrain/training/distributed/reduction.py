@@ -1,15 +1,16 @@
 """The sum over all shards, added by all ranks together.
 
-Each rank holds the sums of some blocks of the tree of `veritrain.job.shards`. Their tensors, one after
-another, are one long vector; and each rank *owns* a range of it. For its range a rank receives every
-block's part, adds them as the tree says and gives the result to all others: a reduce-scatter and an
-all-gather. The order of the additions is that of the tree, so no bit depends on the number of ranks.
+Each rank holds the sums of some blocks of the tree of `veritrain.job.shards`. Their tensors, one
+after another, are one long vector; and each rank *owns* a range of it. For its range a rank
+receives every block's part, adds them as the tree says and gives the result to all others: a
+reduce-scatter and an all-gather. The order of the additions is that of the tree, so no bit depends
+on the number of ranks.
 
-A rank that holds b blocks sends (b + 1) (N - 1) / N times the vector's bytes, among N ranks. b is 1 where
-N is a power of two that divides the number of shards, or is that number: then it is what a ring
-all-reduce sends. The vector is worked through in buckets, so the memory that is taken does not grow
-with it; while one bucket is added, the next one travels. What lies in one tensor is sent from there and
-received there.
+A rank that holds b blocks sends (b + 1) (N - 1) / N times the vector's bytes, among N ranks. b is 1
+where N is a power of two that divides the number of shards, or is that number: then it is what a
+ring all-reduce sends. The vector is worked through in buckets, so the memory that is taken does not
+grow with it; while one bucket is added, the next one travels. What lies in one tensor is sent from
+there and received there.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage]
+from torch.utils._python_dispatch import (
+    _disable_current_modes,  # pyright: ignore[reportPrivateUsage]
+)
 
 from veritrain.encoding import DIGEST_BYTES, digest
 from veritrain.errors import JobError
@@ -40,7 +43,8 @@ T = TypeVar("T")
 
 
 def shards_of(rank: int, size: int, count: int) -> range:
-    """The shards, of `count`, that a rank of `size` computes: in order, as many as any other or one more."""
+    """The shards, of `count`, that a rank of `size` computes: in order, as many as any other or one
+    more."""
     return range(rank * count // size, (rank + 1) * count // size)
 
 
@@ -89,7 +93,8 @@ class RankReduction:
         return self._buffers[name].is_floating_point()
 
     def _outline(self, sums: Sequence[BlockSum], held: list[list[range]]) -> _Outline:
-        """What the sums of all ranks hold: each rank tells a loss and two sets of names for each block."""
+        """What the sums of all ranks hold: each rank tells a loss and two sets of names for each
+        block."""
         parameters, buffers = list(self._parameters), list(self._buffers)
         own = [
             struct.pack("<d", item.loss)
@@ -132,8 +137,9 @@ class RankReduction:
                 place = slice(index * DIGEST_BYTES, (index + 1) * DIGEST_BYTES)
                 if text[place] != found[0][DIGEST_BYTES * (index % len(names)) :][:DIGEST_BYTES]:
                     raise JobError(
-                        f"shards: buffer {name} is not the same after every shard, and it has no mean; "
-                        "make it a floating-point buffer, or compute it from what all shards have"
+                        f"shards: buffer {name} is not the same after every shard, and it has no"
+                        " mean; make it a floating-point buffer, or compute it from what all"
+                        " shards have"
                     )
 
     def _added(
@@ -212,7 +218,8 @@ class _Vector:
                 piece.copy_(row[first : first + len(piece)])
 
     def write(self, start: int, values: Tensor) -> None:
-        """Overwrite a range of elements; where it is a window of this vector, it is there already."""
+        """Overwrite a range of elements; where it is a window of this vector, it is there
+        already."""
         for index, first, piece in self._pieces(start, start + len(values), values):
             row = self._rows[index]
             if row is None:
@@ -307,7 +314,8 @@ class _VectorSum:
             self._vectors[0].write(bucket.ranges[rank].start, values)
 
     def _rows_of(self, part: range) -> Tensor:
-        """What this rank has of a range: a row for each of its blocks. Copied only where it must be."""
+        """What this rank has of a range: a row for each of its blocks. Copied only where it must
+        be."""
         if len(self._vectors) == 1:
             found = self._vectors[0].window(part.start, part.stop)
             if found is not None:
@@ -351,7 +359,8 @@ def _taken(row: list[Tensor | None], index: int) -> Tensor | None:
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """The tensor, contiguous, in memory that nothing else uses: autograd may give one memory to two."""
+    """The tensor, contiguous, in memory that nothing else uses: autograd may give one memory to
+    two."""
     is_tight = tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
     return tensor if is_tight else tensor.clone(memory_format=torch.contiguous_format)
 

@@ -1,9 +1,9 @@
 """Signs of life: each rank tells all others, about once a second, that it is there.
 
-A rank may compute for minutes between two exchanges of tensors, so the time that an exchange takes says
-nothing. A thread of each rank therefore sends one small message after another to every other rank,
-over connections of their own. A rank whose connection closes is lost at once, and one that is silent
-for the deadline is lost then. A rank that ends by itself says so first, with its reason.
+A rank may compute for minutes between two exchanges of tensors, so the time that an exchange takes
+says nothing. A thread of each rank therefore sends one small message after another to every other
+rank, over connections of their own. A rank whose connection closes is lost at once, and one that is
+silent for the deadline is lost then. A rank that ends by itself says so first, with its reason.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class Watch:
         self._thread.start()
 
     def loss(self) -> Sign | None:
-        """Why the group cannot go on, as a rank that leaves says it; None if nobody is missed. It waits
-        a moment, since the loss of a connection is seen before its reason is."""
+        """Why the group cannot go on, as a rank that leaves says it; None if nobody is missed. It
+        waits a moment, since the loss of a connection is seen before its reason is."""
         self._known.wait(2 * self._pause + 1)
         return self._loss
 
@@ -115,7 +115,8 @@ class Watch:
             self._hurry.wait(self._pause)
 
     def _exchanged(self, own: Tensor, present: Sequence[int]) -> dict[int, Sign]:
-        """What each present rank says now. All ranks take part in the same rounds, one after another."""
+        """What each present rank says now. All ranks take part in the same rounds, one after
+        another."""
         limit = timedelta(seconds=self._deadline)
         heard = {other: torch.empty(_MESSAGE_BYTES, dtype=torch.uint8) for other in present}
         works: dict[int, list[Any]] = {other: [] for other in present}
