@@ -1,4 +1,4 @@
-"""Run by test_schedule.py on each machine: digests of rates, as computed and as settled, as JSON.
+"""Run by test_schedule.py on each machine: digests of rates, as computed and as rounded, as JSON.
 
 A composed scheduler remembers rates of its parts: its whole state is digested after each step.
 """
@@ -14,7 +14,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, LinearLR, LRScheduler, SequentialLR
 
-from veritrain.job.schedule import settle, settle_records, settled_rates
+from veritrain.job.schedule import round_rate, round_records, rounded_rates
 
 STEPS = 300
 
@@ -36,16 +36,16 @@ def chain(optimizer: Optimizer) -> LRScheduler:
 
 
 def states(compose: Callable[[Optimizer], LRScheduler]) -> list[str]:
-    """What a composed scheduler remembers after each step, where its rates are settled."""
+    """What a composed scheduler remembers after each step, where its rates are rounded."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    with settled_rates(optimizer):
+    with rounded_rates(optimizer):
         scheduler = compose(optimizer)
-    settle_records(scheduler)
+    round_records(scheduler)
     seen: list[str] = []
     for _ in range(STEPS):
-        with settled_rates(optimizer):
+        with rounded_rates(optimizer):
             scheduler.step()
-        settle_records(scheduler)
+        round_records(scheduler)
         seen.append(str(scheduler.state_dict()))
     return seen
 
@@ -55,7 +55,7 @@ if __name__ == "__main__":
     powers = [(0.5 + i / 400001) ** (i % 1000) for i in range(1, 100000)]
     found = {
         "powers": digest(powers),
-        "settled powers": digest(map(settle, powers)),
+        "rounded powers": digest(map(round_rate, powers)),
         "decay": digest(0.97 ** (t * 0.153) for t in range(STEPS)),
         "sequence": digest(states(sequence)),
         "chain": digest(states(chain)),

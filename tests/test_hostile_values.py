@@ -42,7 +42,7 @@ from veritrain.transcript import (
     state_entries,
 )
 from veritrain.transcript.records import decode_segment
-from veritrain.transcript.slices import Slices, Tree
+from veritrain.transcript.slices import Slices, SliceTree
 
 
 def keyed(inner):
@@ -192,7 +192,7 @@ GOOD = [
     Leaf(step=0, state=bytes(32), batch=None, loss=None, rounding=None, previous=bytes(32)),
     Checkpoint(step=2, tensors=state_entries({"a": torch.zeros(2), "b": torch.ones(3)}),
         packs=(2, 1)),
-    Tree("tensor", bytes(5000)).open([(0, 10), (3000, 3001)]),
+    SliceTree("tensor", bytes(5000)).open([(0, 10), (3000, 3001)]),
     TraceEntry(index=0, previous=bytes(32), final=False, body={"kind": "inputs"}),
     DisputeEvidence(referee=bytes(32), questions=(bytes(64),), events=(b"message", 1)),
 ]  # fmt: skip

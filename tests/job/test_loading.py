@@ -172,7 +172,7 @@ def test_worker_processes_execute_the_source(tmp_path: Path) -> None:
             plant_bytecode(tmp_path / name / "helper.py", EVIL)
         for workers in (0, 1):
             out = tmp_path / f"{name}{workers}"
-            digests.add(vt.train(vt.load_job(file), out, signer=KEY, workers=workers))
+            digests.add(vt.train(vt.load_job(file), out, signer=KEY, processes=workers))
     assert len(digests) == 1
 
 

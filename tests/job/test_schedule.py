@@ -14,29 +14,29 @@ from tests.machines import MACHINES, run
 from tests.zoo.small import Images, image_loss, perceptron
 from veritrain import Job
 from veritrain.errors import JobError
-from veritrain.job.schedule import settle
+from veritrain.job.schedule import round_rate
 from veritrain.job.step import Program
 
 
 @given(st.floats(-1e300, 1e300))
 def test_settling_is_near_and_stays(value):
-    settled = settle(value)
-    assert settle(settled) == settled
-    assert abs(settled - value) <= abs(value) * 2.0**-32 + 5e-324
+    rounded = round_rate(value)
+    assert round_rate(rounded) == rounded
+    assert abs(rounded - value) <= abs(value) * 2.0**-32 + 5e-324
 
 
 @given(st.floats(1e-9, 10))
-def test_settled_values_have_32_bits(value):
-    fraction, _ = math.frexp(settle(value))
+def test_rounded_values_have_32_bits(value):
+    fraction, _ = math.frexp(round_rate(value))
     assert (fraction * 2**32).is_integer()
 
 
-def test_tuples_settle_and_other_values_stay():
+def test_tuples_are_rounded_and_other_values_stay():
     tensor = torch.tensor(0.1)
-    assert settle((0.5, 1)) == (0.5, 1)
-    assert settle(tensor) is tensor
-    assert settle(True) is True
-    assert math.isinf(settle(math.inf))
+    assert round_rate((0.5, 1)) == (0.5, 1)
+    assert round_rate(tensor) is tensor
+    assert round_rate(True) is True
+    assert math.isinf(round_rate(math.inf))
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +46,13 @@ def on_machines() -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("raw", "settled"), [("powers", ["settled powers"]), ("decay", ["sequence", "chain"])]
+    ("raw", "rounded"), [("powers", ["rounded powers"]), ("decay", ["sequence", "chain"])]
 )
-def test_rates_differ_between_machines_and_settle_to_one_value(on_machines, raw, settled):
+def test_rates_differ_between_machines_and_round_to_one_value(on_machines, raw, rounded):
     """Powers by themselves, and those that composed schedulers compute and remember."""
     shown = {digests[raw] for digests in on_machines}
     assert len(shown) > 1, "the matrix has one C library: nothing is shown"
-    for name in settled:
+    for name in rounded:
         assert len({digests[name] for digests in on_machines}) == 1, name
 
 

@@ -23,7 +23,17 @@ from tests import shard_digests as matrix
 from tests.machines import MACHINES, run
 from veritrain import JobError, NumericsError, UsageError
 from veritrain.job.data import Batches, batch_digest, joined_digest, shard_digests
-from veritrain.job.shards import Before, BlockSum, Sums, blocks, cut, is_node, joined, mean, parts
+from veritrain.job.shards import (
+    BlockSum,
+    ModelBefore,
+    Sums,
+    blocks,
+    cut,
+    is_node,
+    joined,
+    mean,
+    parts,
+)
 from veritrain.job.state import capture, restore
 from veritrain.job.step import Program, finish_step, run_shard, run_step
 from veritrain.numerics import resolve
@@ -159,7 +169,7 @@ def mean_of(gradients: Sequence[np.ndarray | None]) -> np.ndarray | None:
         model = nn.Module()
         first = next((value for value in gradients if value is not None), np.zeros(1, np.float32))
         model.register_parameter("w", nn.Parameter(torch.zeros(first.shape)))
-        loss = mean(whole, Before(model))
+        loss = mean(whole, ModelBefore(model))
     assert loss == slow.mean_loss([float(shard) for shard in range(count)])
     found = model.get_parameter("w").grad
     return None if found is None else found.numpy()

@@ -177,14 +177,14 @@ def test_a_run_in_memory_needs_one_process(job_file: Path) -> None:
     job = vt.load_job(job_file)
     vt.train(job, "memory://audited", signer=KEY)
     with pytest.raises(vt.UsageError, match="cannot read memory://audited"):
-        vt.audit("memory://audited", job, workers=2)
+        vt.audit("memory://audited", job, processes=2)
     assert vt.audit("memory://audited", job).verdict is vt.Verdict.ACCEPTED
 
 
 def test_processes_do_not_start_from_standard_input(job_file: Path, honest: Path) -> None:
     script = (
         f"import veritrain as vt; vt.audit({str(honest)!r}, vt.load_job({str(job_file)!r}),"
-        " workers=2)"
+        " processes=2)"
     )
     done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True)
     assert "UsageError: workers: other processes cannot start from a script" in done.stderr
@@ -211,7 +211,7 @@ def test_an_error_of_the_job_in_a_replay_process_is_inconclusive(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FAIL", "1")
         patch.setattr(replay, "Batches", lambda job: batches)
-        report = vt.audit(tmp_path / "run", job, workers=2)
+        report = vt.audit(tmp_path / "run", job, processes=2)
     assert report.verdict is vt.Verdict.INCONCLUSIVE
     assert "dataset: len raised" in report.reason
 
@@ -534,7 +534,7 @@ def test_processes_give_the_same_report(job_file: Path, tmp_path: Path) -> None:
     job = vt.load_job(job_file)
     record(job, tmp_path / "run")
     seen: list[int] = []
-    report = vt.audit(tmp_path / "run", job, workers=2, on_step=seen.append)
+    report = vt.audit(tmp_path / "run", job, processes=2, on_step=seen.append)
     assert report.verdict is vt.Verdict.ACCEPTED
     assert (report.steps_replayed, seen) == (12, list(range(1, 13)))
 
@@ -542,7 +542,7 @@ def test_processes_give_the_same_report(job_file: Path, tmp_path: Path) -> None:
 def test_processes_find_the_first_lie(job_file: Path, tmp_path: Path) -> None:
     job = vt.load_job(job_file)
     record(trainers.alter_weight(trainers.alter_weight(job, 6), 10), tmp_path / "run")
-    report = vt.audit(tmp_path / "run", job, workers=2)
+    report = vt.audit(tmp_path / "run", job, processes=2)
     assert failed(report) == "replay"
     assert report.findings[0].step == 6
 
@@ -562,7 +562,7 @@ def test_a_replay_process_that_dies_is_inconclusive(job_file: Path, tmp_path: Pa
     record(job, tmp_path / "run")
     os.environ["DIE"] = "1"
     try:
-        report = vt.audit(tmp_path / "run", job, workers=2)
+        report = vt.audit(tmp_path / "run", job, processes=2)
     finally:
         del os.environ["DIE"]
     assert report.verdict is vt.Verdict.INCONCLUSIVE

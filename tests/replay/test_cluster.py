@@ -42,7 +42,7 @@ def test_a_cluster_comes_to_the_verdict_of_one_process(job_file: Path, tmp_path:
     run, job = tmp_path / "run", vt.load_job(job_file)
     vt.train(job, run, signer=vt.Signer.generate(), progress=False)
     seen: list[int] = []
-    report = vt.audit(run, job, engine="ray", workers=2, on_step=seen.append)
+    report = vt.audit(run, job, engine="ray", processes=2, on_step=seen.append)
     assert report.verdict is vt.Verdict.ACCEPTED, report
     assert seen == list(range(1, 9))
     other = tmp_path / "other" / "job.py"
@@ -52,7 +52,7 @@ def test_a_cluster_comes_to_the_verdict_of_one_process(job_file: Path, tmp_path:
     other.write_text(job_file.read_text().replace("lr=0.01", "lr=0.02"))
     # The nodes load the file by themselves: one that has another one is no proof against the
     # trainer.
-    report = vt.audit(run, false, engine="ray", workers=2)
+    report = vt.audit(run, false, engine="ray", processes=2)
     assert report.verdict is vt.Verdict.INCONCLUSIVE
     assert "changed during the audit" in str(report)
 

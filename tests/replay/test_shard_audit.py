@@ -49,7 +49,7 @@ def test_a_stopped_run_goes_on_to_the_same_digest(tmp_path: Path) -> None:
             step.train()
             if step.number == 3:
                 break
-    assert train(JOB, tmp_path / "run", resume=True, workers=1) == whole
+    assert train(JOB, tmp_path / "run", resume=True, processes=1) == whole
 
 
 @pytest.mark.parametrize(

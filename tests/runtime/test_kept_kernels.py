@@ -231,7 +231,7 @@ def test_processes_of_an_audit_start_as_this_one_did(steer: str, tmp_path: Path)
         "if __name__ == '__main__':\n"
         f"    job = vt.load_job({str(tmp_path / 'job.py')!r})\n"
         f"    vt.train(job, {str(tmp_path / 'run')!r}, signer=vt.Signer.generate())\n"
-        f"    print(vt.audit({str(tmp_path / 'run')!r}, job, workers=2).verdict)\n"
+        f"    print(vt.audit({str(tmp_path / 'run')!r}, job, processes=2).verdict)\n"
     )
     (tmp_path / "script.py").write_text(script)
     done = subprocess.run(

@@ -19,7 +19,7 @@ from veritrain import JobError, UsageError
 from veritrain.errors import LostRankError, UnlikeRanksError, VeritrainError
 from veritrain.training.distributed import agreement, signs
 from veritrain.training.distributed.ranks import Place, Ranks
-from veritrain.training.distributed.signs import Kind, Sign
+from veritrain.training.distributed.signs import Sign, SignKind
 from veritrain.transcript import state_entries
 
 
@@ -47,8 +47,8 @@ def test_a_text_that_is_too_long_is_refused_before_it_is_sent() -> None:
         assert isinstance(error, UsageError)
 
 
-@given(st.sampled_from(list(Kind)), st.text(max_size=900))
-def test_a_sign_comes_back_or_is_cut(kind: Kind, text: str) -> None:
+@given(st.sampled_from(list(SignKind)), st.text(max_size=900))
+def test_a_sign_comes_back_or_is_cut(kind: SignKind, text: str) -> None:
     sign = Sign.from_tensor(Sign(kind=kind, text=text).to_tensor())
     assert sign.kind is kind
     assert text.startswith(sign.text.removesuffix("\ufffd"))
@@ -57,7 +57,7 @@ def test_a_sign_comes_back_or_is_cut(kind: Kind, text: str) -> None:
 @given(st.binary(min_size=512, max_size=512))
 def test_any_bytes_make_a_sign(data: bytes) -> None:
     sign = Sign.from_tensor(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-    assert sign.kind in set(Kind)
+    assert sign.kind in set(SignKind)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_more_ranks_than_shards_are_refused() -> None:
 def test_the_rank_with_another_state_is_named_with_the_tensor() -> None:
     digests = [bytes([shard]) * 32 for shard in range(5)]
 
-    def act(ranks: Ranks) -> agreement.Outcome:
+    def act(ranks: Ranks) -> agreement.StepAgreement:
         state = {"a": torch.zeros(3), "b": torch.ones(4)}
         if ranks.rank in odd:
             state["b"][2] = 1 + 2**-23 * (1 + ranks.rank % 2)
@@ -243,7 +243,7 @@ def test_the_rank_with_another_state_is_named_with_the_tensor() -> None:
 
     odd: set[int] = set()
     for outcome in as_ranks(3, act):
-        assert outcome == agreement.Outcome(batches=digests, is_last=True)
+        assert outcome == agreement.StepAgreement(batches=digests, is_last=True)
     for now, named in (
         ({1}, "beside rank 0, rank 1: tensor 'b': expected float32 [4] "),
         ({0}, "beside rank 1, rank 0: tensor 'b'"),

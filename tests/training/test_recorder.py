@@ -58,7 +58,7 @@ def test_commits_at_the_start_at_intervals_and_at_the_end(straight: tuple[bytes,
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_no_byte(workers: int, straight: tuple[bytes, Path], tmp_path: Path) -> None:
-    train(jobs.make(), tmp_path / "run", workers=workers)
+    train(jobs.make(), tmp_path / "run", processes=workers)
     assert contents(tmp_path / "run") == contents(straight[1])
 
 
@@ -220,7 +220,7 @@ def test_refuses_to_mix_runs(straight: tuple[bytes, Path], tmp_path: Path) -> No
         vt.train(jobs.make(steps=2), tmp_path / "run", signer=vt.Signer.generate(), resume=True)
     for workers in (-1, 257):
         with pytest.raises(vt.UsageError, match="workers: expected 0 to 256"):
-            vt.Recorder(jobs.make(), tmp_path / "other", workers=workers)
+            vt.Recorder(jobs.make(), tmp_path / "other", processes=workers)
 
 
 def test_default_key_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +245,8 @@ def pause(report):
     print(report.step, flush=True)
     time.sleep(0.01)
 signer = vt.Signer.load(sys.argv[2])
-vt.train(job, sys.argv[1], signer=signer, resume=True, workers=int(sys.argv[3]), callbacks=[pause])
+count = int(sys.argv[3])
+vt.train(job, sys.argv[1], signer=signer, resume=True, processes=count, callbacks=[pause])
 """
 
 
@@ -289,3 +290,12 @@ def test_kill_at_random_moments_and_resume(kills: int, tmp_path: Path) -> None:
         process.communicate()
     assert train(job, tmp_path / "run", resume=True) == expected
     assert contents(tmp_path / "run") == contents(tmp_path / "straight")
+
+
+def test_the_old_name_of_processes_still_works(tmp_path):
+    with pytest.warns(DeprecationWarning, match="called `processes`"):
+        first = vt.train(jobs.make(), tmp_path / "run", workers=1)
+    with pytest.warns(DeprecationWarning, match="called `processes`"):
+        report = vt.audit(tmp_path / "run", jobs.make(), workers=1)
+    assert report.verdict is vt.Verdict.ACCEPTED
+    assert first == vt.train(jobs.make(), tmp_path / "again", processes=1)

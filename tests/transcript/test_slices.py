@@ -19,7 +19,7 @@ from veritrain.transcript.slices import (
     CHUNK_BYTES,
     MAX_SLICES_BYTES,
     Slices,
-    Tree,
+    SliceTree,
     opened_size,
     verify,
     verify_groups,
@@ -119,7 +119,7 @@ def test_the_oracle_is_blake3():
 @pytest.mark.parametrize("size", [0, 1, 1024, 1025, 3072, 5 * KIB + 7, 8 * KIB])
 def test_groups_are_the_values_of_the_oracle(size):
     data, key = content(size), slow_key("tensor")
-    tree = Tree("tensor", data)
+    tree = SliceTree("tensor", data)
     for chunks in (1, 2, 4, 8, 16):
         step = chunks * CHUNK_BYTES
         if size <= step:
@@ -144,23 +144,23 @@ def test_a_counter_of_more_than_32_bits():
 
 @pytest.mark.parametrize("size", EDGES)
 def test_the_root_is_the_digest(size):
-    assert Tree("tensor", content(size)).digest == digest("tensor", content(size))
+    assert SliceTree("tensor", content(size)).digest == digest("tensor", content(size))
 
 
 @settings(max_examples=60, deadline=None)
 @given(sizes, st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 def test_the_root_is_the_digest_in_every_domain(size, domain):
-    assert Tree(domain, content(size)).digest == digest(domain, content(size))
+    assert SliceTree(domain, content(size)).digest == digest(domain, content(size))
 
 
 def test_a_domain_of_more_than_a_chunk():
-    assert Tree("d" * 5000, b"data").digest == digest("d" * 5000, b"data")
+    assert SliceTree("d" * 5000, b"data").digest == digest("d" * 5000, b"data")
 
 
 @pytest.mark.parametrize("size", [(1 << 21) + 1, (3 << 20) - 17, 5 << 20])
 def test_the_root_of_some_mib(size):
     data = content(size)
-    assert Tree("tensor", data).digest == digest("tensor", data)
+    assert SliceTree("tensor", data).digest == digest("tensor", data)
 
 
 @pytest.mark.parametrize("shift", range(5))
@@ -168,11 +168,11 @@ def test_buffers_of_any_kind(shift):
     """Read-only or not, on a word's border or not, of other items than bytes, empty."""
     data = bytearray(content(4 * KIB + 8))
     expected = digest("tensor", bytes(data[shift:]))
-    assert Tree("tensor", memoryview(data)[shift:]).digest == expected
-    assert Tree("tensor", memoryview(bytes(data))[shift:]).digest == expected
+    assert SliceTree("tensor", memoryview(data)[shift:]).digest == expected
+    assert SliceTree("tensor", memoryview(bytes(data))[shift:]).digest == expected
     numbers = np.arange(1000.0)
-    assert Tree("tensor", numbers.data).digest == digest("tensor", numbers.tobytes())
-    assert Tree("tensor", np.empty(0, np.uint8).data).digest == digest("tensor", b"")
+    assert SliceTree("tensor", numbers.data).digest == digest("tensor", numbers.tobytes())
+    assert SliceTree("tensor", np.empty(0, np.uint8).data).digest == digest("tensor", b"")
 
 
 # Slices.
@@ -181,7 +181,7 @@ def test_buffers_of_any_kind(shift):
 @given(contents_with_ranges())
 def test_the_size_of_slices_is_known_before_they_are_made(given):
     data, ranges = given
-    made = Tree("tensor", data).open(ranges).to_value()
+    made = SliceTree("tensor", data).open(ranges).to_value()
     num_bytes, num_values = opened_size(len(data), ranges)
     found = len(encode(made))
     assert found <= num_bytes <= found + 1300 + 20 * len(made["runs"])
@@ -204,7 +204,7 @@ def count(value):
 @example((content(5000), [(0, 1), (4999, 5000)]))
 def test_ranges_are_opened_and_read(given):
     data, ranges = given
-    tree = Tree("tensor", data)
+    tree = SliceTree("tensor", data)
     slices = Slices.from_bytes(tree.open(ranges).to_bytes(), where="here")
     opened = verify("tensor", digest("tensor", data), len(data), slices)
     assert opened.total == len(data)
@@ -228,7 +228,7 @@ def test_ranges_are_opened_and_read(given):
 @pytest.mark.parametrize("ranges", [[(-1, 2)], [(2, 1)], [(0, 5001)], [(0, 1), (6000, 6000)]])
 def test_ranges_outside_are_refused(ranges):
     with pytest.raises(UsageError, match="outside a content of 5000 bytes"):
-        Tree("tensor", content(5000)).open(ranges)
+        SliceTree("tensor", content(5000)).open(ranges)
 
 
 def test_nothing_else_is_read():
@@ -237,7 +237,7 @@ def test_nothing_else_is_read():
         "tensor",
         digest("tensor", data),
         9 * KIB,
-        Tree("tensor", data).open([(KIB, 2 * KIB), (4 * KIB, 6 * KIB)]),
+        SliceTree("tensor", data).open([(KIB, 2 * KIB), (4 * KIB, 6 * KIB)]),
     )
     assert opened.read(KIB + 5, 2 * KIB) == data[KIB + 5 : 2 * KIB]
     assert opened.read(5 * KIB - 1, 6 * KIB) == data[5 * KIB - 1 : 6 * KIB]
@@ -259,7 +259,7 @@ def test_nothing_else_is_read():
 def test_the_largest_subtrees_stand_for_what_is_not_opened():
     """Of eleven chunks the fifth: 0-3, then 5, then 6-7, then 8-10, from left to right."""
     data, key = content(11 * KIB), slow_key("tensor")
-    slices = Tree("tensor", data).open([(4 * KIB, 4 * KIB + 1)])
+    slices = SliceTree("tensor", data).open([(4 * KIB, 4 * KIB + 1)])
     assert slices.proof == tuple(
         in_bytes(slow_tree(key, MATERIAL, data[a * KIB : b * KIB], a, 0))
         for a, b in ((0, 4), (5, 6), (6, 8), (8, 11))
@@ -273,7 +273,7 @@ def test_the_largest_subtrees_stand_for_what_is_not_opened():
 def test_every_changed_bit_is_found(size, ranges):
     """In the encoded slices: the bytes are refused, or the slices that they are."""
     data = content(size)
-    root, encoded = digest("tensor", data), Tree("tensor", data).open(ranges).to_bytes()
+    root, encoded = digest("tensor", data), SliceTree("tensor", data).open(ranges).to_bytes()
     verify("tensor", root, size, Slices.from_bytes(encoded, where="here"))
     for bit in range(8 * len(encoded)):
         changed = bytearray(encoded)
@@ -286,7 +286,7 @@ def test_every_changed_bit_is_found(size, ranges):
 @given(contents_with_ranges(), st.randoms())
 def test_a_changed_bit_of_what_is_opened_is_found(given, chosen):
     data, ranges = given
-    root, slices = digest("tensor", data), Tree("tensor", data).open(ranges)
+    root, slices = digest("tensor", data), SliceTree("tensor", data).open(ranges)
     if slices.data:
         changed = bytearray(slices.data)
         changed[chosen.randrange(len(changed))] ^= 1 << chosen.randrange(8)
@@ -302,7 +302,7 @@ def test_a_changed_bit_of_what_is_opened_is_found(given, chosen):
 
 def test_another_domain_or_digest_is_found():
     data = content(5000)
-    slices = Tree("tensor", data).open([(0, 10)])
+    slices = SliceTree("tensor", data).open([(0, 10)])
     with pytest.raises(VerificationError, match="digest of slices: expected"):
         verify("leaf", digest("tensor", data), 5000, slices)
     with pytest.raises(VerificationError, match="digest of slices: expected"):
@@ -313,7 +313,7 @@ def test_another_domain_or_digest_is_found():
 def test_wrong_totals(size):
     """Refused where they are not what the caller expects, and where the last chunk is opened."""
     data = content(size)
-    root, slices = digest("tensor", data), Tree("tensor", data).open([])
+    root, slices = digest("tensor", data), SliceTree("tensor", data).open([])
     for total in {0, 1, size - 1, size + 1, size + 1024, 2 * size, 2**63 - 1} - {size, -1}:
         with pytest.raises(VerificationError, match=f"expected a total of {total} bytes"):
             verify("tensor", root, total, slices)
@@ -334,9 +334,9 @@ def test_the_last_chunk_binds_the_number_of_chunks(honest, claimed):
     if honest == claimed:
         return
     data = content(honest * KIB)
-    tree = Tree("tensor", data)
+    tree = SliceTree("tensor", data)
     proof = tree.open([]).proof
-    shape = Tree("tensor", content(claimed * KIB)).open([])
+    shape = SliceTree("tensor", content(claimed * KIB)).open([])
     nodes = [*proof, *tree.groups(1), *tree.groups(2)][: len(shape.proof)]
     forged = replace(shape, data=data[-KIB:], proof=(*nodes, *[bytes(32)] * 9)[: len(shape.proof)])
     with pytest.raises(VerificationError, match="digest of slices"):
@@ -346,7 +346,7 @@ def test_the_last_chunk_binds_the_number_of_chunks(honest, claimed):
 def test_a_shape_that_is_not_the_contents_shows_no_other_byte():
     """What `verify` documents: three chunks pass for four, and what is opened is still true."""
     data = content(3 * KIB)
-    slices = replace(Tree("tensor", data).open([(0, 1)]), total=4 * KIB)
+    slices = replace(SliceTree("tensor", data).open([(0, 1)]), total=4 * KIB)
     assert verify("tensor", digest("tensor", data), 4 * KIB, slices).read(0, KIB) == data[:KIB]
     with pytest.raises(VerificationError, match="digest of slices"):
         verify(
@@ -361,7 +361,7 @@ def test_a_shape_that_is_not_the_contents_shows_no_other_byte():
 
 
 def good() -> Slices:
-    return Tree("tensor", content(9 * KIB)).open([(0, 1), (3 * KIB, 5 * KIB)])
+    return SliceTree("tensor", content(9 * KIB)).open([(0, 1), (3 * KIB, 5 * KIB)])
 
 
 @pytest.mark.parametrize("change", [-1, 1, 2, 1000])
@@ -408,7 +408,7 @@ def test_the_number_of_proof_nodes_is_checked(change):
     ],
 )
 def test_malformed_slices_do_not_exist(changes):
-    slices = Tree("tensor", content(9 * KIB - 1)).open([(0, 1), (3 * KIB, 5 * KIB)])
+    slices = SliceTree("tensor", content(9 * KIB - 1)).open([(0, 1), (3 * KIB, 5 * KIB)])
     with pytest.raises(UsageError):
         replace(slices, **changes)
     values = {**slices.to_value(), **changes}
@@ -467,7 +467,7 @@ def test_the_record_is_bounded():
 def test_many_runs_take_little_time():
     """Every second chunk of 8 MiB: no quadratic time on either side."""
     data = content(8 << 20)
-    tree = Tree("tensor", data)
+    tree = SliceTree("tensor", data)
     begun = time.process_time()
     slices = tree.open([(start, start + 1) for start in range(0, len(data), 2 * KIB)])
     opened = verify("tensor", tree.digest, len(data), slices)
@@ -483,7 +483,7 @@ def test_many_runs_take_little_time():
 @given(sizes, st.integers(0, 8))
 def test_groups_lead_to_the_digest(size, power):
     data = content(size)
-    tree = Tree("tensor", data)
+    tree = SliceTree("tensor", data)
     groups = tree.groups(1 << power)
     assert len(groups) == max(1, -(-size // (KIB << power)))
     verify_groups("tensor", digest("tensor", data), size, 1 << power, groups)
@@ -497,7 +497,7 @@ def test_groups_lead_to_the_digest(size, power):
 
 def test_a_group_of_everything_is_the_digest():
     data = content(3000)
-    tree = Tree("tensor", data)
+    tree = SliceTree("tensor", data)
     for chunks in (4, 8, 1 << 60):
         assert tree.groups(chunks) == [tree.digest]
         verify_groups("tensor", tree.digest, 3000, chunks, [tree.digest])
@@ -505,7 +505,7 @@ def test_a_group_of_everything_is_the_digest():
 
 @pytest.mark.parametrize("chunks", [0, -1, 3, 6, -4])
 def test_groups_are_powers_of_two(chunks):
-    tree = Tree("tensor", content(9 * KIB))
+    tree = SliceTree("tensor", content(9 * KIB))
     with pytest.raises(UsageError, match="power of two"):
         tree.groups(chunks)
     with pytest.raises(UsageError, match="power of two"):

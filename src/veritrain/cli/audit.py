@@ -108,7 +108,7 @@ def command(
             loaded,
             steps=steps,
             sample=sample,
-            workers=processes,
+            processes=processes,
             engine=engine,
             device=device,
             trusted_key=trusted,

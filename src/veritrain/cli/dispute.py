@@ -99,14 +99,14 @@ def command(
         judge = side.referee(client, expected)
         archive = DisputeArchive(out)
         found = side.difference() if step is None else step
-        witness = None if found is None else side.witness(found)
-        if witness is None:
+        claims = None if found is None else side.claims(found)
+        if claims is None:
             data = {"difference": None, "step": step, "verdict": None}
             where = f"step {step} comes" if step is not None else "all steps come"
             lines: list[output.Line] = [f"nothing to dispute: {where} to the same here"]
             output.emit(data, lines, as_json=as_json, stream=stdout)
             return 0
-        ended = side.dispute(client, witness, judge, archive)
+        ended = side.dispute(client, claims, judge, archive)
         place = _save(archive, ended)
         verdict = side.checked(ended)
     data = {
@@ -154,18 +154,18 @@ class _Side:
                 ),
             )
 
-    def witness(self, step: int) -> ReplayedClaims | None:
+    def claims(self, step: int) -> ReplayedClaims | None:
         """What this side says about a step; None if it says the same."""
         from veritrain.protocols.dispute.find_difference import challenger_claims
 
-        witness = challenger_claims(self.job, self.transcript, step)
-        own = witness.leaf(step).entry
-        return None if own == self.transcript.leaves[step].to_bytes() else witness
+        claims = challenger_claims(self.job, self.transcript, step)
+        own = claims.leaf(step).entry
+        return None if own == self.transcript.leaves[step].to_bytes() else claims
 
     def dispute(
         self,
         client: RefereeClient,
-        witness: ReplayedClaims,
+        claims: ReplayedClaims,
         referee: bytes,
         archive: DisputeArchive,
     ) -> _Ended:
@@ -176,7 +176,7 @@ class _Side:
         from veritrain.protocols.dispute.party import DisputeParty
         from veritrain.service.challenger import lead_dispute
 
-        challenge = self._challenge(referee, witness, archive)
+        challenge = self._challenge(referee, claims, archive)
         terms = open_challenge(challenge, referee=referee)
         folder = archive.dispute(terms.dispute)
         folder.begin(challenge)
@@ -184,13 +184,13 @@ class _Side:
             role=Role.CHALLENGER,
             signer=self.signer,
             terms=terms,
-            claims=witness,
+            claims=claims,
             journal=Journal(folder.entries()),
         )
         bundle = lead_dispute(client, challenge, party, terms.dispute, output.warn)
         return _Ended(dispute=terms.dispute, referee=referee, bundle=bundle)
 
-    def _challenge(self, referee: bytes, witness: ReplayedClaims, archive: DisputeArchive) -> bytes:
+    def _challenge(self, referee: bytes, claims: ReplayedClaims, archive: DisputeArchive) -> bytes:
         """The one of an interrupted dispute, or a new one."""
         from veritrain.protocols.dispute.challenge import make_challenge
         from veritrain.service.challenger import unfinished
@@ -200,7 +200,7 @@ class _Side:
             run=self.transcript.header.digest,
             referee=referee,
             challenger=self.signer.public_key,
-            leaves=witness.leaves.commitment,
+            leaves=claims.leaves.commitment,
         )
         if begun is not None:
             output.warn("going on with the dispute that was interrupted")
@@ -211,7 +211,7 @@ class _Side:
             head=self.transcript.heads[-1].to_bytes(),
             referee=referee,
             nonce=os.urandom(_NONCE_BYTES),
-            leaves=witness.leaves,
+            leaves=claims.leaves,
         )
 
     def checked(self, ended: _Ended) -> DisputeVerdict:

@@ -101,7 +101,7 @@ def command(
     """
     from veritrain.job.step import find_device
 
-    options = _Options(
+    options = _TrainOptions(
         job=job,
         out=out,
         resume=resume,
@@ -145,7 +145,7 @@ def _ranks(device: str, deadline: float) -> Generator[Ranks | None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options:
+class _TrainOptions:
     """What the command was given."""
 
     job: Path
@@ -182,7 +182,7 @@ class _Result:
     key: str
 
 
-def _record(options: _Options, ranks: Ranks | None) -> _Result:
+def _record(options: _TrainOptions, ranks: Ranks | None) -> _Result:
     """Train and record, alone or as the first of several ranks."""
     from veritrain.job.load import load_job
     from veritrain.training.recorder import Recorder, TerminatedError
@@ -202,7 +202,7 @@ def _record(options: _Options, ranks: Ranks | None) -> _Result:
             options.out,
             signer=signer,
             resume=options.resume,
-            workers=options.processes,
+            processes=options.processes,
             device=options.device if ranks is None else str(ranks.device),
             secret=options.secret,
             companions=together,
@@ -237,7 +237,7 @@ def _with_others(ranks: Ranks | None, job: Job) -> Together | None:
     return Together(ranks, job)
 
 
-def _follow(options: _Options, ranks: Ranks) -> int:
+def _follow(options: _TrainOptions, ranks: Ranks) -> int:
     """Train as a rank that writes nothing."""
     from veritrain.job.load import load_job
     from veritrain.training.distributed.together import Together, follow
@@ -249,7 +249,7 @@ def _follow(options: _Options, ranks: Ranks) -> int:
     return 0
 
 
-def _print(options: _Options, result: _Result, *, as_json: bool) -> None:
+def _print(options: _TrainOptions, result: _Result, *, as_json: bool) -> None:
     first, last = result.first, result.last
     data = {
         "run": options.out,

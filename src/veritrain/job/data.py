@@ -148,7 +148,7 @@ class Batches:
         Raises:
             JobError: as `commitment`.
         """
-        for index, record, drew in self._settled_records(indices):
+        for index, record, drew in self._records_as_committed(indices):
             yield _digested(RANDOM_RECORD if drew else RECORD, record, f"record {index}")[0]
 
     def described(self, indices: Sequence[int]) -> Generator[tuple[Digest, str]]:
@@ -158,18 +158,18 @@ class Batches:
             JobError: as `commitment`.
         """
         forms: dict[str, str] = {}  # each text once: a data set has few forms and many records
-        for index, record, drew in self._settled_records(indices):
+        for index, record, drew in self._records_as_committed(indices):
             domain = RANDOM_RECORD if drew else RECORD
             value, form = _digested(domain, record, f"record {index}")
             text = form_of(form, draws=drew)
             yield value, forms.setdefault(text, text)
 
-    def _settled_records(self, indices: Sequence[int]) -> Generator[tuple[int, Any, bool]]:
+    def _records_as_committed(self, indices: Sequence[int]) -> Generator[tuple[int, Any, bool]]:
         """Index, record, and whether it draws random numbers."""
         for start in range(0, len(indices), _COMMIT_CHUNK):
             chunk = indices[start : start + _COMMIT_CHUNK]
             with self._active("record", chunk[0]) as scope, watched_generators() as draws:
-                fetched = [self._settled(scope, draws, index) for index in chunk]
+                fetched = [self._record_as_committed(scope, draws, index) for index in chunk]
             for index, (record, drew) in zip(chunk, fetched, strict=True):
                 yield index, record, drew
             done = min(start + _COMMIT_CHUNK, len(indices))
@@ -184,7 +184,7 @@ class Batches:
         with self._active("record", index) as scope, watched_generators() as draws:
             return self._fetched(scope, draws, index)[0]
 
-    def _settled(self, scope: Scope, draws: Draws, index: int) -> tuple[Any, bool]:
+    def _record_as_committed(self, scope: Scope, draws: Draws, index: int) -> tuple[Any, bool]:
         """As `_fetched`. What a data set draws once, when first used, does not make its records
         random
         ones: the first that draws has to draw again."""

@@ -1,7 +1,7 @@
 """Learning-rate schedules that give every machine the same rates.
 
 Schedulers compute in Python floats (numerics/patches/exact_floats.py says why these differ). Two
-remedies, both in `settled_rates`:
+remedies, both in `rounded_rates`:
 
 1. While a scheduler runs, the functions of `math` are correctly rounded.
 2. `**`, and functions that a job imported by name, cannot be reached. So what a scheduler may
@@ -27,35 +27,36 @@ _SCHEDULED = {"lr", "momentum", "betas"}
 
 
 @contextmanager
-def settled_rates(optimizer: Optimizer) -> Generator[None]:
-    """Within it a scheduler may change the optimiser's hyper-parameters; they settle at its end."""
+def rounded_rates(optimizer: Optimizer) -> Generator[None]:
+    """Within it a scheduler may change the optimiser's hyper-parameters. They are rounded at its
+    end."""
     with correctly_rounded_math():
         yield
     for group in optimizer.param_groups:
         for key in _SCHEDULED & group.keys():
-            group[key] = settle(group[key])
+            group[key] = round_rate(group[key])
 
 
-def settle_records(scheduler: LRScheduler) -> None:
-    """Settle the last rates that a scheduler, and those it is made of, remember."""
+def round_records(scheduler: LRScheduler) -> None:
+    """Round the last rates that a scheduler, and those it is made of, remember."""
     rates = getattr(scheduler, "_last_lr", None)
     if rates is not None:
-        scheduler._last_lr = [settle(rate) for rate in rates]  # pyright: ignore[reportPrivateUsage]
+        scheduler._last_lr = [round_rate(rate) for rate in rates]  # pyright: ignore[reportPrivateUsage]
     for part in getattr(scheduler, "_schedulers", ()):
-        settle_records(part)
+        round_records(part)
 
 
-def settle_group(group: dict[str, Any]) -> None:
-    """Settle every float among an optimiser group's hyper-parameters, as it is built: they too may
+def round_group(group: dict[str, Any]) -> None:
+    """Round every float among an optimiser group's hyper-parameters, as it is built: they too may
     have been computed with `**`."""
     for key in group.keys() - {"params"}:
-        group[key] = settle(group[key])
+        group[key] = round_rate(group[key])
 
 
-def settle(value: Any) -> Any:
+def round_rate(value: Any) -> Any:
     """A float, or the floats of a tuple or list (Adam's betas), rounded half to even to 32 bits."""
     if isinstance(value, (tuple, list)):
-        return type(value)(settle(item) for item in value)
+        return type(value)(round_rate(item) for item in value)
     if not isinstance(value, float) or not abs(value) < _LARGEST_RATE:
         return value
     fraction, exponent = math.frexp(value)

@@ -188,7 +188,7 @@ class ShardResult:
             place=place,
             entry=self.entries[place],
             proof=merkle.inclusion_proof(encoded, place),
-            slices=slices.Tree("tensor", content).open(ranges),
+            slices=slices.SliceTree("tensor", content).open(ranges),
         )
 
 

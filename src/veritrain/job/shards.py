@@ -210,7 +210,7 @@ def joined(sums: Sequence[BlockSum], count: int) -> BlockSum:
     return whole
 
 
-class Before:
+class ModelBefore:
     """What every shard of a step starts from: the model's parameters and buffers.
 
     Args:
@@ -287,7 +287,7 @@ class Before:
                 )
 
 
-def mean(total: BlockSum, before: Before) -> float:
+def mean(total: BlockSum, before: ModelBefore) -> float:
     """Give the model the mean of all shards: gradients and buffers.
 
     Args:

@@ -30,8 +30,8 @@ from torch.utils._pytree import tree_map_only
 
 from veritrain.errors import JobError, NumericsError, UsageError
 from veritrain.job.job import Job, users_code
-from veritrain.job.schedule import settle_group, settle_records, settled_rates
-from veritrain.job.shards import ALONE, Before, BlockSum, Reduction, Sums, mean, parts
+from veritrain.job.schedule import round_group, round_records, rounded_rates
+from veritrain.job.shards import ALONE, BlockSum, ModelBefore, Reduction, Sums, mean, parts
 from veritrain.numerics import CPU, Profile, resolve
 from veritrain.numerics.keys.generators import calls_of_shard
 from veritrain.numerics.platform.overlap import overlaps_itself
@@ -91,13 +91,13 @@ class Program:
             _require_plain_step(optimizer)
             profile.fix_flags(optimizer)
             for group in optimizer.param_groups:
-                settle_group(group)
+                round_group(group)
             scheduler = _build_scheduler(job, optimizer)
             program = cls(
                 job=job, profile=profile, model=model, optimizer=optimizer, scheduler=scheduler,
                 device=place,
             )  # fmt: skip
-            program.settle()
+            program.round_state()
         return program
 
     def recording(self) -> Rounding | None:
@@ -112,7 +112,7 @@ class Program:
         """
         return self.profile.following(self.job.thresholds, log)
 
-    def settle(self) -> None:
+    def round_state(self) -> None:
         """Bring parameters, buffers and the optimiser's tensors, but for its counters, to the
         numbers of the numerics."""
         states = (state for state in self.optimizer.state.values() if isinstance(state, dict))
@@ -200,7 +200,7 @@ def run_step(
             loss = _forward_and_backward(program, step, batch)
             _require_finite(loss, step)
         else:
-            mine, before = reduction.mine(job.shards), Before(program.model)
+            mine, before = reduction.mine(job.shards), ModelBefore(program.model)
             with Sums(job.shards) as sums:
                 for shard, micro_batches in zip(mine, parts(batch, len(mine)), strict=True):
                     sums.make_room()
@@ -228,7 +228,7 @@ def run_shard(program: Program, step: int, shard: int, batch: Batch) -> BlockSum
     with program.profile.active(
         seed=program.job.seed, purpose="step", step=step, device=program.device
     ) as scope:
-        return _shard(program, scope, step, shard, batch, Before(program.model))
+        return _shard(program, scope, step, shard, batch, ModelBefore(program.model))
 
 
 def finish_step(program: Program, step: int, total: BlockSum) -> float:
@@ -243,13 +243,13 @@ def finish_step(program: Program, step: int, total: BlockSum) -> float:
     with program.profile.active(
         seed=program.job.seed, purpose="step", step=step, device=program.device
     ) as scope:
-        loss = _meet(program, scope, step, total, Before(program.model))
+        loss = _meet(program, scope, step, total, ModelBefore(program.model))
         _update(program, step)
     return loss
 
 
 def _shard(
-    program: Program, scope: Scope, step: int, shard: int, batch: Sequence[Any], before: Before
+    program: Program, scope: Scope, step: int, shard: int, batch: Sequence[Any], before: ModelBefore
 ) -> BlockSum:
     """One shard, from the flags and the state that every shard of the step starts with."""
     seed = program.job.seed
@@ -261,7 +261,7 @@ def _shard(
     return before.taken(shard, loss, step)
 
 
-def _meet(program: Program, scope: Scope, step: int, total: BlockSum, before: Before) -> float:
+def _meet(program: Program, scope: Scope, step: int, total: BlockSum, before: ModelBefore) -> float:
     """Give the program the mean of all shards, and the random numbers of what the step does
     once."""
     scope.rekey(seed=program.job.seed, purpose="step", step=step, calls=calls_of_shard(None))
@@ -303,10 +303,10 @@ def _update(program: Program, step: int) -> None:
     ):
         program.optimizer.step()
     if program.scheduler is not None:
-        with users_code(f"step {step}: scheduler.step"), settled_rates(program.optimizer):
+        with users_code(f"step {step}: scheduler.step"), rounded_rates(program.optimizer):
             program.scheduler.step()
-        settle_records(program.scheduler)
-    program.settle()
+        round_records(program.scheduler)
+    program.round_state()
 
 
 class _FlagsOnly(TorchDispatchMode):
@@ -366,7 +366,7 @@ def _moved(batch: Any, device: torch.device) -> Any:
 def _build_scheduler(job: Job, optimizer: Optimizer) -> LRScheduler | None:
     if job.scheduler is None:
         return None
-    with users_code("scheduler"), settled_rates(optimizer):
+    with users_code("scheduler"), rounded_rates(optimizer):
         scheduler = job.scheduler(optimizer)
     _require_type("scheduler", scheduler, LRScheduler)
     if isinstance(scheduler, ReduceLROnPlateau):
@@ -374,7 +374,7 @@ def _build_scheduler(job: Job, optimizer: Optimizer) -> LRScheduler | None:
             "scheduler: ReduceLROnPlateau follows a metric that is not part of a step; choose a "
             "schedule over steps"
         )
-    settle_records(scheduler)
+    round_records(scheduler)
     return scheduler
 
 

@@ -71,6 +71,7 @@ from veritrain.replay.segments import (
     require_prescribed,
     require_shareable,
 )
+from veritrain.runtime.renamed import processes_of
 from veritrain.transcript import TensorEntry, Transcript, state_entries, state_root
 from veritrain.transcript.fields import shown
 from veritrain.transcript.records import PUBLIC_KEY_BYTES
@@ -85,12 +86,13 @@ def audit(
     *,
     steps: tuple[int, int] | None = None,
     sample: int | None = None,
-    workers: int = 1,
+    processes: int = 1,
     engine: Literal["local", "ray"] = "local",
     device: str = "cpu",
     trusted_key: bytes | str | None = None,
     stored: Literal["all", "needed"] | None = None,
     on_step: Callable[[int], None] | None = None,
+    workers: int | None = None,
 ) -> AuditReport:
     """Check the run at `url` against `job`.
 
@@ -100,9 +102,9 @@ def audit(
         steps: recompute only these steps, first and last included.
         sample: recompute only this many intervals between checkpoints, drawn with fresh
             randomness after the run was read (all of them, where it has no more).
-        workers: processes that recompute; more than one needs a job from `load_job`.
+        processes: how many recompute; more than one needs a job from `load_job`.
         engine: where these processes are: on this machine ("local"), or on a Ray cluster ("ray",
-            see `cluster`), where `workers` are its tasks at a time.
+            see `cluster`), where `processes` are its tasks at a time.
         device: where to compute, "cpu" or "cuda"; under `exact` numerics it changes no bit.
         trusted_key: the trainer's Ed25519 public key, 32 bytes, or its fingerprint, 32 hexadecimal
             digits; None accepts any key, which the report names.
@@ -110,6 +112,7 @@ def audit(
             that are recomputed, and of the others the records alone; None is "needed" at an HTTP
             address and "all" elsewhere. The report says how many were read.
         on_step: called with the number of each step that was found equal.
+        workers: the old name of `processes`.
 
     Raises:
         TranscriptError: the bytes are not a well-formed run.
@@ -119,7 +122,7 @@ def audit(
     options = _Options(
         steps=steps,
         sample=sample,
-        workers=workers,
+        processes=processes_of(processes, workers),
         engine=engine,
         device=device,
         trusted=trusted,
@@ -133,7 +136,7 @@ def audit(
 class _Options:
     steps: tuple[int, int] | None
     sample: int | None
-    workers: int
+    processes: int
     engine: str  # "local" or "ray"
     device: str
     trusted: bytes | str | None  # the trainer's key, or its fingerprint
@@ -142,7 +145,7 @@ class _Options:
     @property
     def in_other_processes(self) -> bool:
         """Whether this process recomputes nothing itself."""
-        return self.workers > 1 or self.engine != "local"
+        return self.processes > 1 or self.engine != "local"
 
 
 class _Audit:
@@ -385,7 +388,7 @@ class _Audit:
                 self._job,
                 self._transcript,
                 segments,
-                self._options.workers,
+                self._options.processes,
                 measure_gap=self._is_native,
                 device=self._options.device,
             )
@@ -504,8 +507,8 @@ def _require_options(options: _Options, job: Job, url: str) -> None:
         raise UsageError(f"sample: expected 1 or more intervals, got {options.sample}")
     if options.stored not in (None, "all", "needed"):
         raise UsageError(f"stored: expected all or needed, got {options.stored!r}")
-    if options.workers < 1:
-        raise UsageError(f"workers: expected 1 or more, got {options.workers}")
+    if options.processes < 1:
+        raise UsageError(f"processes: expected 1 or more, got {options.processes}")
     find_device(options.device)
     if options.engine not in ("local", "ray"):
         raise UsageError(f"engine: expected local or ray, got {options.engine!r}")

@@ -234,18 +234,18 @@ def require_shareable(job: Job, url: str) -> Path:
     """
     if job.origin is None:
         raise UsageError(
-            "workers: expected a job from load_job(), got one made in a script; "
+            "processes: expected a job from load_job(), got one made in a script; "
             "other processes can only load a job file"
         )
     if any(part.startswith("memory://") for part in url.split("::")):
         raise UsageError(
-            f"workers: other processes cannot read {url}, which is in the memory of this one; "
+            f"processes: other processes cannot read {url}, which is in the memory of this one; "
             "use one worker"
         )
     script = getattr(sys.modules["__main__"], "__file__", None)
     if isinstance(script, str) and Path(script).name == "<stdin>":
         raise UsageError(
-            "workers: other processes cannot start from a script that is read from standard "
+            "processes: other processes cannot start from a script that is read from standard "
             "input; save it to a file, or use one worker"
         )
     return job.origin
@@ -255,26 +255,26 @@ def replay_in_processes(
     job: Job,
     transcript: Transcript,
     segments: Sequence[Segment],
-    workers: int,
+    processes: int,
     *,
     measure_gap: bool,
     device: str,
 ) -> Generator[SegmentResult]:
-    """Results in the order of the segments, computed by `workers` processes.
+    """Results in the order of the segments, computed by `processes` processes.
 
     Raises:
         UsageError: as `require_shareable`.
     """
-    shared = share(job, transcript, workers, measure_gap=measure_gap, device=device)
+    shared = share(job, transcript, processes, measure_gap=measure_gap, device=device)
     # Spawned, not forked: a fork would inherit locks of this process's kernel threads.
     with as_started():  # they start here, and the process that keeps track of what they share
-        pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+        pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
         results = pool.map(replay_shared, [shared] * len(segments), segments)
     try:
         yield from results
     except BrokenProcessPool as error:
         raise InconclusiveError(
-            "a replay process ended unexpectedly: killed, out of memory (use fewer workers), or "
+            "a replay process ended unexpectedly: killed, out of memory (use fewer processes), or "
             "started by a script that lacks `if __name__ == '__main__':`"
         ) from error
     finally:

@@ -25,7 +25,7 @@ _LAYOUT = {tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class TextDifference:
     """`words` follow "differs": `only in line ends (yours CRLF, the run's LF)`; lines of `diff`
     begin with `-` where they are the run's, and with `+` where they are one's own."""
 
@@ -35,7 +35,7 @@ class Difference:
 
 def difference(
     name: str, own: bytes, claimed: bytes, *, runs_name: str | None = None, most: int = 40
-) -> Difference:
+) -> TextDifference:
     """How one's own file of this name differs from the run's.
 
     Args:
@@ -45,16 +45,16 @@ def difference(
         most: lines of the diff.
     """
     if max(len(own), len(claimed)) > _MOST_BYTES:
-        return Difference(words=_bytewise(own, claimed))
+        return TextDifference(words=_bytewise(own, claimed))
     try:
         ours, theirs = _plain(own), _plain(claimed)
     except UnicodeDecodeError:
-        return Difference(words=_bytewise(own, claimed))
+        return TextDifference(words=_bytewise(own, claimed))
     outside = _outside(own, claimed)
     if ours == theirs:
-        return Difference(words=f"only in {' and '.join(outside)}")
+        return TextDifference(words=f"only in {' and '.join(outside)}")
     if [line.rstrip() for line in ours] == [line.rstrip() for line in theirs]:
-        return Difference(
+        return TextDifference(
             words=f"only in {' and '.join(['white space at ends of lines', *outside])}"
         )
     if name.endswith(".py") and _same_tokens(ours, theirs):
@@ -67,8 +67,8 @@ def difference(
 
 def variants(own: bytes) -> Iterator[tuple[str, bytes]]:
     """What one's own file would be with other line ends, and with or without a byte order mark,
-    each with words as those of `Difference`: for whoever has nothing but the digest of the other
-        one."""
+    each with words as those of `TextDifference`. It serves those who have the other's digest
+    alone."""
     bare = own.removeprefix(_MARK)
     lines = bare.replace(b"\r\n", b"\n")
     for mark in (b"", _MARK):
@@ -135,20 +135,20 @@ def _linewise(
     words: str,
     outside: list[str],
     most: int,
-) -> Difference:
+) -> TextDifference:
     start = _common(ours, theirs)
     end = _common(ours[start:][::-1], theirs[start:][::-1])
     a, b = theirs[start : len(theirs) - end], ours[start : len(ours) - end]
     if max(len(a), len(b)) > _MOST_LINES:
         text = f"from line {start + 1} on, in more than {_MOST_LINES} lines"
-        return Difference(words=words or text)
+        return TextDifference(words=words or text)
     low = max(0, start - _CONTEXT)
     a, b = theirs[low : start + len(a) + _CONTEXT], ours[low : start + len(b) + _CONTEXT]
     matcher = SequenceMatcher(None, a, b)
     if not words:
         words = _counted(matcher, a, b, low)
         words += "".join(f", and in {what}" for what in outside)
-    return Difference(words=words, diff=_bounded(_diff_lines(names, matcher, a, b, low), most))
+    return TextDifference(words=words, diff=_bounded(_diff_lines(names, matcher, a, b, low), most))
 
 
 def _counted(matcher: SequenceMatcher[str], a: Sequence[str], b: Sequence[str], low: int) -> str:

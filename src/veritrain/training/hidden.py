@@ -1,8 +1,8 @@
 """Where a job remembers something that is not state: names for the message, not a proof.
 
-A step that differs when it is done again depends on something outside of the state. What may be to
-blame is looked for in the job's data set and in the global variables and closures of its functions:
-the values that changed while the job ran. `attributes` does the same for modules and optimiser.
+A step that differs when it is done again depends on something outside of the state. The cause is
+looked for in the job's data set and in the global variables and closures of its functions: these
+are the values that changed while the job ran. `attributes` does the same for modules and optimiser.
 """
 
 from __future__ import annotations

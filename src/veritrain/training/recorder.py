@@ -34,6 +34,7 @@ from veritrain.job.shards import ALONE, Reduction
 from veritrain.job.state import capture, refuse_nan, require_fit, restore
 from veritrain.job.step import Program, find_device, run_step
 from veritrain.runtime.progress import Step, shown, tell
+from veritrain.runtime.renamed import processes_of
 from veritrain.runtime.signals import held
 from veritrain.training.attributes import Attributes
 from veritrain.training.callbacks import Callback, StepReport
@@ -52,7 +53,7 @@ from veritrain.transcript import (
 from veritrain.transcript.signing import default_signer
 from veritrain.transcript.tensors import diff
 
-MAX_WORKERS = 256  # processes
+MAX_PROCESSES = 256  # processes
 _SHOWN = 3  # parameters that a warning names
 
 
@@ -133,13 +134,14 @@ class Recorder:
         signer: the trainer's key. None: the key at $VERITRAIN_KEY or
             ~/.config/veritrain/trainer.key, made on first use.
         resume: continue the run at `out` after its last commit, or begin it if there is none.
-        workers: processes that prepare batches; they never change a bit.
+        processes: how many prepare batches; they never change a bit.
         device: where steps are computed, "cpu" or "cuda"; under `exact` numerics it changes no bit.
         rehearse: whether a run begins with a rehearsal, which does the first two steps twice and
             refuses a job that an audit could not repeat (`training.rehearsal`).
         secret: let the run carry neither the job's source files nor the digests of single records,
             which say in a rejection what differs (see `training.carry`).
         companions: the other processes that train the same run; this one records it.
+        workers: the old name of `processes`.
 
     Raises (on entering):
         UsageError: `out` holds another run, the key is not that of the run, or there is no such
@@ -154,20 +156,22 @@ class Recorder:
         *,
         signer: Signer | None = None,
         resume: bool = False,
-        workers: int = 0,
+        processes: int = 0,
         device: str = "cpu",
         rehearse: bool = True,
         secret: bool = False,
         companions: Companions | None = None,
+        workers: int | None = None,
     ) -> None:
-        if type(workers) is not int or not 0 <= workers <= MAX_WORKERS:
-            raise UsageError(f"workers: expected 0 to {MAX_WORKERS} processes, got {workers!r}")
+        processes = processes_of(processes, workers)
+        if type(processes) is not int or not 0 <= processes <= MAX_PROCESSES:
+            raise UsageError(f"processes: expected 0 to {MAX_PROCESSES}, got {processes!r}")
         find_device(device)
         self.job = job
         self.out = os.fspath(out)
         self._signer = signer
         self._resume = resume
-        self._workers = workers
+        self._processes = processes
         self._device = device
         self._rehearse = rehearse and job.numerics != "native"  # whose audits accept nothing
         self._secret = secret
@@ -206,7 +210,7 @@ class Recorder:
                 restore(program, Transcript.open(self.out).load_state(last, check=check))
             if together is not None:
                 together.start(program, max(last, 0), header.environment)
-            ahead = batches.iterate(max(last, 0) + 1, self.job.steps, self._workers)
+            ahead = batches.iterate(max(last, 0) + 1, self.job.steps, self._processes)
             run = _Run(program, fresh, writer, ahead, together)
             if last < 0:
                 run.record(0, batches=(), loss=None)
@@ -232,7 +236,7 @@ class Recorder:
                     raise _changed_outside(name)
         finally:
             self._signals.give_back()
-            run.batches.close()  # after the commit: workers may take their time
+            run.batches.close()  # after the commit: processes may take their time
             if error is not None and not isinstance(error, JobError | NumericsError):
                 error.add_note(self._how_to_go_on(run.writer.last_step))
 
@@ -355,19 +359,21 @@ def train(
     *,
     signer: Signer | None = None,
     resume: bool = False,
-    workers: int = 0,
+    processes: int = 0,
     device: str = "cpu",
     rehearse: bool = True,
     secret: bool = False,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
+    workers: int | None = None,
 ) -> Digest:
     """Train and record all steps.
 
     Args:
         callbacks: each is called with a `StepReport` after each step, in this order.
         progress: say on stderr, with a line now and then, what is being done and how far it is.
-        job, out, signer, resume, workers, device, rehearse, secret: as those of `Recorder`.
+        job, out, signer, resume, processes, device, rehearse, secret, workers: as those of
+            `Recorder`.
 
     Returns:
         The final digest: Merkle root of all leaves.
@@ -380,7 +386,7 @@ def train(
         out,
         signer=signer,
         resume=resume,
-        workers=workers,
+        processes=processes_of(processes, workers),
         device=device,
         rehearse=rehearse,
         secret=secret,

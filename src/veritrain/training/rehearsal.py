@@ -193,9 +193,9 @@ def require_same_records(one: Batches, other: Batches, count: int) -> None:
     for batches, index in ((batches, i) for i in reversed(indices) for batches in (one, other)):
         if next(batches.record_digests([index])) != first[index]:
             names = before.changed(middle) or middle.changed(Memory.of(one.job, one.dataset))
-            blame = f"; {listed(names)} changed as records were read" if names else ""
+            cause = f"; {listed(names)} changed as records were read" if names else ""
             raise JobError(
-                f"dataset: record {index} is another one when it is read again{blame}. A record"
+                f"dataset: record {index} is another one when it is read again{cause}. A record"
                 " must follow from its index: draw random numbers from torch, numpy.random or"
                 " random, which are keyed for each record, or make a generator in __getitem__ with"
                 " a seed of the index; and keep in a cache what records are before anything random"

@@ -1,8 +1,8 @@
 """Parts of a content, opened against the digest that the transcript has of it anyway.
 
 Contract: `encoding.digest` is the root of a Merkle tree over chunks of 1,024 bytes (`chaining`
-names the paper). `Tree` opens byte ranges of a content; `verify` accepts them exactly when they
-lead to the digest. `docs/format.md` section 10 has the bytes.
+names the paper). `SliceTree` opens byte ranges of a content; `verify` accepts them exactly when
+they lead to the digest. `docs/format.md` section 10 has the bytes.
 
 What is proven. For one pair of digest and total, no byte can be opened with two values, but by a
 collision of BLAKE3. So where the digest is that of a content of `total` bytes, what is opened is
@@ -31,7 +31,7 @@ from veritrain.transcript.record import Record, check_equal
 if TYPE_CHECKING:
     from veritrain.transcript.chaining import Mode, Numbers, Words
 
-__all__ = ["CHUNK_BYTES", "Opened", "Slices", "Tree", "opened_size", "verify", "verify_groups"]
+__all__ = ["CHUNK_BYTES", "Opened", "SliceTree", "Slices", "opened_size", "verify", "verify_groups"]
 
 Run: TypeAlias = tuple[int, int]  # number of the first chunk, how many chunks
 
@@ -96,7 +96,7 @@ class Slices(Record):
         return _num_chunks(self.total)
 
 
-class Tree:
+class SliceTree:
     """The tree over one content, for whoever has all of it. Takes a sixteenth of its memory."""
 
     def __init__(self, domain: str, data: bytes | memoryview) -> None:
@@ -141,8 +141,8 @@ class Tree:
 
 
 def opened_size(total: int, ranges: Iterable[tuple[int, int]]) -> tuple[int, int]:
-    """Bytes, and CBOR values, that `Tree.open(ranges)` of a content of `total` bytes comes to at
-    most.
+    """The most bytes, and CBOR values, that `SliceTree.open(ranges)` of a content of `total` bytes
+    comes to.
 
     Raises:
         UsageError: a range that is not inside the content.
@@ -222,7 +222,7 @@ def verify(domain: str, digest: Digest, total: int, slices: Slices) -> Opened:
 def verify_groups(
     domain: str, digest: Digest, total: int, chunks: int, groups: Sequence[Digest]
 ) -> None:
-    """Check a list as `Tree.groups(chunks)` returns it for a content of `total` bytes.
+    """Check a list as `SliceTree.groups(chunks)` returns it for a content of `total` bytes.
 
     A single group holds the whole content, and its value is the digest itself. The number of groups
     must be the one that follows from `total`; that `total` is true is not proven by it.

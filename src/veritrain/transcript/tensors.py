@@ -21,7 +21,7 @@ from veritrain.transcript.records import DTYPE_BYTES, TensorEntry, state_root
 
 __all__ = [
     "DTYPES",
-    "Difference",
+    "TensorDifference",
     "content",
     "diff",
     "dtype_name",
@@ -38,7 +38,7 @@ _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class TensorDifference:
     """The first tensor, by name, in which two states differ; None where one has no such tensor."""
 
     name: str
@@ -135,13 +135,13 @@ def require_truth(entry: TensorEntry, content: bytes | memoryview) -> None:
         raise UsageError("a truth value that is neither 0 nor 1")
 
 
-def diff(expected: Sequence[TensorEntry], got: Sequence[TensorEntry]) -> Difference | None:
+def diff(expected: Sequence[TensorEntry], got: Sequence[TensorEntry]) -> TensorDifference | None:
     """The first difference of two states by tensor name, or None where they are equal."""
     left = {item.name: item for item in expected}
     right = {item.name: item for item in got}
     for name in sorted(left.keys() | right.keys()):
         if left.get(name) != right.get(name):
-            return Difference(name=name, expected=left.get(name), got=right.get(name))
+            return TensorDifference(name=name, expected=left.get(name), got=right.get(name))
     return None
 
 

@@ -23,7 +23,7 @@ from veritrain.transcript.merkle import leaf_hash
 DEADLINES = Deadlines(memory=90, replay=120)
 
 
-def settle(
+def decide(
     challenge: bytes,
     disputants: Mapping[Role, Disputant],
     *,
@@ -46,7 +46,7 @@ def settle(
     return referee
 
 
-def settle_over(
+def decide_over(
     faults: Faults, random: Random, challenge: bytes, disputants: Mapping[Role, Disputant]
 ) -> Referee:
     """Play a dispute to its end over a network with faults. Questions are repeated until the

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.protocols.dispute.simulator import settle
+from tests.protocols.dispute.simulator import decide
 from tests.protocols.dispute.toy import (
     SIGNERS,
     STRANGER,
@@ -59,7 +59,7 @@ def play(behaviour: str = "honest", judge: Judge | None = None) -> bytes:
         TRAINER: cheat.from_question(3, cheat.honest(trainer), cheats[behaviour]),
         CHALLENGER: cheat.honest(challenger),
     }
-    return settle(data, disputants, judge=judge).bundle()
+    return decide(data, disputants, judge=judge).bundle()
 
 
 HONEST = play()

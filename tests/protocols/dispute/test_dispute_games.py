@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from tests.parties.simulator import Faults
-from tests.protocols.dispute.simulator import settle, settle_over
+from tests.protocols.dispute.simulator import decide, decide_over
 from tests.protocols.dispute.toy import (
     SIGNERS,
     Lie,
@@ -44,7 +44,7 @@ def honest_game(trainer: Run, challenger: Run) -> DisputeVerdict:
     disputants = {
         role: cheat.honest(party(role, terms, RunClaims(run))) for role, run in runs.items()
     }
-    verdict = settle(data, disputants).verdict
+    verdict = decide(data, disputants).verdict
     assert verdict is not None
     return verdict
 
@@ -166,7 +166,7 @@ def test_a_false_trace_loses_where_it_is_false(role: Role, change, index, reason
     claims: dict[Role, Claims] = {one: RunClaims(run) for one, run in runs.items()}
     claims[role] = cheat.AlteredTrace(claims[role], change)
     disputants = {one: cheat.honest(party(one, terms, claims[one])) for one in PARTIES}
-    verdict = checked(settle(data, disputants))
+    verdict = checked(decide(data, disputants))
     assert (verdict.loser, verdict.step, verdict.index) == (Loser.of(role), 2, index)
     assert reason.replace("ROLE", role.value) in verdict.reason
 
@@ -266,7 +266,7 @@ def random_game(seed: int) -> None:
     players = [side.disputant(terms, random) for side in (trainer, challenger)]
     disputants = dict(zip(PARTIES, (player[0] for player in players), strict=True))
     if random.random() < 0.5:
-        referee = settle(data, disputants)
+        referee = decide(data, disputants)
     else:
         faults = Faults(
             loss=random.choice([0, 0.3]),
@@ -274,7 +274,7 @@ def random_game(seed: int) -> None:
             delay=random.choice([0, 1, 8]),
             noise=random.choice([0, 0.2]),
         )
-        referee = settle_over(faults, random, data, disputants)
+        referee = decide_over(faults, random, data, disputants)
     verdict = checked(referee)
     assert verdict.loser in expected_losers(trainer, challenger), seed
     sizes = [1] if verdict.step is None else [p[1].trace(verdict.step).size for p in players]

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from tests.protocols.dispute.simulator import DEADLINES, referee_for, settle
+from tests.protocols.dispute.simulator import DEADLINES, decide, referee_for
 from tests.protocols.dispute.toy import (
     SIGNERS,
     STRANGER,
@@ -512,7 +512,7 @@ def test_the_number_of_rounds_of_a_long_run() -> None:
     long_false, long_true = Run(JOB, 999, (Lie(700, 0),)), Run(JOB, 999)
     data = challenge(long_false, long_true)
     terms = opened(data)
-    referee = settle(
+    referee = decide(
         data,
         {
             role: cheat.honest(party(role, terms, RunClaims(run)))

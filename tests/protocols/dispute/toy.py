@@ -9,7 +9,7 @@ How to use it. A run of six steps, in which the trainer lies at operation 0 of s
     trainer = party(Role.TRAINER, terms, RunClaims(false))
     challenger = party(Role.CHALLENGER, terms, RunClaims(true))
 
-`simulator.settle` plays such a dispute to its verdict. A cheat of
+`simulator.decide` plays such a dispute to its verdict. A cheat of
 `veritrain.adversaries.disputants` goes around a party or around its claims. Keys are always the
 same: `SIGNERS` by role, and `STRANGER`, who has no part in the dispute.
 

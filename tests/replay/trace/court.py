@@ -5,7 +5,7 @@ How to use it:
     scene = Scene.of(job, tmp_path / "run")      # trains an honest run: once for a module
     liar = Liar(scene, step, job=another_job)    # its step is that of another job
     liar = Liar(scene, step, change=change)      # or its trace is: bodies in, bodies out
-    verdict = settle(scene, step, trainer=liar)  # the other party tells the truth
+    verdict = decide(scene, step, trainer=liar)  # the other party tells the truth
     referee = hold(scene, step, trainer=liar)    # the same, where a test needs the bundle
 
 A liar signs a leaf that fits its trace, unless it is given another one. Both parties agree about
@@ -130,7 +130,7 @@ class Liar:
         return self._claims.detail(step, index, what)
 
 
-def settle(scene: Scene, step: int, trainer: Any = None, challenger: Any = None) -> DisputeVerdict:
+def decide(scene: Scene, step: int, trainer: Any = None, challenger: Any = None) -> DisputeVerdict:
     """The verdict on leaf `step`; a party without claims tells the truth, but for that one leaf if
     both do."""
     return hold(scene, step, trainer, challenger).verdict

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.replay.trace.court import Liar, Scene, settle
+from tests.replay.trace.court import Liar, Scene, decide
 from tests.replay.trace.test_judge import STEP, build
 from veritrain.encoding import digest
 from veritrain.protocols.dispute.judge import Loser
@@ -37,7 +37,7 @@ def verdict_on(scene, agree, differ):
         leaf = replace(scene.leaves[STEP], state=digest("tensor", bytes([number])))
         return Liar(scene, STEP, change=change, leaf=leaf)
 
-    return settle(scene, STEP, lie(1), lie(2))
+    return decide(scene, STEP, lie(1), lie(2))
 
 
 def other_log(body, number):

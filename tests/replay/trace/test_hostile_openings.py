@@ -13,7 +13,7 @@ from torch import nn
 import veritrain as vt
 from tests.hostile import require_line
 from tests.replay.trace import court
-from tests.replay.trace.court import Liar, Scene, changed, hold, read, settle
+from tests.replay.trace.court import Liar, Scene, changed, decide, hold, read
 from veritrain.cli import main
 from veritrain.encoding import decode, digest, encode
 from veritrain.errors import FieldError, UsageError, VeritrainError
@@ -99,7 +99,7 @@ def another_draw(bodies):
 def test_a_trainer_who_opens_a_hostile_value_loses(scene, lie, bad):
     trainer = Hostile(scene, STEP, change=lie)
     trainer.bad = BAD[bad]
-    verdict = settle(scene, STEP, trainer=trainer)
+    verdict = decide(scene, STEP, trainer=trainer)
     assert verdict.loser is Loser.TRAINER
     assert "what the trainer opened is false" in verdict.reason
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from tests import jobs, zoo
-from tests.replay.trace.court import Liar, Scene, changed, hold, read, rechained, settle
+from tests.replay.trace.court import Liar, Scene, changed, decide, hold, read, rechained
 from veritrain.adversaries import rounders, trainers
 from veritrain.encoding import digest
 from veritrain.errors import InconclusiveError, TranscriptError
@@ -100,20 +100,20 @@ class Other(Plain):
 
 @pytest.mark.parametrize("cheat", CHEATS)
 def test_a_cheating_trainer_loses(scene, cheat):
-    verdict = settle(scene, STEP, trainer=Liar(scene, STEP, CHEATS[cheat](scene.job)))
+    verdict = decide(scene, STEP, trainer=Liar(scene, STEP, CHEATS[cheat](scene.job)))
     assert verdict.loser is Loser.TRAINER, verdict.reason
 
 
 def test_a_false_final_model_loses(scene):
     last = len(scene.leaves) - 1
     liar = Liar(scene, last, trainers.alter_weight(scene.job, 1))
-    assert settle(scene, last, trainer=liar).loser is Loser.TRAINER
-    assert settle(scene, last, challenger=liar).loser is Loser.CHALLENGER
+    assert decide(scene, last, trainer=liar).loser is Loser.TRAINER
+    assert decide(scene, last, challenger=liar).loser is Loser.CHALLENGER
 
 
 @pytest.mark.parametrize("cheat", CHEATS)
 def test_a_cheating_challenger_loses(scene, cheat):
-    verdict = settle(scene, STEP, challenger=Liar(scene, STEP, CHEATS[cheat](scene.job)))
+    verdict = decide(scene, STEP, challenger=Liar(scene, STEP, CHEATS[cheat](scene.job)))
     assert verdict.loser is Loser.CHALLENGER, verdict.reason
 
 
@@ -159,9 +159,9 @@ def change_somewhere(seed, path):
 def test_a_change_anywhere_in_a_trace_is_found(scene, seed):
     path = []
     liar = Liar(scene, STEP, change=change_somewhere(seed, path))
-    verdict = settle(scene, STEP, trainer=liar)
+    verdict = decide(scene, STEP, trainer=liar)
     assert verdict.loser is Loser.TRAINER, (path, verdict.reason)
-    verdict = settle(scene, STEP, challenger=liar)
+    verdict = decide(scene, STEP, challenger=liar)
     assert verdict.loser is Loser.CHALLENGER, (path, verdict.reason)
 
 
@@ -181,7 +181,7 @@ def test_a_forged_rounding_log_loses(tmp_path, monkeypatch, cheat, obeys):
             patch.setattr(Following, "finish", lambda self: self._data)
             trainer = Liar(scene, 1, leaf=scene.leaves[1])
     challenger = Liar(scene, 1)
-    verdict = settle(scene, 1, trainer=trainer, challenger=challenger)
+    verdict = decide(scene, 1, trainer=trainer, challenger=challenger)
     assert verdict.loser is Loser.TRAINER, verdict.reason
 
 
@@ -208,8 +208,8 @@ def test_honest_logged_steps_win(tmp_path):
     scene = Scene.of(build(numerics="logged"), tmp_path / "run")
     for seed in range(20):
         liar = Liar(scene, STEP, change=change_somewhere(seed, []))
-        assert settle(scene, STEP, trainer=liar).loser is Loser.TRAINER
-        assert settle(scene, STEP, challenger=liar).loser is Loser.CHALLENGER
+        assert decide(scene, STEP, trainer=liar).loser is Loser.TRAINER
+        assert decide(scene, STEP, challenger=liar).loser is Loser.CHALLENGER
 
 
 class Frozen:
@@ -249,14 +249,14 @@ class Showing(Liar):
 def test_a_batch_of_records_that_draw_is_left_open(augmented, dataset, side):
     """Whatever a liar claims, the very batch too that the committed records make."""
     job = replace(augmented.job, dataset=dataset(augmented.job))
-    verdict = settle(augmented, STEP, **{side: Showing(augmented, STEP, job)})
+    verdict = decide(augmented, STEP, **{side: Showing(augmented, STEP, job)})
     assert verdict.loser is Loser.NONE
     assert "draws random numbers" in verdict.reason
 
 
 def test_records_that_draw_cannot_be_shown_as_others(augmented):
     liar = Liar(augmented, STEP, replace(augmented.job, dataset=Frozen(augmented.job)))
-    verdict = settle(augmented, STEP, trainer=liar)
+    verdict = decide(augmented, STEP, trainer=liar)
     assert verdict.loser is Loser.TRAINER
     assert "what the trainer opened is false" in verdict.reason
 
@@ -277,7 +277,7 @@ def test_batches_without_the_records_that_draw_are_decided(tmp_path, side):
     batches = Batches(scene.job)
     for step in (1, 3, 5):  # after a checkpoint
         liar = Showing(scene, step, replace(scene.job, dataset=Other()))
-        verdict = settle(scene, step, **{side: liar})
+        verdict = decide(scene, step, **{side: liar})
         is_random = bool({3, 4} & {*batches.indices(step)})
         assert verdict.loser.value == ("none" if is_random else side), verdict.reason
 
@@ -289,7 +289,7 @@ def test_two_false_batches_lose_both_unless_collate_may_be_why(tmp_path, collate
         Showing(scene, STEP, job)
         for job in (replace(scene.job, dataset=Other()), another_seed(scene.job))
     ]
-    verdict = settle(scene, STEP, *liars)
+    verdict = decide(scene, STEP, *liars)
     assert verdict.loser is (Loser.BOTH if collate is None else Loser.NONE), verdict.reason
 
 
@@ -302,20 +302,20 @@ def noisy_collate(records):
 def test_random_numbers_of_collate_are_the_same_for_the_judge(tmp_path, side):
     scene = Scene.of(build(collate=noisy_collate), tmp_path / "run")
     liar = Liar(scene, STEP, replace(scene.job, dataset=Other()))
-    assert settle(scene, STEP, **{side: liar}).loser.value == side
+    assert decide(scene, STEP, **{side: liar}).loser.value == side
 
 
 @pytest.mark.parametrize("side", ["trainer", "challenger"])
 def test_a_wrong_start_loses(scene, side):
     liar = Liar(scene, 0, trainers.wrong_start(scene.job))
-    verdict = settle(scene, 0, **{side: liar})
+    verdict = decide(scene, 0, **{side: liar})
     assert verdict.loser.value == side
 
 
 def test_a_leaf_that_its_own_trace_contradicts_loses(scene):
     """The state is right and the leaf says otherwise."""
     liar = Liar(scene, STEP, leaf=replace(scene.leaves[STEP], loss=0.5))
-    verdict = settle(scene, STEP, trainer=liar)
+    verdict = decide(scene, STEP, trainer=liar)
     assert verdict.loser is Loser.TRAINER
     assert "loss: expected" in verdict.reason
 
@@ -332,7 +332,7 @@ def test_of_two_liars_the_one_whose_lie_comes_first_loses(scene):
             losers = {Loser.TRAINER, Loser.CHALLENGER, Loser.BOTH}
         else:
             losers = {Loser.TRAINER if trainer < challenger else Loser.CHALLENGER}
-        assert settle(scene, STEP, first, second).loser in losers, (seed, lies)
+        assert decide(scene, STEP, first, second).loser in losers, (seed, lies)
 
 
 class Faulty(Liar):
@@ -374,7 +374,7 @@ def test_one_wrong_bit_of_a_result_is_found_whole_or_in_parts(scene, monkeypatch
         assert verdict.loser is Loser.TRAINER, (entry.body["operator"], verdict.reason)
         assert without_the_job(scene, referee) == verdict
         assert f"entry {entry.index}" in verdict.reason
-        assert settle(scene, STEP, challenger=liar).loser is Loser.CHALLENGER
+        assert decide(scene, STEP, challenger=liar).loser is Loser.CHALLENGER
         in_parts += "in bytes" in verdict.reason
     assert (in_parts == 0) if whole else (in_parts > 5)
 
@@ -403,8 +403,8 @@ def test_what_is_opened_falsely_helps_nobody(scene, monkeypatch, seed):
         liar = Faulty(scene, STEP, rng.randrange(1, 40), rng.randrange(100))
     else:
         liar = Liar(scene, STEP, CHEATS[cheat](scene.job))
-    assert settle(scene, STEP, trainer=Meddling(liar, rng)).loser is Loser.TRAINER
-    assert settle(scene, STEP, challenger=Meddling(liar, rng)).loser is Loser.CHALLENGER
+    assert decide(scene, STEP, trainer=Meddling(liar, rng)).loser is Loser.TRAINER
+    assert decide(scene, STEP, challenger=Meddling(liar, rng)).loser is Loser.CHALLENGER
 
 
 class Renamed:
@@ -443,7 +443,7 @@ def test_a_leaf_that_is_false_about_its_rounding_log_can_be_disputed(misnamed):
     challenger = Plainly(own, scene.leaves[: STEP + 1])
     for change in (None, change_somewhere(1, [])):
         liar = Liar(scene, STEP, change=change, leaf=run.leaves[STEP])
-        verdict = settle(scene, STEP, trainer=liar, challenger=challenger)
+        verdict = decide(scene, STEP, trainer=liar, challenger=challenger)
         assert verdict.loser is Loser.TRAINER, verdict.reason
         assert "rounding log" in verdict.reason
 
@@ -452,7 +452,7 @@ def test_a_challenger_that_is_false_about_a_rounding_log_loses(misnamed):
     scene, run = misnamed
     for change in (None, change_somewhere(1, [])):
         liar = Liar(scene, STEP, change=change, leaf=run.leaves[STEP])
-        verdict = settle(scene, STEP, challenger=liar)
+        verdict = decide(scene, STEP, challenger=liar)
         assert verdict.loser is Loser.CHALLENGER, verdict.reason
         assert "rounding log" in verdict.reason
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import veritrain as vt
-from tests.replay.trace.court import Liar, Scene, read, settle
+from tests.replay.trace.court import Liar, Scene, decide, read
 from tests.replay.trace.test_judge import CHEATS, STEP, Faulty, build
 from veritrain.encoding import digest, encode
 from veritrain.protocols.dispute.judge import Loser
@@ -195,7 +195,7 @@ def test_a_lie_about_unusual_memory_loses(tmp_path, name):
     lie = LIES[name]
     scene = Scene.of(lie.job, tmp_path / "run")
     for side in SIDES:
-        verdict = settle(scene, STEP, **{side: Liar(scene, STEP, change=lie.change)})
+        verdict = decide(scene, STEP, **{side: Liar(scene, STEP, change=lie.change)})
         assert verdict.loser.value == side, verdict.reason
 
 
@@ -203,7 +203,7 @@ def test_a_lie_about_unusual_memory_loses(tmp_path, name):
 def test_a_job_that_acts_upon_hidden_values_is_left_open(tmp_path, change):
     scene = Scene.of(job(HiddenRead), tmp_path / "run")
     for side in SIDES:
-        verdict = settle(scene, STEP, **{side: Liar(scene, STEP, change=change)})
+        verdict = decide(scene, STEP, **{side: Liar(scene, STEP, change=change)})
         assert verdict.loser is Loser.NONE, verdict.reason
 
 
@@ -258,7 +258,7 @@ def scene(tmp_path_factory):
 )  # fmt: skip
 def test_what_is_left_out_of_an_opening_convicts(scene, path):
     liar = Liar(scene, STEP, CHEATS["model"](scene.job))
-    verdict = settle(scene, STEP, trainer=Leaving(liar, path))
+    verdict = decide(scene, STEP, trainer=Leaving(liar, path))
     assert verdict.loser is Loser.TRAINER, verdict.reason
     assert "opened is false" in verdict.reason
 
@@ -271,7 +271,7 @@ def test_a_row_that_is_there_twice_is_false(scene, rows):
         return bodies
 
     for side in SIDES:
-        verdict = settle(scene, STEP, **{side: Liar(scene, STEP, change=twice)})
+        verdict = decide(scene, STEP, **{side: Liar(scene, STEP, change=twice)})
         assert verdict.loser.value == side, verdict.reason
 
 
@@ -331,7 +331,7 @@ def test_nobody_loses_for_a_tensor_that_is_too_long_to_open(tmp_path, monkeypatc
     }
     liar = liar if side == "trainer" else liar.up_to(STEP)
     sides[side] = Terse(liar, liar.leaves, most)
-    verdict = settle(scene, STEP, **sides)
+    verdict = decide(scene, STEP, **sides)
     expected = "none" if name == "part of a cell" else side
     assert verdict.loser.value == expected, verdict.reason
 
@@ -344,7 +344,7 @@ def test_nobody_loses_for_parts_that_are_too_long_to_open(scene, monkeypatch, mo
     product = next(e for e in read(scene.claims().replayed(STEP).entries) if is_product(e.body))
     liar = Faulty(scene, STEP, product.index)
     sides = {"trainer": Terse(scene.claims(), scene.leaves, 4 * most)}
-    verdict = settle(scene, STEP, **{**sides, side: liar})
+    verdict = decide(scene, STEP, **{**sides, side: liar})
     assert verdict.loser.value == (side if most > 1 << 9 else "none"), verdict.reason
 
 
@@ -357,7 +357,7 @@ def other_strides(bodies):
 def test_a_false_layout_of_a_result_needs_no_operands(scene, monkeypatch, side):
     monkeypatch.setattr(judged_case, "MOST_BYTES", 64)
     monkeypatch.setattr(parts, "WHOLE_BYTES", 0)
-    verdict = settle(scene, STEP, **{side: Liar(scene, STEP, change=other_strides)})
+    verdict = decide(scene, STEP, **{side: Liar(scene, STEP, change=other_strides)})
     assert verdict.loser.value == side, verdict.reason
 
 
@@ -392,12 +392,12 @@ def false_read(bodies):
 
 def test_a_liar_who_opens_no_entries_is_convicted_by_the_other_party(scene):
     liar = Liar(scene, STEP, change=false_read)
-    verdict = settle(scene, STEP, trainer=Mute(liar, liar.leaves))
+    verdict = decide(scene, STEP, trainer=Mute(liar, liar.leaves))
     assert verdict.loser is Loser.TRAINER, verdict.reason
 
 
 def test_entries_that_neither_party_can_open_leave_the_dispute_open(scene):
     liar = Liar(scene, STEP, change=false_read)
     mute = Mute(scene.claims(STEP + 1), scene.leaves)
-    verdict = settle(scene, STEP, trainer=Mute(liar, liar.leaves), challenger=mute)
+    verdict = decide(scene, STEP, trainer=Mute(liar, liar.leaves), challenger=mute)
     assert verdict.loser is Loser.NONE, verdict.reason

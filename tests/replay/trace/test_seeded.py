@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import veritrain as vt
-from tests.replay.trace.court import Liar, Scene, read, settle
+from tests.replay.trace.court import Liar, Scene, decide, read
 from tests.replay.trace.test_judge import change_somewhere
 from tests.trace_digests import second_step
 from veritrain.encoding import encode
@@ -118,7 +118,7 @@ LIES = {
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("lie", LIES)
 def test_another_seed_loses(scene: Scene, lie: str, side: str) -> None:
-    verdict = settle(scene, STEP, **{side: Liar(scene, STEP, LIES[lie]())})
+    verdict = decide(scene, STEP, **{side: Liar(scene, STEP, LIES[lie]())})
     assert verdict.loser.value == side, verdict.reason
 
 
@@ -137,7 +137,7 @@ def test_a_lie_about_what_was_drawn_loses(
             drawing[place * (len(drawing) - 1) // 2][field] = another
             return bodies
 
-        verdict = settle(scene, STEP, **{side: Liar(scene, STEP, change=change)})
+        verdict = decide(scene, STEP, **{side: Liar(scene, STEP, change=change)})
         assert verdict.loser.value == side, verdict.reason
 
 
@@ -146,5 +146,5 @@ def test_a_lie_about_what_was_drawn_loses(
 def test_a_change_anywhere_in_a_trace_is_found(scene: Scene, seed: int, side: str) -> None:
     path: list[object] = []
     liar = Liar(scene, STEP, change=change_somewhere(seed, path))
-    verdict = settle(scene, STEP, **{side: liar})
+    verdict = decide(scene, STEP, **{side: liar})
     assert verdict.loser.value == side, (path, verdict.reason)

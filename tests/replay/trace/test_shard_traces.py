@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tests import jobs, zoo
-from tests.replay.trace.court import Liar, Scene, changed, settle
+from tests.replay.trace.court import Liar, Scene, changed, decide
 from tests.replay.trace.test_judge import CHEATS, build
 from tests.replay.trace.test_trace import Step, read
 from veritrain.encoding import encode
@@ -88,8 +88,8 @@ def scene(request: Any, tmp_path_factory: Any) -> Scene:
 @pytest.mark.parametrize("cheat", CHEATS)
 def test_a_cheat_in_a_step_in_shards_loses(scene: Scene, cheat: str) -> None:
     liar = Liar(scene, STEP, CHEATS[cheat](scene.job))
-    assert settle(scene, STEP, trainer=liar).loser is Loser.TRAINER
-    assert settle(scene, STEP, challenger=liar).loser is Loser.CHALLENGER
+    assert decide(scene, STEP, trainer=liar).loser is Loser.TRAINER
+    assert decide(scene, STEP, challenger=liar).loser is Loser.CHALLENGER
 
 
 @pytest.mark.parametrize("lie", ["number", "order", "left out", "divided twice"])
@@ -112,8 +112,8 @@ def test_a_lie_in_the_tree_loses(scene: Scene, lie: str) -> None:
 
     with mock.patch.object(shards, "add_gradients", dishonest):
         liar = Liar(scene, STEP)
-    assert settle(scene, STEP, trainer=liar).loser is Loser.TRAINER
-    assert settle(scene, STEP, challenger=liar).loser is Loser.CHALLENGER
+    assert decide(scene, STEP, trainer=liar).loser is Loser.TRAINER
+    assert decide(scene, STEP, challenger=liar).loser is Loser.CHALLENGER
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -133,8 +133,8 @@ def test_a_false_result_of_an_addition_loses(scene: Scene, seed: int) -> None:
         return bodies
 
     liar = Liar(scene, STEP, change=change)
-    assert settle(scene, STEP, trainer=liar).loser is Loser.TRAINER
-    assert settle(scene, STEP, challenger=liar).loser is Loser.CHALLENGER
+    assert decide(scene, STEP, trainer=liar).loser is Loser.TRAINER
+    assert decide(scene, STEP, challenger=liar).loser is Loser.CHALLENGER
 
 
 def test_jobs_differ_in_their_shards() -> None:

@@ -32,7 +32,7 @@ from veritrain.replay.trace.structure import (
 from veritrain.replay.trace.tiles import tile
 from veritrain.replay.trace.tracer import Tracer, trace
 from veritrain.transcript import state_entries, state_root
-from veritrain.transcript.slices import Tree, verify
+from veritrain.transcript.slices import SliceTree, verify
 
 FAMILIES = list(zoo.jobs(1))
 SMALL = [
@@ -158,7 +158,7 @@ def test_operators_are_computed_again_whole_and_in_parts(name):
 
 
 def opened_of(content, ranges):
-    tree = Tree("tensor", content)
+    tree = SliceTree("tensor", content)
     slices = tree.open([(start, min(stop, len(content))) for start, stop in ranges])
     return verify("tensor", tree.digest, len(content), slices)
 

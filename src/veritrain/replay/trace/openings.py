@@ -21,7 +21,14 @@ from veritrain.errors import (
 from veritrain.replay.trace.entry import TraceEntry
 from veritrain.replay.trace.entry_bodies import Body, ReadCell, WrittenCell, read_body
 from veritrain.replay.trace.tiles import Tile, clipped
-from veritrain.transcript.slices import Opened, Slices, Tree, opened_size, verify, verify_groups
+from veritrain.transcript.slices import (
+    Opened,
+    Slices,
+    SliceTree,
+    opened_size,
+    verify,
+    verify_groups,
+)
 
 
 class FalseOpeningError(VeritrainError):
@@ -98,7 +105,7 @@ def opened_cells(detail: Value, reads: Sequence[ReadCell]) -> dict[int, bytes]:
 
 def groups_opening(content: bytes, chunks: int) -> Value:
     """Digests of the groups of chunks of a written cell."""
-    return {"groups": list(Tree("tensor", content).groups(chunks))}
+    return {"groups": list(SliceTree("tensor", content).groups(chunks))}
 
 
 def opened_groups(detail: Value, written: WrittenCell, chunks: int) -> list[Digest]:
@@ -121,8 +128,8 @@ def tile_opening(tile: Tile, result: bytes, operands: Mapping[int, bytes]) -> Va
     cells: list[Value] = []
     for cell, ranges in sorted(tile.ranges().items()):
         inside = clipped(ranges, len(operands[cell]))
-        cells.append([cell, Tree("tensor", operands[cell]).open(inside).to_value()])
-    part = Tree("tensor", result).open([(tile.start, tile.stop)])
+        cells.append([cell, SliceTree("tensor", operands[cell]).open(inside).to_value()])
+    part = SliceTree("tensor", result).open([(tile.start, tile.stop)])
     return {"result": part.to_value(), "cells": cells}
 
 

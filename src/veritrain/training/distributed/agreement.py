@@ -151,7 +151,7 @@ def shared_state(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class StepAgreement:
     """What all ranks say after a step."""
 
     batches: list[Digest]  # by shard
@@ -166,7 +166,7 @@ def agree(
     shards: int,
     *,
     stops: bool,
-) -> Outcome:
+) -> StepAgreement:
     """Compare the states after a step, and tell all ranks the digests of each one's batches.
 
     Args:
@@ -188,7 +188,7 @@ def agree(
         for text, count in zip(texts, held, strict=True)
         for at in range(head, head + DIGEST_BYTES * count, DIGEST_BYTES)
     ]
-    return Outcome(batches=digests, is_last=any(text[0] for text in texts))
+    return StepAgreement(batches=digests, is_last=any(text[0] for text in texts))
 
 
 def require_same_state(ranks: Ranks, step: int, entries: Sequence[TensorEntry]) -> None:

@@ -25,7 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from veritrain.errors import LostRankError, UsageError, VeritrainError
 from veritrain.job.step import find_device
-from veritrain.training.distributed.signs import Kind, Sign, Watch
+from veritrain.training.distributed.signs import Sign, SignKind, Watch
 
 _MEETING = timedelta(minutes=5)  # until all ranks have come
 _NO_LIMIT = timedelta(days=365)  # for one exchange: the signs of life end it
@@ -140,15 +140,15 @@ class Ranks:
     ) -> None:
         """Tell the others that this rank ends, and why."""
         if error is None:
-            sign = Sign(kind=Kind.DONE)
+            sign = Sign(kind=SignKind.DONE)
         elif isinstance(error, LostRankError):
-            sign = Sign(kind=Kind.BEREFT, text=str(error))
+            sign = Sign(kind=SignKind.BEREFT, text=str(error))
         elif isinstance(error, KeyboardInterrupt):
-            sign = Sign(kind=Kind.FAILED, text="it was interrupted")
+            sign = Sign(kind=SignKind.FAILED, text="it was interrupted")
         else:
             is_ours = isinstance(error, VeritrainError)
             text = str(error) if is_ours else f"{type(error).__name__}: {error}"
-            sign = Sign(kind=Kind.FAILED, text=text)
+            sign = Sign(kind=SignKind.FAILED, text=text)
         self._watch.leave(sign)
 
     def gather(self, data: bytes) -> list[bytes]:

@@ -25,7 +25,7 @@ _PAUSE = 1.0  # seconds between two messages, or less under a short deadline
 _GOODBYE = 5.0  # seconds that a leaving rank waits until all others have heard it
 
 
-class Kind(IntEnum):
+class SignKind(IntEnum):
     """What a rank says of itself."""
 
     ALIVE = 0
@@ -38,7 +38,7 @@ class Kind(IntEnum):
 class Sign:
     """One message. On the wire: kind, length of the text, the text in UTF-8, zeros."""
 
-    kind: Kind = Kind.ALIVE
+    kind: SignKind = SignKind.ALIVE
     text: str = ""
 
     def to_tensor(self) -> Tensor:
@@ -53,9 +53,9 @@ class Sign:
         data = bytes(tensor.tolist())
         length = min(int.from_bytes(data[1:3], "little"), len(data) - 3)
         text = data[3 : 3 + length].decode(errors="replace")
-        if data[0] not in set(Kind):
-            return cls(kind=Kind.FAILED, text="it sent a message that is unknown here")
-        return cls(kind=Kind(data[0]), text=text)
+        if data[0] not in set(SignKind):
+            return cls(kind=SignKind.FAILED, text="it sent a message that is unknown here")
+        return cls(kind=SignKind(data[0]), text=text)
 
 
 class Watch:
@@ -102,16 +102,16 @@ class Watch:
             own = self._own
             heard = self._exchanged(own.to_tensor(), present)
             for other, sign in heard.items():
-                if sign.kind is Kind.FAILED:
-                    sign = Sign(kind=Kind.BEREFT, text=f"rank {other} ended: {sign.text}")
-                if sign.kind is Kind.BEREFT and self._loss is None:
+                if sign.kind is SignKind.FAILED:
+                    sign = Sign(kind=SignKind.BEREFT, text=f"rank {other} ended: {sign.text}")
+                if sign.kind is SignKind.BEREFT and self._loss is None:
                     self._loss = sign
                     self._known.set()
                     self._on_loss(other)
-            if own.kind is not Kind.ALIVE:
+            if own.kind is not SignKind.ALIVE:
                 return
             # Those who are left go on: whoever leaves because of the loss still says so.
-            present = [other for other in present if heard[other].kind is Kind.ALIVE]
+            present = [other for other in present if heard[other].kind is SignKind.ALIVE]
             self._hurry.wait(self._pause)
 
     def _exchanged(self, own: Tensor, present: Sequence[int]) -> dict[int, Sign]:
@@ -135,7 +135,7 @@ class Watch:
                     if self.lost is None and self._loss is None:
                         self.lost = other
                     why = f"rank {other} is lost: {self._reason(str(error))}"
-                    signs[other] = Sign(kind=Kind.BEREFT, text=why)
+                    signs[other] = Sign(kind=SignKind.BEREFT, text=why)
         return signs
 
     def _reason(self, error: str) -> str:
