@@ -52,8 +52,7 @@ def distributed() -> list[Row]:
 
 
 def distributed_step() -> list[Row]:
-    """A step of two ranks with a thread each, beside one process with two threads; each does two
-    shards."""
+    """A step in two shards: two ranks with a thread each, beside one process with two threads."""
     alone = _ranks("step", 1, threads=2)[0]
     two = _ranks("step", 2, threads=1)[0]
     return [
@@ -116,8 +115,7 @@ def measure_sum(ranks: Ranks, gloo: Any, size: int) -> dict[str, float]:
     def tree() -> None:
         own = BlockSum(
             shards=range(ranks.rank, ranks.rank + 1), loss=0.0, gradients=dict(gradients),
-            buffers={},
-            changed=frozenset(),
+            buffers={}, changed=frozenset(),
         )  # fmt: skip
         gradients.update(reduction.total([own], ranks.size).gradients)
 

@@ -31,8 +31,8 @@ def data():
 
 def model():
     return nn.Sequential(
-        nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 8),
-        nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2)
+        nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 8), nn.ReLU(), nn.Dropout(0.2),
+        nn.Linear(8, 2),
     )
 
 

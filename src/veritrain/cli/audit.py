@@ -48,10 +48,7 @@ Exit status: 0 accepted, 1 rejected, 3 inconclusive,
     type=click.Choice(["local", "ray"]),
     default="local",
     show_default=True,
-    help=(
-        "Where these processes are: on this machine, or on a Ray cluster of machines that you"
-        " trust."
-    ),
+    help="Where these are: processes of this machine, or tasks of a Ray cluster that you trust.",
 )
 @click.option(
     "--device",

@@ -15,8 +15,7 @@ _OLD_NAME = "veritrain.workers"  # of a value that was given under it, in click'
 
 
 def processes(least: int, help: str) -> Callable[[Any], Any]:
-    """The option `--processes`, with `least` as default; its old name `--workers` is still
-    understood."""
+    """The option `--processes`, with `least` as default; its old name `--workers` works too."""
 
     def renamed(ctx: click.Context, param: click.Parameter, value: int | None) -> None:
         if value is not None:

@@ -172,8 +172,7 @@ class _TrainOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class _Result:
-    """A run that is complete; `first` and `last` are number and loss of the steps that were done
-    now."""
+    """A complete run; `first` and `last` are number and loss of the steps that were done now."""
 
     steps: int
     first: tuple[int, float] | None

@@ -78,8 +78,7 @@ class Companions(Protocol):
         ...
 
     def start(self, program: Program, step: int, environment: Mapping[str, str]) -> int:
-        """Bring the others into the state of `program`, which is that after `step`; compare
-        packages."""
+        """Bring the others into the state of `program`, that after `step`; compare packages."""
         ...
 
     def agree(
@@ -442,8 +441,7 @@ class _Run:
         """Record the program's state as that after step `number`.
 
         Args:
-            batches: digests of the batches of the shards that this process computed; none for step
-                0.
+            batches: digests of the batches of this process's shards; none for step 0.
             loss: the step's; None for step 0.
             log: the step's rounding log.
 

@@ -40,12 +40,12 @@ def require_divisible(job: Job, size: int) -> None:
         return
     if job.shards == 1:
         raise JobError(
-            f"shards: the job's step is not divided (shards=1), and {size} processes were started;"
-            f" set shards={size} or a multiple of it in the job, or start one process"
+            f"shards: the job's step is not divided (shards=1), and {size} processes were "
+            f"started; set shards={size} or a multiple of it in the job, or start one process"
         )
     raise JobError(
-        f"shards: the job's step has {job.shards} shards, too few for {size} processes; start at"
-        f" most {job.shards}, or set more shards in the job"
+        f"shards: the job's step has {job.shards} shards, too few for {size} processes; start at "
+        f"most {job.shards}, or set more shards in the job"
     )
 
 
@@ -54,7 +54,7 @@ def require_same_job(ranks: Ranks, job: Job) -> None:
 
     Raises:
         JobError: a rank has others, or there are more ranks than shards; names what differs, and
-            whose.
+            whose it is.
     """
     profile = resolve(job.numerics)
     own: dict[str, Value] = {
@@ -217,8 +217,8 @@ def _require_same_roots(
 
 
 def _odd(values: Sequence[bytes]) -> tuple[int, list[list[int]]]:
-    """The rank that the others are compared with, and the ranks that differ from it, those that are
-    alike together. It is of the majority, or rank 0 where there is none."""
+    """The rank that the others are compared with, and the ranks that differ from it, in groups of
+    those that are alike. It is of the majority, or rank 0 where there is none."""
     (common, count), *_ = Counter(values).most_common(1)
     reference = values.index(common) if 2 * count > len(values) else 0
     groups: dict[bytes, list[int]] = {}

@@ -5,7 +5,7 @@ out of the environment. It also leaves PyTorch's default process group alone. So
 cannot see that it runs on one of several ranks; it does what it does for an auditor.
 
 Every wait ends: `signs` notices a rank that is gone, and then every exchange raises
-    `LostRankError`.
+`LostRankError`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The sum over all shards, added by all ranks together.
 
-Each rank holds the sums of some blocks of the tree of `veritrain.job.shards`. Their tensors, one
-after another, are one long vector; and each rank *owns* a range of it. For its range a rank
-receives every block's part, adds them as the tree says and gives the result to all others: a
-reduce-scatter and an all-gather. The order of the additions is that of the tree, so no bit depends
-on the number of ranks.
+Each rank holds the sums of some blocks of the tree of `veritrain.job.shards`. Their tensors, one after
+another, are one long vector; and each rank *owns* a range of it. For its range a rank receives
+every block's part, adds them as the tree says and gives the result to all others: a reduce-scatter
+and an all-gather. The order of the additions is that of the tree, so no bit depends on the number
+of ranks.
 
 A rank that holds b blocks sends (b + 1) (N - 1) / N times the vector's bytes, among N ranks. b is 1
 where N is a power of two that divides the number of shards, or is that number: then it is what a
@@ -43,8 +43,7 @@ T = TypeVar("T")
 
 
 def shards_of(rank: int, size: int, count: int) -> range:
-    """The shards, of `count`, that a rank of `size` computes: in order, as many as any other or one
-    more."""
+    """The shards, of `count`, that a rank of `size` computes; no rank has two more than another."""
     return range(rank * count // size, (rank + 1) * count // size)
 
 
@@ -93,8 +92,7 @@ class RankReduction:
         return self._buffers[name].is_floating_point()
 
     def _outline(self, sums: Sequence[BlockSum], held: list[list[range]]) -> _Outline:
-        """What the sums of all ranks hold: each rank tells a loss and two sets of names for each
-        block."""
+        """What the sums of all ranks hold: each tells a loss and two sets of names for a block."""
         parameters, buffers = list(self._parameters), list(self._buffers)
         own = [
             struct.pack("<d", item.loss)
@@ -137,9 +135,9 @@ class RankReduction:
                 place = slice(index * DIGEST_BYTES, (index + 1) * DIGEST_BYTES)
                 if text[place] != found[0][DIGEST_BYTES * (index % len(names)) :][:DIGEST_BYTES]:
                     raise JobError(
-                        f"shards: buffer {name} is not the same after every shard, and it has no"
-                        " mean; make it a floating-point buffer, or compute it from what all"
-                        " shards have"
+                        f"shards: buffer {name} is not the same after every shard, and it has no "
+                        "mean; make it a floating-point buffer, or compute it from what all shards "
+                        "have"
                     )
 
     def _added(
@@ -154,7 +152,7 @@ class RankReduction:
         models += [self._buffers[n] for n in buffers]
         rows = [
             [
-                *(item.gradients.pop(name, None) for name in gradients),
+                *(_own(item, name) for name in gradients),
                 *(item.buffers[name].clone() for name in buffers),  # the step has others in mind
             ]
             for item in sums
@@ -182,7 +180,7 @@ class _Vector:
     """Tensors of one dtype, one after another, as one long vector. None stands for zeros.
 
     Args:
-        found: the tensors; they are written to, those that share their memory excepted.
+        found: the tensors, contiguous; they are written to.
         models: their shapes.
     """
 
@@ -192,7 +190,7 @@ class _Vector:
         self._rows: list[Tensor | None] = []
         for index, tensor in enumerate(found):
             found[index] = None
-            self._rows.append(None if tensor is None else _own(tensor).view(-1))
+            self._rows.append(None if tensor is None else tensor.view(-1))
 
     @property
     def size(self) -> int:
@@ -218,8 +216,7 @@ class _Vector:
                 piece.copy_(row[first : first + len(piece)])
 
     def write(self, start: int, values: Tensor) -> None:
-        """Overwrite a range of elements; where it is a window of this vector, it is there
-        already."""
+        """Overwrite a range of elements; a window of this vector is there already."""
         for index, first, piece in self._pieces(start, start + len(values), values):
             row = self._rows[index]
             if row is None:
@@ -314,8 +311,7 @@ class _VectorSum:
             self._vectors[0].write(bucket.ranges[rank].start, values)
 
     def _rows_of(self, part: range) -> Tensor:
-        """What this rank has of a range: a row for each of its blocks. Copied only where it must
-        be."""
+        """What this rank has of a range: a row for each of its blocks. It is copied only if need be."""
         if len(self._vectors) == 1:
             found = self._vectors[0].window(part.start, part.stop)
             if found is not None:
@@ -358,11 +354,15 @@ def _taken(row: list[Tensor | None], index: int) -> Tensor | None:
     return tensor
 
 
-def _own(tensor: Tensor) -> Tensor:
-    """The tensor, contiguous, in memory that nothing else uses: autograd may give one memory to
-    two."""
-    is_tight = tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
-    return tensor if is_tight else tensor.clone(memory_format=torch.contiguous_format)
+def _own(item: BlockSum, name: str) -> Tensor | None:
+    """Take a gradient out of a sum, contiguous, in memory that nothing else uses.
+
+    Autograd may give one memory to the gradients of two parameters. A sum of shards is new.
+    """
+    tensor = item.gradients.pop(name, None)
+    if tensor is None or (len(item.shards) > 1 and tensor.is_contiguous()):
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _bits(names: Any, every: list[str]) -> bytes:

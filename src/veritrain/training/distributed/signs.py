@@ -80,8 +80,9 @@ class Watch:
         self._thread.start()
 
     def loss(self) -> Sign | None:
-        """Why the group cannot go on, as a rank that leaves says it; None if nobody is missed. It
-        waits a moment, since the loss of a connection is seen before its reason is."""
+        """Why the group cannot go on, as a rank that leaves says it; None if nobody is missed.
+
+        It waits a moment, since a connection that closes is seen before its reason is."""
         self._known.wait(2 * self._pause + 1)
         return self._loss
 
@@ -115,8 +116,7 @@ class Watch:
             self._hurry.wait(self._pause)
 
     def _exchanged(self, own: Tensor, present: Sequence[int]) -> dict[int, Sign]:
-        """What each present rank says now. All ranks take part in the same rounds, one after
-        another."""
+        """What each present rank says now. All ranks take part in the same rounds, in order."""
         limit = timedelta(seconds=self._deadline)
         heard = {other: torch.empty(_MESSAGE_BYTES, dtype=torch.uint8) for other in present}
         works: dict[int, list[Any]] = {other: [] for other in present}
