@@ -13,6 +13,7 @@ import pytest
 import veritrain as vt
 from tests import machines
 from tests.training.ranks_support import ended, start, start_module, torchrun, wait_for_commit
+from veritrain import cli
 from veritrain.transcript import Transcript
 
 JOB = """
@@ -238,6 +239,13 @@ def test_families_by_ranks_on_unlike_machines(size, counts) -> None:
     found = [json.loads(rank.communicate(timeout=3600)[0]) for rank in ranks]
     assert len(alone) >= 6 * len(counts.split(","))
     assert all(lines == alone for lines in found)
+
+
+def test_a_world_of_one_is_no_other_than_no_world(home, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")  # as some clusters set it, without the rest
+    run = tmp_path / "run"
+    assert cli.main(["train", str(home.job()), "--out", str(run), "--key", str(home.key)]) == 0
+    assert content(run) == content(home.alone)
 
 
 def test_ranks_without_a_shard_are_refused(home, tmp_path) -> None:

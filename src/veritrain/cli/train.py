@@ -122,8 +122,8 @@ def command(
 
 @contextmanager
 def _ranks(device: str, deadline: float) -> Generator[Ranks | None]:
-    """The ranks that torchrun has started; None where it has not started this process."""
-    if "WORLD_SIZE" not in os.environ:
+    """The ranks that torchrun has started; None where this process is alone."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield None
         return
     from veritrain.training.distributed.ranks import Ranks
@@ -133,7 +133,7 @@ def _ranks(device: str, deadline: float) -> Generator[Ranks | None]:
     try:
         with Ranks.join(device=device, deadline=deadline) as ranks:
             try:
-                yield ranks if ranks.size > 1 else None
+                yield ranks
             finally:  # rank 0 speaks for all, while it is there
                 is_silent = ranks.rank > 0 and not ranks.is_first_lost
     except (VeritrainError, KeyboardInterrupt) as error:
