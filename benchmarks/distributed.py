@@ -102,7 +102,7 @@ def _ranks(what: str, count: int, *more: int, threads: int) -> list[dict[str, fl
 
 
 def measure_sum(ranks: Ranks, gloo: Any, size: int) -> dict[str, float]:
-    """Both sums, in turn, on each rank at once."""
+    """Both sums, in turn, on each rank at once; each rank holds the sum of two shards."""
     model = nn.Module()
     for start in range(0, size, _TENSOR):
         values = torch.empty(min(_TENSOR, size - start))
@@ -114,10 +114,10 @@ def measure_sum(ranks: Ranks, gloo: Any, size: int) -> dict[str, float]:
 
     def tree() -> None:
         own = BlockSum(
-            shards=range(ranks.rank, ranks.rank + 1), loss=0.0, gradients=dict(gradients),
+            shards=range(2 * ranks.rank, 2 * ranks.rank + 2), loss=0.0, gradients=dict(gradients),
             buffers={}, changed=frozenset(),
         )  # fmt: skip
-        gradients.update(reduction.total([own], ranks.size).gradients)
+        gradients.update(reduction.total([own], 2 * ranks.size).gradients)
 
     def ring() -> None:
         gloo.allreduce([flat]).wait()
