@@ -1,10 +1,10 @@
 """The sum over all shards, added by all ranks together.
 
-Each rank holds the sums of some blocks of the tree of `veritrain.job.shards`. Their tensors, one after
-another, are one long vector; and each rank *owns* a range of it. For its range a rank receives
-every block's part, adds them as the tree says and gives the result to all others: a reduce-scatter
-and an all-gather. The order of the additions is that of the tree, so no bit depends on the number
-of ranks.
+Each rank holds the sums of some blocks of the tree of `veritrain.job.shards`. Their tensors, one
+after another, are one long vector; and each rank *owns* a range of it. For its range a rank
+receives every block's part, adds them as the tree says and gives the result to all others: a
+reduce-scatter and an all-gather. The order of the additions is that of the tree, so no bit depends
+on the number of ranks.
 
 A rank that holds b blocks sends (b + 1) (N - 1) / N times the vector's bytes, among N ranks. b is 1
 where N is a power of two that divides the number of shards, or is that number: then it is what a
@@ -311,7 +311,8 @@ class _VectorSum:
             self._vectors[0].write(bucket.ranges[rank].start, values)
 
     def _rows_of(self, part: range) -> Tensor:
-        """What this rank has of a range: a row for each of its blocks. It is copied only if need be."""
+        """What this rank has of a range: a row for each of its blocks. It is copied only if need
+        be."""
         if len(self._vectors) == 1:
             found = self._vectors[0].window(part.start, part.stop)
             if found is not None:
