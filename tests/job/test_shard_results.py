@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests import jobs
-from veritrain import TranscriptError, UsageError, VerificationError
+from veritrain import NumericsError, TranscriptError, UsageError, VerificationError
 from veritrain.job.data import Batches
 from veritrain.job.shard_results import ShardCommitment, ShardOpening, ShardResult, Shards
 from veritrain.job.state import capture
@@ -188,3 +188,22 @@ def test_gradients_that_only_some_shards_have_count_zeros() -> None:
         assert state_root(state_entries(after)) == state_root(state_entries(capture(program)))
     assert len(seen) > 1
     assert torch.get_default_dtype() is torch.float32
+
+
+class Unlike(jobs.Net):
+    """A net whose parameter `weight` has a gradient without a number, and whose loss has one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + (self.weight * 0).sqrt() * 0
+
+
+def test_a_result_without_numbers_is_no_result() -> None:
+    """The form of a NaN differs between processors: two honest ones would not agree."""
+    job = jobs.make(model=Unlike, shards=3, batch_size=12)
+    program = Program.build(job)
+    with pytest.raises(NumericsError, match="gradient/weight holds a NaN"):
+        Shards(job).shard_result(copied(capture(program)), 1, 0)

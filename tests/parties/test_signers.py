@@ -184,3 +184,12 @@ def test_a_party_folder_keeps_files_once_and_belongs_to_one_process(tmp_path) ->
     assert (folder.contexts(), context.messages()) == ([bytes(32)], [b"first", b"second"])
     context.clear()
     assert folder.contexts() == []
+
+
+@pytest.mark.parametrize("numbers", [(0, 1), (9_999, 10_000, 123_456)])
+def test_a_journal_has_every_number_after_a_restart(numbers, tmp_path) -> None:
+    folder = ContextFolder(tmp_path / "00")
+    made = [Journal(folder.entries()).sign_once(n, signed(CALLER), Counter()) for n in numbers]
+    again = Journal(ContextFolder(tmp_path / "00").entries())
+    for number, answer in zip(numbers, made, strict=True):
+        assert again.sign_once(number, signed(CALLER), Counter()) == answer

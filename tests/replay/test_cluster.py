@@ -51,7 +51,7 @@ def test_a_cluster_comes_to_the_verdict_of_one_process(job_file: Path, tmp_path:
     false = vt.load_job(other)
     other.write_text(job_file.read_text().replace("lr=0.01", "lr=0.02"))
     # The nodes load the file by themselves: another file there proves nothing against the trainer.
-    report = vt.audit(run, false, engine="ray", workers=2)
+    report = vt.audit(run, false, engine="ray", processes=2)
     assert report.verdict is vt.Verdict.INCONCLUSIVE
     assert "changed during the audit" in str(report)
 

@@ -111,3 +111,26 @@ def test_runs_of_all_kinds_are_accepted_from_any_checkpoint(
     train(job, tmp_path / "run")
     assert vt.audit(tmp_path / "run", job).verdict is Verdict.ACCEPTED
     assert vt.audit(tmp_path / "run", job, steps=(4, 5)).findings == ()
+
+
+COUNTED = """
+import itertools
+from tests import jobs
+
+CALLS = itertools.count()
+
+def loss(model, batch):  # every other call has another one: each shard of two has its own
+    return jobs.loss(model, batch) * (1 + next(CALLS) % 2)
+
+def job():
+    return jobs.make(loss=loss, shards=2, accumulate=1, sources=[{jobs!r}])
+"""
+
+
+def test_what_is_remembered_from_shard_to_shard_is_refused_before_the_run(tmp_path: Path) -> None:
+    """One process calls it twice in a step, two processes once each."""
+    file = tmp_path / "job.py"
+    file.write_text(COUNTED.replace("{jobs!r}", repr(jobs.__file__)))
+    with pytest.raises(vt.JobError, match="not the same"):
+        vt.train(vt.load_job(file), tmp_path / "run", signer=vt.Signer.generate())
+    assert not vt.check(vt.load_job(file)).is_ok

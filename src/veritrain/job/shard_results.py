@@ -21,7 +21,7 @@ from veritrain.errors import TranscriptError, UsageError, VerificationError
 from veritrain.job.data import Batches
 from veritrain.job.job import Job
 from veritrain.job.shards import MAX_SHARDS, BlockSum, joined
-from veritrain.job.state import capture, restore
+from veritrain.job.state import capture, refuse_nan, restore
 from veritrain.job.step import Program, finish_step, run_shard
 from veritrain.transcript import TensorEntry, fields, merkle, slices, tensors
 from veritrain.transcript.fields import shown
@@ -230,7 +230,7 @@ class Shards:
         Raises:
             UsageError: there is no such step or shard.
             TranscriptError: the state is not one of this job.
-            NumericsError, JobError: as `run_step`.
+            NumericsError, JobError: as `run_step`; the result holds a NaN.
         """
         self._require_step(step)
         if not 0 <= index < self.job.shards:
@@ -238,13 +238,15 @@ class Shards:
         restore(self._program, state)
         batch = self._batches.of_shards(step, range(index, index + 1))
         found = run_shard(self._program, step, index, batch)
-        return ShardResult(
+        result = ShardResult(
             step=step,
             shard=index,
             loss=found.loss,
             gradients={name: gradient.detach() for name, gradient in found.gradients.items()},
             buffers={name: found.buffers[name] for name in sorted(found.changed)},
         )
+        refuse_nan(result.tensors, step)  # a NaN has many forms, and processors differ in which
+        return result
 
     def decode(self, data: bytes) -> ShardResult:
         """Read a result that someone else sent: `ShardResult.to_bytes`.

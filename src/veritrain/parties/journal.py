@@ -53,7 +53,7 @@ class Journal:
         """The signed envelope for a slot: the one that was signed before, or what `make` returns.
 
         Args:
-            number: of the slot. Slots are filled in rising order.
+            number: of the slot, from 0. Slots are filled in rising order.
             question: what is answered; its signature was checked.
             make: signs. What it raises leaves the slot empty.
 
@@ -70,7 +70,7 @@ class Journal:
                     (kept.question, question.to_bytes()),
                 )
             return kept.answer
-        if number <= max(self._entries, default=0):
+        if number <= max(self._entries, default=-1):
             raise VerificationError(f"question {number} comes after a later one")
         answer = make()
         self._entries[number] = JournalEntry(question=question.to_bytes(), answer=answer)

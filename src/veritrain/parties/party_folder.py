@@ -19,7 +19,7 @@ from veritrain.parties.envelope import ENVELOPE_BYTES
 from veritrain.parties.journal import JournalEntry
 from veritrain.transcript.store import TEMPORARY_PREFIX, AlreadyWrittenError, LocalStore
 
-_NUMBERED = re.compile(r"(reply|message)-([0-9]{4})", re.ASCII)
+_NUMBERED = re.compile(r"(reply|message)-([0-9]{4,18})", re.ASCII)
 _CONTEXT = re.compile("[0-9a-f]{64}", re.ASCII)
 
 
@@ -132,7 +132,7 @@ class ContextFolder:
         found: list[int] = []
         for path in self._store.list():
             match = _NUMBERED.fullmatch(path)
-            if match is not None and match[1] == kind:
+            if match is not None and path == _name(kind, int(match[2])):
                 found.append(int(match[2]))
             elif path.startswith(TEMPORARY_PREFIX):
                 self._store.delete(path)

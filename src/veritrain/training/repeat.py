@@ -16,7 +16,7 @@ from torch import Tensor
 from veritrain.encoding import Digest
 from veritrain.job.data import Batches, batch_digest
 from veritrain.job.state import capture, refuse_nan, require_fit, restore
-from veritrain.job.step import Program, run_step
+from veritrain.job.step import Program, run_shard, run_step
 from veritrain.numerics import Profile
 from veritrain.runtime.progress import Stage, tell
 from veritrain.training.attributes import Attributes
@@ -94,9 +94,7 @@ def do_step(
     tell(Stage(doing=f"doing step {step}"))
     start = perf_counter()
     batch = batches[step]
-    digest = batch_digest(
-        batch, program.job.shards
-    )  # before the step, which may write into its batch
+    digest = batch_digest(batch, program.job.shards)  # before the step, which may write into it
     rounding = program.recording()
     loss = run_step(program, step, batch, rounding, after_shard=after_shard)
     log = None if rounding is None else rounding.finish()
@@ -137,6 +135,12 @@ def repeat(
     built = state_entries(capture(program))
     require_fit(program, state_entries(before))
     restore(program, before)
+    if (count := batches.job.shards) > 1:
+        # Of several processes, one computes the last shard without those before it. What a job
+        # remembers from one shard to the next is another then.
+        last = batches.of_shards(outcome.step, range(count - 1, count))
+        run_shard(program, outcome.step, count - 1, last)
+        fresh.after_shard(count - 1)
     again = do_step(program, batches, outcome.step, fresh.after_shard)
     found = _difference(outcome, again)
     if found is not None and (names := remembered.differences(Remembered.of(program, batches))):
