@@ -39,6 +39,7 @@ REFUSED = {
     ("service", "adversaries"): "nobody is told of the attacks",
     ("cli", "adversaries"): "nobody is told of the attacks",
 }
+USERS = {"cli.starter"}  # the text of a job that users begin with
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 
 
@@ -53,7 +54,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(file: Path, known: Mapping[str, Path]) -> Iterator[tuple[str, int]]:
-    """The package's modules that a file imports, with the line."""
+    """The package's modules that a file imports, with the line; "" for the package itself."""
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -64,7 +65,7 @@ def imports(file: Path, known: Mapping[str, Path]) -> Iterator[tuple[str, int]]:
             continue
         for name in names:
             package, _, inside = name.partition(".")
-            if package == "veritrain":
+            if package == "veritrain" and inside != "__version__":
                 while inside not in known and inside:  # a name that a module defines
                     inside = inside.rpartition(".")[0]
                 yield inside, node.lineno
@@ -76,13 +77,28 @@ def faults() -> list[str]:
     for module, file in known.items():
         room = module.partition(".")[0]
         for name, line in imports(file, known) if room else ():
-            target = name.partition(".")[0]  # "" for the package itself
-            if not target or target == room:
+            target = name.partition(".")[0]
+            if target == room:
+                continue
+            if not target:  # a public name, which may come from any room
+                if module not in USERS:
+                    found.append(f"{file.relative_to(PACKAGE)}, line {line}: {room} names no room")
                 continue
             down = LEVEL[target] < LEVEL[room] and (room, target) not in REFUSED
             if not down and (room, target) not in BESIDE:
                 found.append(f"{file.relative_to(PACKAGE)}, line {line}: {room} imports {target}")
     return found
+
+
+def between_protocols() -> list[str]:
+    """Imports of one protocol by another: what two need lies in `parties`."""
+    return [
+        f"{module} imports {target}"
+        for module, targets in graph_of_files().items()
+        for target in sorted(targets)
+        if module.startswith("protocols.") and target.startswith("protocols.")
+        if module.split(".")[1] != target.split(".")[1]
+    ]
 
 
 def graph_of_files() -> dict[str, set[str]]:
@@ -136,6 +152,10 @@ def test_every_room_has_a_layer():
 
 def test_imports_point_down():
     assert faults() == []
+
+
+def test_no_protocol_imports_another():
+    assert between_protocols() == []
 
 
 def test_no_files_import_in_a_circle():
@@ -199,6 +219,22 @@ def test_a_wrong_import_is_seen(house):
         "job/step.py, line 1: job imports cli",
         "replay/auditor.py, line 2: replay imports training",
     ]
+
+
+def test_an_import_through_the_package_is_seen(house):
+    house(
+        replay__auditor="from veritrain import Recorder\n",
+        job__step="from veritrain import __version__, errors\n",
+        errors="",
+    )
+    assert faults() == ["replay/auditor.py, line 1: replay names no room"]
+
+
+def test_a_protocol_that_imports_another_is_seen(house):
+    house(protocols__aspis__server="from veritrain.protocols.dispute import game\n")
+    (PACKAGE / "protocols" / "dispute").mkdir()
+    (PACKAGE / "protocols" / "dispute" / "game.py").touch()
+    assert between_protocols() == ["protocols.aspis.server imports protocols.dispute.game"]
 
 
 def test_a_circle_of_typing_imports_is_seen(house):

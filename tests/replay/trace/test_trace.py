@@ -20,7 +20,7 @@ from veritrain.replay.trace import calls
 from veritrain.replay.trace.arithmetic import Arithmetic
 from veritrain.replay.trace.cells import cell_digest, is_short
 from veritrain.replay.trace.entry import TraceEntry
-from veritrain.replay.trace.entry_bodies import Body, OperatorBody, OutcomeBody, read_body
+from veritrain.replay.trace.entry_bodies import EntryBody, OperatorBody, OutcomeBody, read_body
 from veritrain.replay.trace.recompute import recompute, recompute_tile
 from veritrain.replay.trace.state_openings import StateBefore, state_opening
 from veritrain.replay.trace.structure import (
@@ -78,7 +78,7 @@ class Step:
         return trace(program, self.before, self.batches[2], program.following(self.log), kept)
 
 
-def read(tracer: Tracer) -> list[Body]:
+def read(tracer: Tracer) -> list[EntryBody]:
     return [read_body(TraceEntry.from_bytes(entry, where="own")) for entry in tracer.entries]
 
 

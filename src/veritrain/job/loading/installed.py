@@ -16,7 +16,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import veritrain
+from veritrain import __version__
 from veritrain.encoding import Value, digest_value
 
 
@@ -70,7 +70,7 @@ def version(name: str) -> str:
     """
     if name == "python":
         return platform.python_version()
-    return veritrain.__version__ if name == "veritrain" else importlib.metadata.version(name)
+    return __version__ if name == "veritrain" else importlib.metadata.version(name)
 
 
 def found(names: Iterable[str]) -> dict[str, str]:

@@ -241,23 +241,23 @@ class OutcomeBody:
         }  # fmt: skip
 
 
-Body: TypeAlias = InputsBody | OperatorBody | StateBody | OutcomeBody
+EntryBody: TypeAlias = InputsBody | OperatorBody | StateBody | OutcomeBody
 
 
-def is_final(body: Body) -> bool:
+def is_final(body: EntryBody) -> bool:
     """Whether a trace ends with an entry of this body."""
     refused = isinstance(body, OperatorBody) and body.effects is None
     return refused or isinstance(body, OutcomeBody)
 
 
-def position_before(body: Body) -> int | None:
+def position_before(body: EntryBody) -> int | None:
     """Where the rounding log is read on before an entry."""
     if isinstance(body, (OperatorBody, StateBody)):
         return body.operands.log
     return body.log if isinstance(body, OutcomeBody) else None
 
 
-def position_after(body: Body) -> int | None:
+def position_after(body: EntryBody) -> int | None:
     """Where the rounding log is read on after an entry."""
     if isinstance(body, InputsBody):
         return None if body.rounding is None else 0
@@ -266,12 +266,12 @@ def position_after(body: Body) -> int | None:
     return position_before(body)
 
 
-def tree_after(body: Body) -> tuple[int, list[Digest]]:
+def tree_after(body: EntryBody) -> tuple[int, list[Digest]]:
     """How many tensors of the state there are up to an entry, and the peaks of their tree."""
     return (body.place + 1, [*body.peaks]) if isinstance(body, StateBody) else (0, [])
 
 
-def read_body(entry: TraceEntry) -> Body:
+def read_body(entry: TraceEntry) -> EntryBody:
     """The body of an entry, which another party may have written.
 
     Raises:
@@ -360,7 +360,7 @@ def _outcome(fields: dict[str, Value]) -> OutcomeBody:
     )
 
 
-_READERS: dict[str, Callable[[dict[str, Value]], Body]] = {
+_READERS: dict[str, Callable[[dict[str, Value]], EntryBody]] = {
     "inputs": _inputs,
     "operator": _operator,
     "refused": _refused,

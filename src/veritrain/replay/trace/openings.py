@@ -19,7 +19,7 @@ from veritrain.errors import (
     VeritrainError,
 )
 from veritrain.replay.trace.entry import TraceEntry
-from veritrain.replay.trace.entry_bodies import Body, ReadCell, WrittenCell, read_body
+from veritrain.replay.trace.entry_bodies import EntryBody, ReadCell, WrittenCell, read_body
 from veritrain.replay.trace.tiles import Tile, clipped
 from veritrain.transcript.slices import (
     Opened,
@@ -35,7 +35,7 @@ class FalseOpeningError(VeritrainError):
     """What a party opened is not what it should be: that party loses."""
 
 
-def opened_entries(detail: Value, first: int, last: TraceEntry) -> tuple[Body, ...]:
+def opened_entries(detail: Value, first: int, last: TraceEntry) -> tuple[EntryBody, ...]:
     """Bodies of the entries from `first` to the agreed `last`, which are its chain.
 
     From the last one back each is hashed before it is read, since a body of empty arrays takes a
@@ -50,7 +50,7 @@ def opened_entries(detail: Value, first: int, last: TraceEntry) -> tuple[Body, .
     if not encoded or len(encoded) != last.index + 1 - first:
         raise FalseOpeningError(f"expected the entries {first} to {last.index}")
     wanted = last.digest
-    bodies: list[Body] = []
+    bodies: list[EntryBody] = []
     for index, data in zip(range(last.index, first - 1, -1), reversed(encoded), strict=True):
         if digest(TraceEntry.type_name, data) != wanted:
             raise FalseOpeningError(f"entry {index} is not the one of the chain")
@@ -65,7 +65,7 @@ def opened_entries(detail: Value, first: int, last: TraceEntry) -> tuple[Body, .
     return tuple(reversed(bodies))
 
 
-def agreed_body(entry: TraceEntry) -> Body:
+def agreed_body(entry: TraceEntry) -> EntryBody:
     """The body of an entry to which both parties agreed.
 
     Raises:

@@ -23,7 +23,13 @@ from veritrain.job.step import Program
 from veritrain.numerics.logged.rounding import Following
 from veritrain.replay.redone import redo_step, restore_stored, start_of
 from veritrain.replay.trace.entry import TraceEntry
-from veritrain.replay.trace.entry_bodies import Body, Effects, OperatorBody, OutcomeBody, read_body
+from veritrain.replay.trace.entry_bodies import (
+    Effects,
+    EntryBody,
+    OperatorBody,
+    OutcomeBody,
+    read_body,
+)
 from veritrain.replay.trace.openings import cells_opening, groups_opening, tile_opening
 from veritrain.replay.trace.record_openings import records_opening
 from veritrain.replay.trace.requests import (
@@ -168,7 +174,7 @@ class ReplayedStep:
             raise FieldError(f"entry {index} writes no cell {cell}")
         return self._keep(index).results[cell]
 
-    def _body(self, index: int) -> Body:
+    def _body(self, index: int) -> EntryBody:
         return read_body(TraceEntry.from_bytes(self.entries[index], where="own entry"))
 
     def _computed(self) -> Sequence[bytes]:

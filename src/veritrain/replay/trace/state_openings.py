@@ -25,7 +25,7 @@ from veritrain.job.state import HYPER, SCHEDULER, require_fit, restore
 from veritrain.job.step import Program
 from veritrain.replay.trace.cells import is_short_content
 from veritrain.replay.trace.entry import TraceEntry
-from veritrain.replay.trace.entry_bodies import Body, InputsBody
+from veritrain.replay.trace.entry_bodies import EntryBody, InputsBody
 from veritrain.replay.trace.openings import (
     FalseOpeningError,
     fields_of,
@@ -113,7 +113,7 @@ class StateBefore:
 class Prefix:
     """A step up to an entry: its entries' bodies, the state before it and its batch."""
 
-    entries: tuple[Body, ...]
+    entries: tuple[EntryBody, ...]
     state: StateBefore
     batch: Batch
 

@@ -34,9 +34,9 @@ from veritrain.replay.trace import calls
 from veritrain.replay.trace.calls import TracedCall
 from veritrain.replay.trace.cells import Cells, CellView, cell_digest, fill, is_short
 from veritrain.replay.trace.entry_bodies import (
-    Body,
     Constant,
     Effects,
+    EntryBody,
     FromBatch,
     InputsBody,
     MetCell,
@@ -60,7 +60,7 @@ class CannotFollowError(InconclusiveError):
     """The job's Python does something that agreed entries do not lead to."""
 
 
-def structure_of(body: Body) -> Structure:
+def structure_of(body: EntryBody) -> Structure:
     """The part of an entry's body that follows from the job and the entries before."""
     match body:
         case OperatorBody():
@@ -109,7 +109,7 @@ class NextEntry:
 
 
 def next_structure(
-    programs: Sequence[Program], step: int, batch: Batch, agreed: Sequence[Body]
+    programs: Sequence[Program], step: int, batch: Batch, agreed: Sequence[EntryBody]
 ) -> NextEntry:
     """What the job does after the agreed entries.
 
@@ -138,7 +138,7 @@ def next_structure(
 
 
 def _followed(
-    program: Program, step: int, batch: Batch, agreed: Sequence[Body], unknown: int
+    program: Program, step: int, batch: Batch, agreed: Sequence[EntryBody], unknown: int
 ) -> NextEntry:
     plain = program.profile
     if not isinstance(plain, Exact):
@@ -175,7 +175,7 @@ class _Follower:
     """Leads a step by agreed entries; a `Watcher`."""
 
     def __init__(
-        self, origins: Origins, agreed: Sequence[Body], *, rounds_state: bool, unknown: int
+        self, origins: Origins, agreed: Sequence[EntryBody], *, rounds_state: bool, unknown: int
     ) -> None:
         self._origins = origins
         self._agreed = agreed
@@ -269,7 +269,7 @@ class _Follower:
         sizes = {self._cells[x]: x.untyped_storage().nbytes() for x in tensors}
         return _memory(met, len(self._cells), sorted(sizes.items()))
 
-    def _next(self, structure: Structure) -> Body:
+    def _next(self, structure: Structure) -> EntryBody:
         """The agreed body of the entry that was just described, or the end."""
         if self._index == len(self._agreed):
             raise _FoundNext(NextEntry(structure=structure, constants=self._constants))
@@ -279,7 +279,7 @@ class _Follower:
             raise CannotFollowError(f"entry {self._index - 1} is not what the job does next here")
         return agreed
 
-    def _has_constants(self, agreed: Body) -> bool:
+    def _has_constants(self, agreed: EntryBody) -> bool:
         """Does the agreed entry read the constants that the job's code has?"""
         if not self._constants:
             return True

@@ -35,9 +35,9 @@ from veritrain.replay.trace.cells import (
 )
 from veritrain.replay.trace.entry import TraceEntry
 from veritrain.replay.trace.entry_bodies import (
-    Body,
     Constant,
     Effects,
+    EntryBody,
     FromBatch,
     FromState,
     InputsBody,
@@ -129,7 +129,7 @@ class Tracer:
             kept: the entry whose operands and results are kept.
         """
         self.entries: list[bytes] = []
-        self.last: Body | None = None
+        self.last: EntryBody | None = None
         self.operands: dict[int, bytes] = {}
         self.results: dict[int, bytes] = {}
         self._previous = previous
@@ -173,7 +173,7 @@ class Tracer:
         """Give the next cell this number."""
         self._cells.skip_to(cell)
 
-    def add(self, body: Body) -> None:
+    def add(self, body: EntryBody) -> None:
         """Chain one more entry."""
         made = TraceEntry(
             index=self._index, previous=self._previous, final=is_final(body), body=body.to_value()

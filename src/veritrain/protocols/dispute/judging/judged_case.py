@@ -15,7 +15,7 @@ from veritrain.protocols.dispute.judge import Answered, Ask, Case, Loser, Ruling
 from veritrain.protocols.dispute.messages import PARTIES, Role
 from veritrain.replay.trace.arithmetic import Arithmetic
 from veritrain.replay.trace.entry import TraceEntry
-from veritrain.replay.trace.entry_bodies import Body, read_body
+from veritrain.replay.trace.entry_bodies import EntryBody, read_body
 from veritrain.replay.trace.openings import FalseOpeningError, agreed_body
 from veritrain.replay.trace.requests import Request
 from veritrain.transcript.limits import LIMITS as TRANSCRIPT
@@ -79,7 +79,7 @@ class JudgedCase:
         return Arithmetic.of(self._job)
 
     @cached_property
-    def bodies(self) -> tuple[Body, Body]:
+    def bodies(self) -> tuple[EntryBody, EntryBody]:
         """The two entries, of which `form.malformed` found none malformed."""
         trainer, challenger = (read_body(entry) for entry in self.case.entries)
         return trainer, challenger
@@ -95,7 +95,7 @@ class JudgedCase:
         return cast(TraceEntry, self.case.previous)
 
     @cached_property
-    def previous_body(self) -> Body:
+    def previous_body(self) -> EntryBody:
         """The body of the agreed entry.
 
         Raises:

@@ -24,7 +24,7 @@ from veritrain.protocols.dispute.messages import PARTIES
 from veritrain.replay.trace import calls
 from veritrain.replay.trace.cells import cell_digest, tight
 from veritrain.replay.trace.entry_bodies import (
-    Body,
+    EntryBody,
     FromBatch,
     FromState,
     InputsBody,
@@ -60,14 +60,14 @@ def false_position(judged: JudgedCase) -> Ruling | None:
     """The rounding log is read on where the entry before ended."""
     expected = position_after(judged.previous_body)
 
-    def problem(body: Body) -> str | None:
+    def problem(body: EntryBody) -> str | None:
         got = position_before(body)
         return f"expected {expected}, got {shown(got)}" if got != expected else None
 
     return against(judged.bodies, problem, "place in the rounding log")
 
 
-def _operands(body: Body) -> Operands:
+def _operands(body: EntryBody) -> Operands:
     return cast(OperatorBody, body).operands  # a state's body has them too
 
 
@@ -100,7 +100,7 @@ def _ruling_on_cell(
     return decided(claims, problem, f"cell {cell}")
 
 
-def _last_write(bodies: Sequence[Body], first: int, cell: int) -> LastWrite | None:
+def _last_write(bodies: Sequence[EntryBody], first: int, cell: int) -> LastWrite | None:
     """The last of these entries that wrote or met a cell, and the content's digest.
 
     Args:

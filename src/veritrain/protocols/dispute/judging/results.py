@@ -9,7 +9,7 @@ from veritrain.errors import InconclusiveError, UsageError
 from veritrain.protocols.dispute.judge import Ruling
 from veritrain.protocols.dispute.judging.judged_case import JudgedCase, against, require_openable
 from veritrain.replay.trace.entry_bodies import (
-    Body,
+    EntryBody,
     OperatorBody,
     OutcomeBody,
     StateBody,
@@ -34,7 +34,7 @@ def false_result(judged: JudgedCase) -> Ruling | None:
     else:
         expected = _of_outcome(judged, cast(OutcomeBody, body))
 
-    def problem(claim: Body) -> str | None:
+    def problem(claim: EntryBody) -> str | None:
         value = claim.to_value()
         got = {field: value.get(field) for field in expected}
         return "; ".join(differences(expected, got)) if encode(got) != encode(expected) else None
