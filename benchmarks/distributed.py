@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ from veritrain.training.distributed.reduction import RankReduction
 
 SIZES = (1_000_000, 8_000_000, 32_000_000, 124_000_000)  # parameters
 RANKS = (2, 4)
-_TENSOR = 1 << 20  # parameters of each tensor
+# Parameters of the tensors, in turn: two layers of a transformer with their biases.
+_TENSORS = (589_824, 768, 2_359_296, 3_072)
 _RUNS = 7
 _STEPS = 9
 _ACKNOWLEDGED = slice(120, 128)  # tcpi_bytes_acked in Linux's struct tcp_info
@@ -103,10 +105,13 @@ def _ranks(what: str, count: int, *more: int, threads: int) -> list[dict[str, fl
 
 def measure_sum(ranks: Ranks, gloo: Any, size: int) -> dict[str, float]:
     """Both sums, in turn, on each rank at once; each rank holds the sum of two shards."""
-    model = nn.Module()
-    for start in range(0, size, _TENSOR):
-        values = torch.empty(min(_TENSOR, size - start))
+    model, start = nn.Module(), 0
+    for length in cycle(_TENSORS):
+        values = torch.empty(min(length, size - start))
         model.register_parameter(f"p{start}", nn.Parameter(values, requires_grad=False))
+        start += len(values)
+        if start == size:
+            break
     reduction = RankReduction(ranks, model)
     gradients = {name: torch.full_like(p, 1e-3) for name, p in model.named_parameters()}
     flat = torch.full((size,), 1e-3)

@@ -8,6 +8,7 @@ run by itself, at the path that the auditor has.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, replace
@@ -49,6 +50,8 @@ def replay_on_cluster(
         )
     )
     shared["job_file"] = str(shared["job_file"])
+    if "://" not in shared["url"] and "::" not in shared["url"]:
+        shared["url"] = os.path.abspath(shared["url"])  # a node has a working folder of its own
     was_joined = ray.is_initialized()
     if not was_joined:
         # As the command line has it: the order of a set of text is the same in every process.
