@@ -243,7 +243,7 @@ def finish_step(program: Program, step: int, total: BlockSum) -> float:
     with program.profile.active(
         seed=program.job.seed, purpose="step", step=step, device=program.device
     ) as scope:
-        # A process that computed no shard has not set the flags of the step; the optimiser sees them.
+        # The optimiser sees the flags of the step, which no shard has set in this process perhaps.
         scope.rekey(seed=program.job.seed, purpose="step", step=step, calls=calls_of_shard(None))
         program.begin_step(step)
         loss = _meet(program, scope, step, total, ModelBefore(program.model))
