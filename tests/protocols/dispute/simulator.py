@@ -1,7 +1,7 @@
 """A whole dispute in one process.
 
-How to use it: make a challenge and a `Disputant` for each party (see `toy`). `settle` plays where
-every message arrives at once, `settle_over` over a network with faults. Both return the referee,
+How to use it: make a challenge and a `Disputant` for each party (see `toy`). `decide` plays where
+every message arrives at once, `decide_over` over a network with faults. Both return the referee,
 which has the verdict and the bundle.
 """
 

@@ -41,7 +41,7 @@ def verdict_on(scene, agree, differ):
 
 
 def other_log(body, number):
-    body["log"] = number
+    body["log"] = body["logged"] = number
 
 
 def other_read(body, number):

@@ -177,7 +177,7 @@ def test_a_forged_rounding_log_loses(tmp_path, monkeypatch, cheat, obeys):
     trainer = None
     if obeys:
         with monkeypatch.context() as patch:
-            patch.setattr(Following, "settle", blindly)
+            patch.setattr(Following, "round", blindly)
             patch.setattr(Following, "finish", lambda self: self._data)
             trainer = Liar(scene, 1, leaf=scene.leaves[1])
     challenger = Liar(scene, 1)

@@ -361,6 +361,65 @@ def test_a_false_layout_of_a_result_needs_no_operands(scene, monkeypatch, side):
     assert verdict.loser.value == side, verdict.reason
 
 
+def changed_product(change):
+    """The trace up to a product whose entry was changed; to its end, where that goes on."""
+
+    def changed(bodies):
+        index = next(i for i, body in enumerate(bodies) if is_product(body))
+        change(bodies[index])
+        return bodies[: index + 1] if "refused" in bodies[index] else bodies
+
+    return changed
+
+
+def without_effects(body):
+    for name in ("results", "writes", "drawn", "logged"):
+        del body[name]
+    body["refused"] = True
+
+
+FORMS = {
+    "refused": without_effects,
+    "logged": lambda body: body.update(logged=5),
+    "content": lambda body: body["writes"][0].__setitem__(3, b"x"),
+}
+
+
+@pytest.mark.parametrize("lie", FORMS)
+@pytest.mark.parametrize("side", SIDES)
+def test_a_false_form_of_what_came_of_a_call_needs_no_operands(scene, monkeypatch, lie, side):
+    monkeypatch.setattr(judged_case, "MOST_BYTES", 64)
+    monkeypatch.setattr(parts, "WHOLE_BYTES", 0)
+    change = changed_product(FORMS[lie])
+    verdict = decide(scene, STEP, **{side: Liar(scene, STEP, change=change)})
+    assert verdict.loser.value == side, verdict.reason
+
+
+def with_content(bodies):
+    """A long cell whose entry holds its bytes."""
+    row = next(body for body in bodies if is_product(body))["writes"][0]
+    assert row[1] > 64
+    row[3] = bytes(row[1])
+    row[2] = digest("tensor", row[3])
+    return bodies
+
+
+def without_content(bodies):
+    """A short cell whose entry does not hold its bytes."""
+    names = ("aten.mul.", "aten.add.", "aten.div.")
+    some = (body for body in bodies if str(body.get("operator")).startswith(names))
+    next(row for body in some for row in body["writes"] if row[3] is not None)[3] = None
+    return bodies
+
+
+@pytest.mark.parametrize("change", [with_content, without_content])
+@pytest.mark.parametrize("side", SIDES)
+def test_the_size_says_whether_an_entry_holds_the_bytes(scene, monkeypatch, change, side):
+    monkeypatch.setattr(judged_case, "MOST_BYTES", 0)
+    verdict = decide(scene, STEP, **{side: Liar(scene, STEP, change=change)})
+    assert verdict.loser.value == side, verdict.reason
+
+
 def is_product(body):
     return str(body.get("operator")).startswith("aten.addmm")
 

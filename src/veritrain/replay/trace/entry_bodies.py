@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias, TypeVar, cast
 
-from veritrain.encoding import Digest, Value
+from veritrain.encoding import Digest, Value, digest
 from veritrain.errors import FieldError, UsageError
 from veritrain.numerics.keys import generators
 from veritrain.replay.trace.calls import Argument, TracedCall, argument_value, read_argument
@@ -111,7 +111,7 @@ class WrittenCell:
     cell: int
     size: int  # bytes
     digest: Digest
-    content: bytes | None  # of a short cell, see `cells.is_short`
+    content: bytes | None  # of a short cell, see `cells.is_short`; its digest is `digest`
 
     def to_value(self) -> Value:
         """The row in an entry."""
@@ -325,13 +325,20 @@ def _operator(fields: dict[str, Value]) -> OperatorBody:
         drawn=_draw("drawn", fields["drawn"]),
         logged=_optional(_natural, "logged", fields["logged"]),
     )
-    return OperatorBody(operands=_operands(fields), call=_call(fields), effects=effects)
+    operands = _operands(fields)
+    if (operands.log is None) != (effects.logged is None):
+        expected = "null, as log" if operands.log is None else "a number, as log"
+        raise check.wrong("logged", expected, effects.logged)
+    return OperatorBody(operands=operands, call=_call(fields), effects=effects)
 
 
 def _refused(fields: dict[str, Value]) -> OperatorBody:
     if fields["refused"] is not True:
         raise check.wrong("refused", "true", fields["refused"])
-    return OperatorBody(operands=_operands(fields), call=_call(fields), effects=None)
+    operands = _operands(fields)
+    if operands.log is None:  # only a rounding log can fail to lead on
+        raise FieldError("field refused: there is no rounding log")
+    return OperatorBody(operands=operands, call=_call(fields), effects=None)
 
 
 def _state(fields: dict[str, Value]) -> StateBody:
@@ -412,25 +419,30 @@ def _origin(value: Value) -> Origin:
 
 
 def _read(name: str, row: list[Value]) -> ReadCell:
-    cell, size, last, digest = row
+    cell, size, last, held = row
     check.check_integer(name, last, 0, MAX_ENTRIES - 1)
     return ReadCell(
         cell=_natural(name, cell),
         size=_natural(name, size),
-        last=LastWrite(index=cast(int, last), digest=_digest(name, digest)),
+        last=LastWrite(index=cast(int, last), digest=_digest(name, held)),
     )
 
 
 def _written(name: str, row: list[Value]) -> WrittenCell:
-    cell, size, digest, content = row
+    cell, size, held, content = row
     if content is not None and type(content) is not bytes:
         raise check.wrong(name, "bytes or null", content)
-    return WrittenCell(
+    made = WrittenCell(
         cell=_natural(name, cell),
         size=_natural(name, size),
-        digest=_digest(name, digest),
+        digest=_digest(name, held),
         content=content,
     )
+    if content is not None and (len(content) != size or digest("tensor", content) != held):
+        raise FieldError(
+            f"field {name}: the content of cell {made.cell} has another size or digest"
+        )
+    return made
 
 
 def _rows(

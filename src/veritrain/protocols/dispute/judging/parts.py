@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
+
 from veritrain.encoding import CHUNK_BYTES, encode
 from veritrain.errors import InconclusiveError
 from veritrain.protocols.dispute.judge import Ruling
@@ -19,6 +21,8 @@ from veritrain.protocols.dispute.judging.judged_case import (
     require_openable,
 )
 from veritrain.protocols.dispute.messages import PARTIES
+from veritrain.replay.trace.calls import TracedCall, views_in
+from veritrain.replay.trace.cells import is_short_content
 from veritrain.replay.trace.entry_bodies import Effects, OperatorBody, WrittenCell
 from veritrain.replay.trace.openings import (
     opened_groups,
@@ -36,19 +40,25 @@ WHOLE_BYTES = 1 << 18  # of operands that are opened whole; of more, parts are, 
 
 def false_bookkeeping(judged: JudgedCase) -> Ruling | None:
     """What follows without a value: operators that have parts draw nothing, and keep the sizes of
-    cells."""
+    cells. The entry holds the content of short cells, and of no others."""
     body = judged.bodies[0]
     if not isinstance(body, OperatorBody) or not has_parts(body.call):
         return None
     sizes = body.operands.sizes()
 
     def problem(effects: Effects | None) -> str | None:
-        if effects is None or (
-            effects.drawn == body.call.draw
-            and all(sizes.get(write.cell, write.size) == write.size for write in effects.writes)
-        ):
+        if effects is None:
             return None
-        return "random numbers that it does not draw, or another size of what it writes"
+        if effects.drawn != body.call.draw:
+            return "random numbers that it does not draw"
+        dtypes = _dtypes(body.call, effects)
+        for write in effects.writes:
+            if sizes.get(write.cell, write.size) != write.size:
+                return f"another size of cell {write.cell}"
+            short = {is_short_content(write.size, dtype) for dtype in dtypes.get(write.cell, ())}
+            if short == {write.content is None}:
+                return f"cell {write.cell} with its content, or without it"
+        return None
 
     return against(_effects(judged), problem, f"{body.call.operator}, entry {judged.case.index}")
 
@@ -109,6 +119,15 @@ def false_part(judged: JudgedCase) -> Ruling | None:
         lambda claim: None if claim == expected else f"another in bytes {start} to {stop}",
         f"result of {name}, entry {judged.case.index}, cell {cell}",
     )
+
+
+def _dtypes(call: TracedCall, effects: Effects) -> dict[int, set[torch.dtype]]:
+    """The dtypes of all views of each cell among arguments and results."""
+    found: dict[int, set[torch.dtype]] = {}
+    for value in (*call.arguments, *call.named.values(), effects.results):
+        for view in views_in(value):
+            found.setdefault(view.cell, set()).add(view.dtype)
+    return found
 
 
 def _effects(judged: JudgedCase) -> tuple[Effects | None, Effects | None]:
