@@ -81,6 +81,8 @@ def open_question(signed: SignedEnvelope, message: Message, terms: DisputeTerms)
     check_equal("dispute of the question", terms.dispute, message.dispute)
     if (message.sender, message.kind) != (Role.REFEREE, MessageKind.QUESTION):
         raise VerificationError(f"expected a question, got a {message.kind.value}")
+    if message.number == 0:  # the slot of the challenge, for which the challenger has signed
+        raise VerificationError("a question with the number of the challenge")
     try:
         question = Question.from_value(message.body)
     except FieldError as error:
