@@ -187,7 +187,7 @@ class _Side:
             claims=claims,
             journal=Journal(folder.entries()),
         )
-        bundle = lead_dispute(client, challenge, party, terms.dispute, output.warn)
+        bundle = lead_dispute(client, folder, party, terms.dispute, output.warn)
         return _Ended(dispute=terms.dispute, referee=referee, bundle=bundle)
 
     def _challenge(self, referee: bytes, claims: ReplayedClaims, archive: DisputeArchive) -> bytes:

@@ -20,6 +20,7 @@ from veritrain.parties.journal import JournalEntry
 from veritrain.transcript.store import TEMPORARY_PREFIX, AlreadyWrittenError, LocalStore
 
 _NUMBERED = re.compile(r"(reply|message)-([0-9]{4,18})", re.ASCII)
+_PROOF = ("equivocation-1", "equivocation-2")
 _CONTEXT = re.compile("[0-9a-f]{64}", re.ASCII)
 
 
@@ -107,19 +108,20 @@ class ContextFolder:
         Raises:
             UsageError: they cannot be written.
         """
-        for name, message in zip(("equivocation-1", "equivocation-2"), pair, strict=True):
+        for name, message in zip(_PROOF, pair, strict=True):
             with suppress(AlreadyWrittenError):  # one pair proves it
                 self._store.write(name, (message,))
         return self.folder
 
     def clear(self) -> None:
-        """Delete it all.
+        """Delete all but a proof against another party, which is of use after the end too.
 
         Raises:
             UsageError: it cannot be deleted.
         """
         for path in self._store.list():
-            self._store.delete(path)
+            if path not in _PROOF:
+                self._store.delete(path)
         with suppress(OSError):
             self.folder.rmdir()
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from veritrain.encoding import Digest
 from veritrain.errors import InconclusiveError, UsageError, VeritrainError
 from veritrain.net.http_client import HttpClient, UnansweredError
+from veritrain.parties.equivocation import EquivocationError
 from veritrain.protocols.dispute.challenge import open_challenge
 from veritrain.protocols.dispute.claims import Commitment
 from veritrain.protocols.dispute.dispute_evidence import Bundle
@@ -119,7 +120,7 @@ def unfinished(
 
 def lead_dispute(
     referee: RefereeClient,
-    challenge: bytes,
+    folder: DisputeFolder,
     party: DisputeParty,
     dispute: bytes,
     report: Callable[[str], None],
@@ -128,7 +129,8 @@ def lead_dispute(
 
     Args:
         referee: decides the dispute.
-        challenge: signed; brought again, it goes on with the dispute that it opened.
+        folder: has the challenge, which goes on with the dispute that it opened. Takes the proof if
+            the referee signs two questions with one number.
         party: answers for the challenger.
         dispute: the digest that identifies it.
         report: is told what goes on, for people.
@@ -140,7 +142,7 @@ def lead_dispute(
         UsageError: the referee does not take the challenge, or cannot be reached any more.
         VeritrainError: an answer that cannot be given.
     """
-    check_equal("dispute at the referee", dispute, referee.open(challenge))
+    check_equal("dispute at the referee", dispute, referee.open(folder.challenge))
     report(f"dispute {dispute.hex()} is open; keep this running until its verdict")
     asked: bytes | None = None
     reached = sent = time.monotonic()
@@ -153,7 +155,7 @@ def lead_dispute(
             if question is None:
                 continue
             if question != asked or time.monotonic() - sent > _AGAIN_SECONDS:
-                referee.send(dispute, _answer(party, question))
+                referee.send(dispute, _answer(party, folder, question))
                 asked, sent = question, time.monotonic()
             else:  # the referee has not looked at the answer yet
                 time.sleep(_PAUSE_SECONDS / 5)
@@ -164,15 +166,22 @@ def lead_dispute(
             time.sleep(_PAUSE_SECONDS)
 
 
-def _answer(party: DisputeParty, question: bytes) -> bytes:
+def _answer(party: DisputeParty, folder: DisputeFolder, question: bytes) -> bytes:
     """The answer to a question.
 
     Raises:
-        InconclusiveError: there is none. This party will lose by silence.
+        InconclusiveError: there is none. This party will lose by silence. If the referee signed
+            another question with the same number, both are kept.
+        UsageError: they cannot be written.
     """
     try:
         return party.answer(question)
     except UnansweredError:
         raise
+    except EquivocationError as error:
+        place = folder.keep_equivocation(error.pair)
+        raise InconclusiveError(
+            f"the referee signed two questions with one number: proof in {place}"
+        ) from error
     except VeritrainError as error:
         raise InconclusiveError(f"a question of the referee cannot be answered: {error}") from error
