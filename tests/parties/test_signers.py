@@ -160,6 +160,15 @@ def test_slots_are_filled_in_rising_order_and_a_failure_leaves_one_free() -> Non
         journal.sign_once(1, signed(CALLER), Counter())
 
 
+def test_a_worker_signs_unasked_and_in_any_order(tmp_path) -> None:
+    make = Counter()
+    for _ in range(2):  # processes, one after the other
+        journal = Journal(ContextFolder(tmp_path / "00").entries(), in_order=False)
+        assert journal.sign_once(3, None, make) == b"answer 1"
+        assert journal.sign_once(1, None, make) == b"answer 2"
+    assert make.calls == 2
+
+
 def test_what_could_not_be_kept_is_not_sent() -> None:
     class FullDisk(dict[int, JournalEntry]):
         def __setitem__(self, number: int, entry: JournalEntry) -> None:

@@ -38,13 +38,13 @@ def check_equivocation(first: bytes, second: bytes, *, key: bytes, of: type[Enve
     """
     slots: list[Slot] = []
     messages: list[bytes] = []
-    for data, where in ((first, "first message"), (second, "second message")):
+    for data, where in ((first, "first envelope"), (second, "second envelope")):
         signed = SignedEnvelope.from_bytes(data, where=where)
         signed.verify(key, of.type_name)
         slots.append(signed.opened(of, where=where).slot)
         messages.append(signed.message)
     if slots[0] != slots[1]:
-        raise VerificationError("the two messages are not of one place in one dispute")
+        raise VerificationError("the two envelopes are not of one slot")
     if messages[0] == messages[1]:
-        raise VerificationError("the two messages are the same")
+        raise VerificationError("the two envelopes are the same")
     return slots[0]

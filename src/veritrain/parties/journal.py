@@ -22,7 +22,7 @@ _FRAME_BYTES = 1 << 17  # a question, and what is round both
 
 @dataclass(frozen=True, kw_only=True)
 class JournalEntry(Record):
-    """A signed envelope, and the signed question that it answers."""
+    """A signed envelope, and the signed question that it answers; empty where nobody asked."""
 
     type_name: ClassVar[str] = "kept reply"
     max_bytes: ClassVar[int] = ENVELOPE_BYTES + _FRAME_BYTES
@@ -40,29 +40,38 @@ class JournalEntry(Record):
 class Journal:
     """What one party signed in one context, by number of the slot."""
 
-    def __init__(self, entries: MutableMapping[int, JournalEntry]) -> None:
+    def __init__(
+        self, entries: MutableMapping[int, JournalEntry], *, in_order: bool = True
+    ) -> None:
         """Go on with what was signed before.
 
         Args:
             entries: an entry must be durable when its assignment returns. A party that starts again
                 hands in the same. A dict will do for a party that never starts again.
+            in_order: slots are filled in rising order, as those of a dispute are. A worker whose
+                tasks end in any order has False here.
         """
         self._entries = entries
+        self._in_order = in_order
 
-    def sign_once(self, number: int, question: SignedEnvelope, make: Callable[[], bytes]) -> bytes:
+    def sign_once(
+        self, number: int, question: SignedEnvelope | None, make: Callable[[], bytes]
+    ) -> bytes:
         """The signed envelope for a slot: the one that was signed before, or what `make` returns.
 
         Args:
-            number: of the slot, from 0. Slots are filled in rising order.
-            question: what is answered; its signature was checked.
+            number: of the slot, from 0.
+            question: what is answered; its signature was checked. None where nobody asked.
             make: signs. What it raises leaves the slot empty.
 
         Raises:
             EquivocationError: another question was answered in this slot.
-            VerificationError: a later slot is filled.
+            VerificationError: a later slot is filled, and slots are filled in order.
         """
         kept = self._entries.get(number)
         if kept is not None:
+            if question is None:
+                return kept.answer
             before = SignedEnvelope.from_bytes(kept.question, where="kept question")
             if before.message != question.message:
                 raise EquivocationError(
@@ -70,8 +79,9 @@ class Journal:
                     (kept.question, question.to_bytes()),
                 )
             return kept.answer
-        if number <= max(self._entries, default=-1):
-            raise VerificationError(f"question {number} comes after a later one")
+        if self._in_order and number <= max(self._entries, default=-1):
+            raise VerificationError(f"slot {number} comes after a later one")
         answer = make()
-        self._entries[number] = JournalEntry(question=question.to_bytes(), answer=answer)
+        asked = b"" if question is None else question.to_bytes()
+        self._entries[number] = JournalEntry(question=asked, answer=answer)
         return answer
