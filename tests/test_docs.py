@@ -131,8 +131,8 @@ def test_reflow_makes_a_list_of_a_wide_table():
 
 
 def test_the_machine_in_the_guide_to_protocols_works(tmp_path, monkeypatch):
-    """The guide's own code: of three workers one answers, one answers twice, one is silent."""
-    pytest.importorskip("veritrain.parties.machine")
+    """The guide's own code, in two rounds of two tasks. The first round has four workers, of whom
+    the first is excluded then: so the others have other places in the second round."""
     from veritrain.parties.roster import Roster
 
     page = ROOT / "docs" / "contributing" / "add_a_protocol.md"
@@ -142,21 +142,46 @@ def test_the_machine_in_the_guide_to_protocols_works(tmp_path, monkeypatch):
     (tmp_path / "a_round.py").write_text("\n".join(code))
     monkeypatch.syspath_prepend(tmp_path)
     a_round = importlib.import_module("a_round")
-    signers = [veritrain.Signer.generate() for _ in range(3)]
-    roster = Roster(epoch=0, keys=tuple(signer.public_key for signer in signers))
-    machine = a_round.Collector(roster=roster, round=bytes(32), deadline=10.0)
-
-    def answer(worker, result):
-        made = a_round.TaskAnswer(
-            round=bytes(32), sender=worker, task=0, result=bytes([result] * 32)
+    signers = [veritrain.Signer.generate() for _ in range(4)]
+    keys = tuple(signer.public_key for signer in signers)
+    first, second = bytes(32), bytes([1] * 32)
+    machines = {
+        (round, task): a_round.Collector(
+            roster=Roster(epoch=epoch, keys=keys[epoch:]), round=round, task=task, deadline=10.0
         )
-        return made.signed(signers[worker]).to_bytes()
+        for epoch, round in enumerate((first, second))
+        for task in (0, 1)
+    }
 
-    for data in (b"noise", answer(0, 7), answer(0, 7), answer(1, 7), answer(1, 8)):
-        machine.receive(data, now=1.0)
-    assert (sorted(machine.faults), machine.is_over) == ([1], False)
-    machine.tick(now=machine.deadline)
-    assert (sorted(machine.faults), machine.is_over) == ([1, 2], True)
+    def answer(place, signer, round, task, result):
+        made = a_round.TaskAnswer(round=round, sender=place, task=task, result=bytes([result] * 32))
+        return made.signed(signers[signer]).to_bytes()
+
+    honest = [
+        answer(signer - epoch, signer, round, task, 10 * epoch + task)
+        for epoch, round in enumerate((first, second))
+        for task in (0, 1)
+        for signer in (2, 3)  # 1 is silent
+    ]
+    lies = [
+        answer(0, 0, first, 0, 7),
+        answer(0, 0, first, 0, 8),  # a second answer
+        answer(1, 0, first, 0, 7),  # in another name
+        answer(4, 0, first, 1, 7),  # of nobody
+        b"noise",
+    ]
+    for data in (*honest, *lies, *honest):  # each comes to each machine
+        for machine in machines.values():
+            machine.receive(data, now=1.0)
+    found = {slot: sorted(machine.faults) for slot, machine in machines.items()}
+    assert found == {slot: [0] if slot == (first, 0) else [] for slot in machines}
+    assert not any(machine.is_over for machine in machines.values())
+    for machine in machines.values():
+        machine.tick(now=machine.deadline)
+    found = {slot: sorted(machine.faults) for slot, machine in machines.items()}
+    silent = {(first, 0): [0, 1], (first, 1): [0, 1], (second, 0): [0], (second, 1): [0]}
+    assert found == silent
+    assert all(machine.is_over for machine in machines.values())
 
 
 def test_every_exported_name_exists():
