@@ -40,6 +40,7 @@ bench: $(ready)
 
 generated: $(ready)
 	$(bin)/python -m spec
+	$(bin)/python -m spec.shards
 	$(bin)/python tests/numerics/test_operator_list.py
 
 lint: $(ready)

@@ -2,7 +2,7 @@
 
 A *machine* here is a thread count, PyTorch's own kernels (ATEN_CPU_CAPABILITY), the instruction
 sets of MKL and oneDNN, the target of our compiled kernels (NUMBA_CPU_NAME), of numpy's
-(NPY_DISABLE_CPU_FEATURES) and of the C library's mathematics (GLIBC_TUNABLES), and the engine of
+(NPY_DISABLE_CPU_FEATURES) and of the C library's mathematics (GLIBC_TUNABLES), and the kernel of
 our products. Under `native` numerics every one of them trains to other weights after one step
 (test_machines.py shows it), so agreement over the matrix is a real test.
 """
@@ -26,7 +26,7 @@ class Machine:
     threads: int
     environment: dict[str, str] = field(default_factory=dict)
     onednn: bool = True
-    bytes: bool = False  # products of bytes wherever they can be, whichever engine is faster
+    bytes: bool = False  # products of bytes wherever they can be, whichever kernel is faster
 
 
 # by numpy's names, old and new; it ignores those that it does not know

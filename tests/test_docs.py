@@ -83,6 +83,15 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
 
 
+def test_files_of_tests_that_are_named_exist():
+    """Those that pages and texts of tests name, and the folders after `pytest`."""
+    named = re.compile(r"(?<![\w/])tests/[a-z_/0-9]+\.py|(?<=pytest -m long )tests/[a-z_/0-9]+")
+    readers = [*PAGES, *(ROOT / "tests").rglob("*.py")]
+    found = {(path, page.name) for page in readers for path in named.findall(page.read_text())}
+    assert len(found) > 5
+    assert not {(path, page) for path, page in found if not (ROOT / path).exists()}
+
+
 TORCHRUN = "nnodes node-rank nproc-per-node master-addr master-port max-restarts"  # its options
 
 

@@ -1,7 +1,8 @@
 """What people met who trained with other tools, and jobs that are unusual but ordinary.
 
 Each test has the number of its case and says what is right. `make` is one small job; a case changes
-a part of it. Cases of numerics are in tests/numerics, those of loading in tests/test_loading.py.
+a part of it. Cases of numerics are in tests/numerics, those of loading in
+tests/job/test_loading.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The one error tree. Every error that Veritrain raises on purpose is a `VeritrainError`.
+"""The one error tree: what the package raises on purpose for its caller is a `VeritrainError`.
 
     VeritrainError
-    ├── UsageError              the caller asked for something that cannot be done
+    ├── UsageError              what the caller asked for cannot be done
     │   ├── JobError            the job cannot be loaded or is not valid
     │   ├── StorageError        a file of a run cannot be written: a full disk, for example
     │   ├── AlreadyWrittenError    (transcript.store) a file is there, and files are written once
@@ -19,6 +19,15 @@
     │   └── CannotFollowError      (the trace's structure) the judge cannot follow the job's code
     └── StoppedRunError         (cli.train) a signal ended the training; it can be resumed
 
+Outside of it is what no caller of the package has to tell apart:
+
+    ProblemError        (net.problems) ends a request; a service answers with its text
+    StoppedError        (service.backends) a dispute waits for the next start; likewise
+    OpeningNeededError  (judging.judged_case) ends a judge's check, which needs an opening first
+    CaughtError         (judging.judged_case) ends a judge's check by a ruling
+    TerminatedError     (training.recorder) SIGTERM: a KeyboardInterrupt, as Ctrl-C is
+    LookupError         Python's own: what a service was asked for is not there
+
 `exit_code` is what the command line returns when the error reaches it: 0 accepted, 1 rejected,
 2 bad usage or unreadable input, 3 inconclusive.
 """
@@ -33,7 +42,7 @@ class VeritrainError(Exception):
 
 
 class UsageError(VeritrainError):
-    """The caller asked for something that cannot be done as asked."""
+    """What the caller asked for cannot be done as asked, by a mistake or by what is around it."""
 
 
 class JobError(UsageError):

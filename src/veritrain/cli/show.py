@@ -199,7 +199,7 @@ def _digest(transcript: Transcript) -> bytes | None:
 
 
 def _pairs(value: Value | Mapping[str, str]) -> str:
-    """`name value, name value`: what a map of the header holds, whoever wrote it."""
+    """`name value, name value`: what a map of the header holds; anybody may have written it."""
     if not isinstance(value, Mapping):
         return "not stated"
     return ", ".join(

@@ -1,9 +1,9 @@
 """Recomputing segments on a Ray cluster, which machines that trust each other make.
 
-Ray moves values between machines by pickle, so whoever reaches a cluster's ports runs code on it:
-it is for machines of one owner, in a network of their own. What Veritrain gives it and takes from
-it are plain values (text, bytes, numbers, lists), and each node loads the job file and opens the
-run by itself, at the path that the auditor has.
+Ray moves values between machines by pickle, so a person who reaches a cluster's ports runs code on
+it: it is for machines of one owner, in a network of their own. What Veritrain gives it and takes
+from it are plain values (text, bytes, numbers, lists), and each node loads the job file and opens
+the run by itself, at the path that the auditor has.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ nothing stale is found, and no two processes write different code under one name
 compiles a kernel, the others wait for it and read what it wrote. A file holds its own digest: a
 damaged one is compiled again.
 
-Whoever can write these files decides what is computed, as with any Python file: they lie beside the
-sources, or in a folder that is the user's own and that nobody else can write into.
+A person who can write these files decides what is computed, as with any Python file: they lie
+beside the sources, or in a folder that is the user's own and that nobody else can write into.
 """
 
 # pyright: reportMissingTypeStubs=false

@@ -2,8 +2,8 @@
 
 A run carries the job's source files, and the digest and the form (kinds, dtypes, shapes) of each
 record of the data set, where these are not too large and nobody asks for secrecy. A source file is
-then there to be read for everyone who has the run. A digest does not show its record; but whoever
-guesses a record (a label, a short text, a number) can tell by its digest whether the guess is
+then there to be read for everyone who has the run. A digest does not show its record; but a person
+who guesses a record (a label, a short text, a number) can tell by its digest whether the guess is
 right.
 """
 

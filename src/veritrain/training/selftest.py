@@ -1,7 +1,7 @@
 """Known answers: does this machine compute the bits that the written definitions give?
 
 `selftest.json` holds a few cases of each family of kernels, taken from the project's vectors, which
-the slow definitions computed. They show a broken installation, not a hostile one: whoever can
+the slow definitions computed. They show a broken installation, not a hostile one: somebody who can
 change the code can change the answers.
 """
 

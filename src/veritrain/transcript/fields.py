@@ -1,7 +1,7 @@
 """Strict checks of single fields, used by every record when it is built and when it is read.
 
 Each check returns nothing or the value in its type, and raises `UsageError` that names the field,
-what was expected and what was found. `records` turns that into a `TranscriptError` with the file
+what was expected and what was found. `Record` turns that into a `TranscriptError` with the file
 when the bytes came from someone else, and `hostile_fields` into a `FieldError`.
 """
 

@@ -1,8 +1,8 @@
 """The form of a record: kinds, dtypes and shapes without the values, as a short text for people.
 
-It is read off the canonical form that `veritrain.job.data` makes of a record, so that whoever has
-no more than a record's digest and form can say whether another record differs in its form or in its
-values alone.
+It is read off the canonical form that `veritrain.job.data` makes of a record, so that a reader who
+has no more than a record's digest and form can say whether another record differs in its form or in
+its values alone.
 """
 
 from __future__ import annotations

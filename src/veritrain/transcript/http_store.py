@@ -2,7 +2,7 @@
 
 The server lists the files at `files` (docs/service.md) and shows each under its own path. What was
 fetched stays in a temporary folder of this process until the room is needed. Nothing of it is
-believed: names and sizes are checked here, contents by whoever reads them, as those of a local
+believed: names and sizes are checked here, contents by those who read them, as those of a local
     folder are.
 """
 

@@ -97,7 +97,7 @@ class Slices(Record):
 
 
 class SliceTree:
-    """The tree over one content, for whoever has all of it. Takes a sixteenth of its memory."""
+    """The tree over one content, for those who have all of it. Takes a sixteenth of its memory."""
 
     def __init__(self, domain: str, data: bytes | memoryview) -> None:
         """Hash `data`, contiguous bytes that must not change while the tree is used."""

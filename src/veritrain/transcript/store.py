@@ -2,7 +2,7 @@
 
 Files are written once and never changed, so that object stores without append or rename will do.
 Locally a file appears under its name only when its bytes are on disk (temporary file, fsync,
-rename, fsync of the folder). Whoever wrote the folder is not trusted: reads are bounded, nothing
+rename, fsync of the folder). The writer of the folder is not trusted: reads are bounded, nothing
 but plain files in the folder and in `FOLDERS` is accepted, and links are never followed.
 A folder at a remote store is as bounded as the listing that its fsspec driver makes of it; runs at
 HTTP addresses are read by `http_store`, within bounds of its own.

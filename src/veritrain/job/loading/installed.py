@@ -1,7 +1,8 @@
 """What is installed: Python itself, Veritrain, and the packages in Python's own site folders.
 
 The folders are those that this interpreter was started with. A folder's name says nothing, since
-whoever ships a job names its folders; and an editable install is the folder that it points to.
+the person who ships a job names its folders; and an editable install is the folder that it points
+to.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from veritrain.numerics.logged.log import LogReader, LogWriter
 from veritrain.numerics.logged.tally import Tally, combined
 from veritrain.numerics.logged.thresholds import Thresholds
 
-_REACH = 0.498  # steps; twice what is logged, so that whoever rounded alike is in reach
+_REACH = 0.498  # steps; twice what is logged, so that those who rounded alike are in reach
 _TRIED = 20  # free entries of which all choices are tried
 _PAIRED = 4096  # free entries of which one or two are
 _NAMED = 3  # entries that are named to people

@@ -1,6 +1,6 @@
 """Every bound on what is read in a dispute, in one place, with its unit.
 
-Each is checked before memory is taken; whoever writes keeps the same bounds. What a party may send
+Each is checked before memory is taken; a writer keeps the same bounds. What a party may send
 depends on what it was asked last: anything larger is dropped before it is read.
 """
 

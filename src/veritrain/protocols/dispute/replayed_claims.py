@@ -20,7 +20,7 @@ from veritrain.transcript import Leaf, Transcript
 
 
 class ReplayedClaims:
-    """Answers for one side of a dispute; `Claims` of a `Party`.
+    """Answers for one side of a dispute; `Claims` of a `DisputeParty`.
 
     A referee's question may ask for anything, so each answer raises `FieldError` where there is
     nothing of the kind.
