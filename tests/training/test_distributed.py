@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import json
+import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +165,23 @@ def test_sigterm_to_torchrun_and_a_resume_by_more_ranks(home, tmp_path) -> None:
     (errors,) = ended([process])
     assert process.returncode == 0, errors
     vt.audit(run, vt.load_job(job)).require_accepted()
+
+
+@pytest.mark.long
+def test_torchrun_restarts_the_ranks_when_one_dies(home, tmp_path) -> None:
+    run, job = tmp_path / "run", home.job(steps=60)
+    words = [job, "--out", run, "--key", home.key, "--resume"]
+    process = torchrun(words, "--nproc-per-node", "2", "--standalone", "--max-restarts", "1")
+    wait_for_commit(run, 3, process)
+    ranks = [int(pid) for pid in children(process.pid)]
+    os.kill(ranks[-1], signal.SIGKILL)
+    (errors,) = ended([process])
+    assert process.returncode == 0, errors
+    vt.audit(run, vt.load_job(job)).require_accepted()
+
+
+def children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 @pytest.mark.long

@@ -106,6 +106,9 @@ class Ranks:
             store, _, _ = next(iter(found))
         except (RuntimeError, ValueError) as error:
             raise LostRankError(f"rank {place.rank}: no way to the others: {error}") from error
+        # torchrun's store outlives a restart of the ranks, and has the addresses of dead ones.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = c10d.PrefixStore(attempt, store)
         _take_out(os.environ)
         return cls(place, store, deadline, found_device)
 
