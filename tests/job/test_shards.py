@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -40,6 +41,7 @@ from veritrain.numerics import resolve
 from veritrain.numerics.keys.generators import JobStream, calls_of_shard, set_state
 from veritrain.numerics.keys.stream import KeyStream
 from veritrain.transcript import Signer, state_entries, state_root
+from veritrain.transcript.tensors import DTYPES
 
 
 def nodes(block: range) -> list[range]:
@@ -343,3 +345,49 @@ def test_masks_that_no_shard_changes_keep_their_bits() -> None:
     program = Program.build(job)
     run_step(program, 1, Batches(job)[1])
     assert program.model.get_buffer("mask").tolist() == [torch.finfo(torch.float32).max] * 8
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_buffer_of_any_dtype_that_no_shard_changes_is_in_no_operator(dtype: str) -> None:
+    """Exact numerics have no additions of these floats, and need none."""
+
+    class Constant(jobs.Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.tensor([-0.0, 1.0, 0.5]).to(DTYPES[dtype]))
+
+    job = jobs.make(model=Constant, shards=4, accumulate=1)
+    program = Program.build(job)
+    before = digest_of(program.model.get_buffer("table"))
+    run_step(program, 1, Batches(job)[1])
+    assert digest_of(program.model.get_buffer("table")) == before
+
+
+def digest_of(tensor: Tensor) -> bytes:
+    return state_root(state_entries({"x": tensor}))
+
+
+@settings(deadline=None)
+@given(st.data(), st.integers(2, 13))
+def test_shards_that_leave_a_buffer_alone_count_with_its_value(
+    data: st.DataObject, count: int
+) -> None:
+    row = st.lists(NUMBERS.filter(math.isfinite), min_size=3, max_size=3)
+    before, *values = data.draw(st.lists(row, min_size=count + 1, max_size=count + 1))
+    changed = data.draw(st.sets(st.integers(0, count - 1)))
+    rows = [values[shard] if shard in changed else before for shard in range(count)]
+    results = [
+        BlockSum(
+            shards=range(shard, shard + 1), loss=0.0, gradients={},
+            buffers={"mean": torch.tensor(rows[shard])},
+            changed=frozenset({"mean"} if shard in changed else ()),
+        )
+        for shard in range(count)
+    ]  # fmt: skip
+    model = nn.Module()
+    model.register_buffer("mean", torch.tensor(before))
+    with resolve("exact").active(seed=0, purpose="test", step=1):
+        mean(joined(results, count), ModelBefore(model))
+    arrays = [np.array(row, np.float32) for row in rows]
+    expected = slow.mean(arrays) if changed else np.array(before, np.float32)
+    assert slow.encoded(model.get_buffer("mean").numpy()) == slow.encoded(expected)

@@ -80,8 +80,9 @@ class BlockSum:
         loss: sum of their losses, by the tree, in float64.
         gradients: sums by name of the parameter; a parameter for which no shard of the block has a
             gradient is left out.
-        buffers: by name, every buffer of the model: sums of floating-point ones, and the value of
-            the others, which all shards must have.
+        buffers: by name, every buffer of the model. Of those in `changed`: the sum of a
+            floating-point one, and the value of another, which all shards must have. Of the rest:
+            the value before the step.
         changed: names of the buffers of which at least one of the shards left another number.
     """
 
@@ -110,15 +111,17 @@ def add(left: BlockSum, right: BlockSum, taken: Taken | None = None) -> BlockSum
     for name in names:
         first = take(name) if name in left.gradients else None
         gradients[name] = add_gradients(first, right.gradients.pop(name, None))
-    buffers: dict[str, Tensor] = {}
+    changed = left.changed | right.changed
+    buffers = dict(left.buffers)  # what no shard changed is not added: it may have no addition
     for name in left.buffers:
-        buffers[name] = add_buffers(name, left.buffers[name], right.buffers[name])
+        if name in changed:
+            buffers[name] = add_buffers(name, buffer_sum(left, name), buffer_sum(right, name))
     return BlockSum(
         shards=range(left.shards.start, right.shards.stop),
         loss=left.loss + right.loss,
         gradients=gradients,
         buffers=buffers,
-        changed=left.changed | right.changed,
+        changed=changed,
     )
 
 
@@ -130,6 +133,27 @@ def add_gradients(left: Tensor | None, right: Tensor | None) -> Tensor:
     if some is None:
         raise UsageError("neither side has a gradient")
     return torch.add(some, 0.0)
+
+
+def buffer_sum(block: BlockSum, name: str) -> Tensor:
+    """What a block counts with in the sum of a buffer that a shard, here or elsewhere, changed.
+
+    Shards that left it alone count with the value before the step.
+    """
+    value = block.buffers[name]
+    if name in block.changed or not value.is_floating_point():
+        return value
+    return _repeated(value, len(block.shards))
+
+
+def _repeated(value: Tensor, count: int) -> Tensor:
+    """The sum over a range of `count` shards that all have this value. Equal parts of the tree have
+    equal sums, so each is added once."""
+    if count == 1:
+        return value
+    first, second = map(len, cut(range(count)))
+    left = _repeated(value, first)
+    return torch.add(left, left if second == first else _repeated(value, second))
 
 
 def add_buffers(name: str, left: Tensor, right: Tensor) -> Tensor:

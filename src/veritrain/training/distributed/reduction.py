@@ -32,7 +32,7 @@ from torch.utils._python_dispatch import (
 
 from veritrain.encoding import DIGEST_BYTES, digest
 from veritrain.errors import JobError
-from veritrain.job.shards import BlockSum, blocks, cut
+from veritrain.job.shards import BlockSum, blocks, buffer_sum, cut
 from veritrain.training.distributed.ranks import Ranks
 from veritrain.transcript import tensors
 
@@ -58,7 +58,7 @@ class RankReduction:
     def __init__(self, ranks: Ranks, model: nn.Module) -> None:
         self._ranks = ranks
         self._parameters = dict(model.named_parameters())
-        self._buffers = dict(model.named_buffers())
+        self._buffers = dict(model.named_buffers(remove_duplicate=False))  # as `ModelBefore`
 
     def mine(self, count: int) -> range:
         """See `Reduction.mine`."""
@@ -153,7 +153,7 @@ class RankReduction:
         rows = [
             [
                 *(_own(item, name) for name in gradients),
-                *(item.buffers[name].clone() for name in buffers),  # the step has others in mind
+                *(_own_buffer(item, name) for name in buffers),
             ]
             for item in sums
         ]
@@ -364,6 +364,12 @@ def _own(item: BlockSum, name: str) -> Tensor | None:
     if tensor is None or (len(item.shards) > 1 and tensor.is_contiguous()):
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _own_buffer(item: BlockSum, name: str) -> Tensor:
+    """What a sum counts with for a buffer, contiguous, in memory that nothing else uses: the step
+    still needs what it started from."""
+    return buffer_sum(item, name).clone(memory_format=torch.contiguous_format)
 
 
 def _bits(names: Any, every: list[str]) -> bytes:
