@@ -119,18 +119,32 @@ from tests import jobs
 
 CALLS = itertools.count()
 
-def loss(model, batch):  # every other call has another one: each shard of two has its own
-    return jobs.loss(model, batch) * (1 + next(CALLS) % 2)
+def loss(model, batch):
+    return jobs.loss(model, batch) * FACTOR
 
 def job():
-    return jobs.make(loss=loss, shards=2, accumulate=1, sources=[{jobs!r}])
+    return jobs.make(
+        loss=loss, shards=SHARDS, accumulate=1, batch_size=12, sources=[JOBS]
+    )
 """
 
 
-def test_what_is_remembered_from_shard_to_shard_is_refused_before_the_run(tmp_path: Path) -> None:
-    """One process calls it twice in a step, two processes once each."""
+@pytest.mark.parametrize(
+    ("shards", "factor"),
+    [
+        (2, "(1 + next(CALLS) % 2)"),  # one process calls it twice in a step, two once each
+        (3, "(1 + next(CALLS) % 2)"),
+        (4, "(1 + next(CALLS) % 3)"),
+        (4, "(1 + next(CALLS) % 4)"),
+        (2, "(1 if next(CALLS) else 2)"),  # the first call of a process is another
+    ],
+)
+def test_what_is_remembered_from_shard_to_shard_is_refused_before_the_run(
+    shards: int, factor: str, tmp_path: Path
+) -> None:
     file = tmp_path / "job.py"
-    file.write_text(COUNTED.replace("{jobs!r}", repr(jobs.__file__)))
+    text = COUNTED.replace("FACTOR", factor).replace("SHARDS", str(shards))
+    file.write_text(text.replace("JOBS", repr(jobs.__file__)))
     with pytest.raises(vt.JobError, match="not the same"):
         vt.train(vt.load_job(file), tmp_path / "run", signer=vt.Signer.generate())
     assert not vt.check(vt.load_job(file)).is_ok

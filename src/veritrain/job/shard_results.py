@@ -131,6 +131,17 @@ class ShardResult:
     gradients: Mapping[str, Tensor]
     buffers: Mapping[str, Tensor]
 
+    @classmethod
+    def of(cls, step: int, found: BlockSum) -> Self:
+        """The result of one shard of a step, as it was just computed."""
+        return cls(
+            step=step,
+            shard=found.shards.start,
+            loss=found.loss,
+            gradients={name: gradient.detach() for name, gradient in found.gradients.items()},
+            buffers={name: found.buffers[name] for name in sorted(found.changed)},
+        )
+
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """All tensors, sorted by their names in the result."""
@@ -237,14 +248,7 @@ class Shards:
             raise UsageError(f"shard {index}: the job has shards 0 to {self.job.shards - 1}")
         restore(self._program, state)
         batch = self._batches.of_shards(step, range(index, index + 1))
-        found = run_shard(self._program, step, index, batch)
-        result = ShardResult(
-            step=step,
-            shard=index,
-            loss=found.loss,
-            gradients={name: gradient.detach() for name, gradient in found.gradients.items()},
-            buffers={name: found.buffers[name] for name in sorted(found.changed)},
-        )
+        result = ShardResult.of(step, run_shard(self._program, step, index, batch))
         refuse_nan(result.tensors, step)  # a NaN has many forms, and processors differ in which
         return result
 

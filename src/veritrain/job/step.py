@@ -169,7 +169,7 @@ def run_step(
     batch: Batch,
     rounding: Rounding | None = None,
     reduction: Reduction = ALONE,
-    after_shard: Callable[[int], None] | None = None,
+    after_shard: Callable[[BlockSum], None] | None = None,
 ) -> float:
     """Advance the program from state step - 1 to state `step`.
 
@@ -180,7 +180,8 @@ def run_step(
             by itself.
         rounding: decides where numerics have a rounding log; None for `program.recording()`.
         reduction: which shards this process computes, where the job has more than one.
-        after_shard: called with the number of each shard that was computed here.
+        after_shard: called with the result of each shard that was computed here, before it is
+            added.
 
     Returns:
         The mean of the micro-batches' losses.
@@ -204,9 +205,10 @@ def run_step(
             with Sums(job.shards) as sums:
                 for shard, micro_batches in zip(mine, parts(batch, len(mine)), strict=True):
                     sums.make_room()
-                    sums.push(_shard(program, scope, step, shard, micro_batches, before))
+                    result = _shard(program, scope, step, shard, micro_batches, before)
                     if after_shard is not None:
-                        after_shard(shard)
+                        after_shard(result)
+                    sums.push(result)
                 own = sums.finish()
             loss = _meet(program, scope, step, reduction.total(own, job.shards), before)
         _update(program, step)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from veritrain.errors import JobError
+from veritrain.job.shards import BlockSum
 from veritrain.job.state import StateForm
 from veritrain.job.step import Program
 from veritrain.training.attributes import Attributes, Change
@@ -97,7 +98,7 @@ class Fresh:
             f" and an audit builds the model anew; {remedy}"
         )
 
-    def after_shard(self, shard: int) -> None:
+    def after_shard(self, result: BlockSum) -> None:
         """Check flags and plain attributes after a shard of a step: for `run_step`.
 
         Processes that share the shards out begin with other ones, and each begins with what the one
@@ -106,7 +107,7 @@ class Fresh:
         Raises:
             JobError: names those that are others.
         """
-        now = Attributes.of(self._program)
+        shard, now = result.shards.start, Attributes.of(self._program)
         if self._after_first is None or shard <= self._after_first[0]:  # another step begins
             self._after_first = (shard, now)
             return

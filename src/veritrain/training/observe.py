@@ -22,6 +22,7 @@ from veritrain.encoding import DIGEST_BYTES, Value
 from veritrain.errors import VeritrainError
 from veritrain.job.data import Batches
 from veritrain.job.job import Job
+from veritrain.job.shards import BlockSum
 from veritrain.job.sources import commitment, environment
 from veritrain.job.state import capture
 from veritrain.job.step import Program
@@ -133,10 +134,10 @@ class _Observing:
     def _do_steps(self, program: Program, batches: Batches) -> None:
         fresh = Fresh(program)
 
-        def after_shard(shard: int) -> None:
+        def after_shard(result: BlockSum) -> None:
             if self._seen.shards is None:
                 self._seen.shards = self._needs(program)
-            fresh.after_shard(shard)
+            fresh.after_shard(result)
 
         last = min(_STEPS, self._job.steps)
         peak = 0  # before the copy below

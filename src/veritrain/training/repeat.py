@@ -11,10 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 
+import torch
 from torch import Tensor
+from torch.utils._python_dispatch import (
+    _disable_current_modes,  # pyright: ignore[reportPrivateUsage]
+)
 
 from veritrain.encoding import Digest
 from veritrain.job.data import Batches, batch_digest
+from veritrain.job.shard_results import ShardResult
+from veritrain.job.shards import BlockSum
 from veritrain.job.state import capture, refuse_nan, require_fit, restore
 from veritrain.job.step import Program, run_shard, run_step
 from veritrain.numerics import Profile
@@ -77,7 +83,7 @@ def do_step(
     program: Program,
     batches: Batches,
     step: int,
-    after_shard: Callable[[int], None] | None = None,
+    after_shard: Callable[[BlockSum], None] | None = None,
 ) -> StepOutcome:
     """Fetch, compute and hash one step, which is what training does but for writing it down.
 
@@ -118,6 +124,10 @@ def repeat(
 ) -> Repetition:
     """Do the step of `outcome` again, from the state before it, by a program that was just built.
 
+    Of several processes, one computes the last shard without those before it. So this program does
+    too, first of all, and again within the step. What a job remembers from shard to shard changes
+    the shard, or else, one call later, the step.
+
     Args:
         batches: of the job whose step it is.
         before: the state before the step.
@@ -135,14 +145,20 @@ def repeat(
     built = state_entries(capture(program))
     require_fit(program, state_entries(before))
     restore(program, before)
-    if (count := batches.job.shards) > 1:
-        # Of several processes, one computes the last shard without those before it. What a job
-        # remembers from one shard to the next is another then.
-        last = batches.of_shards(outcome.step, range(count - 1, count))
-        run_shard(program, outcome.step, count - 1, last)
-        fresh.after_shard(count - 1)
-    again = do_step(program, batches, outcome.step, fresh.after_shard)
+    step, last = outcome.step, batches.job.shards - 1
+    alone = within = _shard_alone(program, batches, step, last) if last > 0 else ()
+
+    def after_shard(result: BlockSum) -> None:
+        nonlocal within
+        fresh.after_shard(result)
+        if result.shards.start == last:
+            within = _entries(step, result)
+
+    again = do_step(program, batches, step, after_shard)
     found = _difference(outcome, again)
+    if found is None and alone != within:
+        names = listed(changed(alone, within))
+        found = f"shard {last}, where it is computed without those before it: {names}"
     if found is not None and (names := remembered.differences(Remembered.of(program, batches))):
         found = f"{found}; these are not the same: {listed(names)}"
     return Repetition(
@@ -151,8 +167,22 @@ def repeat(
         built=built,
         outcome=again,
         difference=found,
-        set_by_step=fresh.set_in(outcome.step),
+        set_by_step=fresh.set_in(step),
     )
+
+
+def _shard_alone(program: Program, batches: Batches, step: int, shard: int) -> State:
+    """What a shard gives to a program in the state before the step."""
+    tell(Stage(doing=f"doing shard {shard} of step {step} by itself"))
+    batch = batches.of_shards(step, range(shard, shard + 1))
+    return _entries(step, run_shard(program, step, shard, batch))
+
+
+def _entries(step: int, result: BlockSum) -> State:
+    """The tensors of a shard's result, and its loss as one of them."""
+    with _disable_current_modes():  # within a step, its numerics would have rules for what follows
+        loss = torch.tensor(result.loss, dtype=torch.float64)
+        return state_entries({**ShardResult.of(step, result).tensors, "loss": loss})
 
 
 def changed(one: State, other: State) -> list[str]:
