@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -211,6 +213,35 @@ def test_at_most_one_sum_waits_in_memory() -> None:
         (found,) = sums.finish()
     assert most == 4
     assert found.gradients["w"].tolist() == [2.0**16 - 1] * 5
+
+
+@pytest.mark.parametrize("size", [5, 100_000])
+@pytest.mark.parametrize("folder", ["full", "missing"])
+def test_no_room_for_sums_that_wait_is_said(size: int, folder: str, tmp_path: Path) -> None:
+    script = f"""
+import resource, tempfile, torch
+from veritrain.errors import StorageError
+from veritrain.job.shards import BlockSum, Sums
+
+if {folder!r} == "full":  # no file may be larger
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+else:
+    tempfile.tempdir = {str(tmp_path / "missing")!r}
+try:
+    with Sums(4) as sums:
+        for shard in range(4):
+            sums.make_room()
+            gradients, mine = {{"w": torch.ones({size})}}, range(shard, shard + 1)
+            sums.push(BlockSum(
+                shards=mine, loss=0.0, gradients=gradients, buffers={{}}, changed=frozenset()
+            ))
+except StorageError as error:
+    print(error)
+"""
+    done = subprocess.run(  # the limit is one of a whole process
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert "set TMPDIR to a folder with enough room" in done.stdout, done.stderr
 
 
 def test_sums_of_ranges_that_are_no_blocks_come_back_from_the_file() -> None:

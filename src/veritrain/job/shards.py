@@ -15,7 +15,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import IO, Protocol, Self, TypeVar
+from io import FileIO
+from typing import Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from torch.utils._python_dispatch import (
     _disable_current_modes,  # pyright: ignore[reportPrivateUsage]
 )
 
-from veritrain.errors import JobError, UsageError
+from veritrain.errors import JobError, StorageError, UsageError
 
 MAX_SHARDS = 4095  # each has 2**20 of the 2**32 random calls of a step, and so has the step itself
 
@@ -347,7 +348,7 @@ class Sums:
         self._count = count
         self._waiting: list[BlockSum] = []
         self._away: list[_Away] = []  # of the oldest ones
-        self._file: IO[bytes] | None = None
+        self._file: FileIO | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -357,12 +358,22 @@ class Sums:
             self._file.close()
 
     def make_room(self) -> None:
-        """Before a shard is computed: put all sums but the newest into the file."""
+        """Before a shard is computed: put all sums but the newest into the file.
+
+        Raises:
+            StorageError: there is no folder for the file, or no room.
+        """
         for block in self._waiting[len(self._away) : -1]:
-            if self._file is None:
-                self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
             with _disable_current_modes():
-                self._away.append(_Away(block, self._file))
+                try:
+                    if self._file is None:  # without a buffer: what does not fit is said at once
+                        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - __exit__
+                    self._away.append(_Away(block, self._file))
+                except OSError as error:
+                    raise StorageError(
+                        f"the sums of shards that wait cannot be written to {_folder()} ({error}); "
+                        "set TMPDIR to a folder with enough room"
+                    ) from error
 
     def push(self, result: BlockSum) -> None:
         """Add the result of the next shard, and all nodes of the tree that it completes."""
@@ -396,7 +407,7 @@ class _Away:
     The tensors stay, without memory, so that in a trace they are the same cells before and after.
     """
 
-    def __init__(self, block: BlockSum, file: IO[bytes]) -> None:
+    def __init__(self, block: BlockSum, file: FileIO) -> None:
         self._gradients = block.gradients
         self._file = file
         self._places: dict[str, int] = {}
@@ -411,13 +422,8 @@ class _Away:
             if not storage.resizable():  # a trace has read it through numpy, which keeps the memory
                 continue
             self._places[name] = file.tell()
-            try:
-                file.write(_bytes(storage.cpu()))
-            except OSError as error:
-                raise UsageError(
-                    f"the sums of shards that wait do not fit into {tempfile.gettempdir()} "
-                    f"({error}); set TMPDIR to a folder with more room"
-                ) from error
+            content = storage.cpu()  # a copy of a GPU's memory lives as long as its name
+            _write(file, _bytes(content))
             storage.resize_(0)
 
     def take(self, name: str) -> Tensor:
@@ -432,8 +438,7 @@ class _Away:
                 storage if storage.device.type == "cpu" else torch.UntypedStorage(len(storage))
             )
             self._file.seek(self._places[name])
-            if self._file.readinto(_bytes(content)) != tensor.nbytes:  # type: ignore[attr-defined]
-                raise UsageError("the file of waiting sums was cut short")
+            _read(self._file, _bytes(content))
             if content is not storage:
                 storage.copy_(content)
         return tensor
@@ -446,6 +451,35 @@ class _Away:
     def end(self) -> None:
         """Cut the file where this sum begins."""
         self._file.truncate(self._start)
+
+
+def _folder() -> str:
+    """Where temporary files lie."""
+    try:
+        return tempfile.gettempdir()
+    except OSError:
+        return "any folder for temporary files"
+
+
+def _write(file: FileIO, content: memoryview) -> None:
+    """Write all of it; Linux takes at most 2 GiB at a time."""
+    while content:
+        content = content[file.write(content) :]
+
+
+def _read(file: FileIO, into: memoryview) -> None:
+    """Read all of it.
+
+    Raises:
+        StorageError: the file is shorter, or cannot be read.
+    """
+    try:
+        while into and (count := file.readinto(into)):
+            into = into[count:]
+    except OSError as error:
+        raise StorageError(f"the sums of shards that wait cannot be read: {error}") from error
+    if into:
+        raise StorageError("the file of the sums of shards that wait was cut short")
 
 
 def _bytes(storage: torch.UntypedStorage) -> memoryview:
