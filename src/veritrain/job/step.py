@@ -23,7 +23,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import (
-    TorchDispatchMode,
     _disable_current_modes,  # pyright: ignore[reportPrivateUsage]
 )
 from torch.utils._pytree import tree_map_only
@@ -34,6 +33,7 @@ from veritrain.job.schedule import round_group, round_records, rounded_rates
 from veritrain.job.shards import ALONE, BlockSum, ModelBefore, Reduction, Sums, mean, parts
 from veritrain.numerics import CPU, Profile, resolve
 from veritrain.numerics.keys.generators import calls_of_shard
+from veritrain.numerics.platform.operator_mode import OperatorMode
 from veritrain.numerics.platform.overlap import overlaps_itself
 from veritrain.runtime.progress import Stage, tell
 from veritrain.transcript import tensors
@@ -314,16 +314,11 @@ def _update(program: Program, step: int) -> None:
     program.round_state()
 
 
-class _FlagsOnly(TorchDispatchMode):
+class _FlagsOnly(OperatorMode):
     """Refuses every operator: a job's `before_step` sets flags, and computes nothing."""
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # see `numerics.rules.exact_mode`
-
-    def __torch_dispatch__(
-        self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None
-    ) -> NoReturn:
+    def operator(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
+        """See `OperatorMode`."""
         raise JobError(
             f"before_step computes with tensors ({func}): it may set flags and plain attributes"
             " only, from the number of the step"

@@ -12,8 +12,8 @@ values in any other way (through numpy, for example) cannot be followed, and not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -28,6 +28,7 @@ from veritrain.job.data import Batch
 from veritrain.job.state import HYPER, SCHEDULER, capture
 from veritrain.job.step import Program, run_step
 from veritrain.numerics.keys import generators
+from veritrain.numerics.patches.replaced import Replacement, replaced
 from veritrain.numerics.profile import Exact
 from veritrain.numerics.watched import Compute, Watched
 from veritrain.replay.trace import calls
@@ -227,26 +228,21 @@ class _Follower:
             given: Structure = {"batch": inputs.batch, "rounding": inputs.rounding}
             self._next({"kind": "outcome", "loss": loss, **given})
 
-    @contextmanager
-    def no_hidden_reads(self) -> Generator[None]:
+    def no_hidden_reads(self) -> AbstractContextManager[None]:
         """Refuse code that reads values past the operators, since nobody computes them."""
-        originals = {name: getattr(Tensor, name) for name in _READERS}
 
-        def guarded(name: str) -> Callable[..., Any]:
-            def read(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-                if not self._reading and not self._is_known(tensor):
-                    raise CannotFollowError(f"the job reads values by Tensor.{name}")
-                return originals[name](tensor, *args, **kwargs)
+        def guarded(name: str) -> Replacement:
+            def make(original: Callable[..., Any]) -> Callable[..., Any]:
+                def read(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+                    if not self._reading and not self._is_known(tensor):
+                        raise CannotFollowError(f"the job reads values by Tensor.{name}")
+                    return original(tensor, *args, **kwargs)
 
-            return read
+                return read
 
-        try:
-            for name in _READERS:
-                setattr(Tensor, name, guarded(name))
-            yield
-        finally:
-            for name, original in originals.items():
-                setattr(Tensor, name, original)
+            return Replacement(Tensor, name, make)
+
+        return replaced(guarded(name) for name in _READERS)
 
     def _met(self, tensors: list[Tensor]) -> Structure:
         """What an entry says of the cells of these tensors, without what they hold."""
