@@ -74,7 +74,7 @@ class _Run:
 
 
 class _Stage:
-    """A generated run whose step `self.step` is real, and its honest and its wrong witnesses."""
+    """A generated run whose step `self.step` is real, and its honest and its wrong side."""
 
     def __init__(self, model: str, steps: int) -> None:
         self.job = MODELS[model].job("exact", steps)

@@ -31,7 +31,8 @@ class Record:
         """The record of a decoded map.
 
         Raises:
-            UsageError: not a map, or a field is missing, unknown or wrong.
+            UsageError: not a map, or a field is missing, unknown or wrong. `from_bytes` makes a
+                `TranscriptError` of it.
         """
         return cls(**cls._take(value))
 

@@ -353,11 +353,29 @@ def other_strides(bodies):
     return bodies
 
 
+def fused(bodies):
+    return next(body for body in bodies if str(body.get("operator")).startswith("aten._fused_"))
+
+
+def a_result_of_an_update(bodies):
+    fused(bodies)["results"] = 1
+    return bodies
+
+
+def one_more_write_of_an_update(bodies):
+    body = fused(bodies)
+    body["writes"].append([body["cells"], 400, digest("tensor", bytes(400)), None])
+    return bodies
+
+
+@pytest.mark.parametrize(
+    "change", [other_strides, a_result_of_an_update, one_more_write_of_an_update]
+)
 @pytest.mark.parametrize("side", SIDES)
-def test_a_false_layout_of_a_result_needs_no_operands(scene, monkeypatch, side):
+def test_a_false_layout_of_a_result_needs_no_operands(scene, monkeypatch, change, side):
     monkeypatch.setattr(judged_case, "MOST_BYTES", 64)
     monkeypatch.setattr(parts, "WHOLE_BYTES", 0)
-    verdict = decide(scene, STEP, **{side: Liar(scene, STEP, change=other_strides)})
+    verdict = decide(scene, STEP, **{side: Liar(scene, STEP, change=change)})
     assert verdict.loser.value == side, verdict.reason
 
 
