@@ -1,5 +1,5 @@
-"""python -m spec writes vectors/numerics/*.json, all but shards.json (python -m spec.shards) and
-the folders `elementary` and `random`."""
+"""python -m spec writes vectors/numerics/*.json. The folders beside these files have programs of
+their own: python -m spec.shards, for example."""
 
 from spec.cases import write_vectors
 from spec.vector_files import FOLDER

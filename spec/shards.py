@@ -1,6 +1,6 @@
 """The mean over shards, number by number, and its vectors (docs/numerics.md, "A step in shards").
 
-    python -m spec.shards        writes vectors/numerics/shards.json again
+    python -m spec.shards        writes vectors/numerics/shards/cases.json again
 
 Nothing of the product is imported. Additions and divisions are those of single float32 numbers of
 numpy, which are IEEE operations.
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 Array: TypeAlias = NDArray[np.float32]
 Values: TypeAlias = Sequence[Array | None]
 
-FILE = Path(__file__).parents[1] / "vectors" / "numerics" / "shards.json"
+FILE = Path(__file__).parents[1] / "vectors" / "numerics" / "shards" / "cases.json"
 _NAN = 0x7FC00000
 _EDGES = (0.0, -0.0, 2.0**-149, -(2.0**-149), 2.0**-126, 1.0, -1.5, 3.4028234663852886e38, np.inf)
 _SHARDS = (2, 3, 4, 5, 6, 7, 8, 13, 16)

@@ -10,6 +10,8 @@ our products. Under `native` numerics every one of them trains to other weights 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,6 +88,19 @@ def run(machine: Machine, module: str, *args: str, timeout: float = 900) -> str:
     done = forks.run(words, env=environment(machine), timeout=timeout)
     assert done.returncode == 0, f"{module} on {machine.name}: {done.stderr[-4000:]}"
     return done.stdout
+
+
+def start(machine: Machine, module: str, *args: str) -> subprocess.Popen[str]:
+    """Start `python -m module args` on `machine` in a fresh process, and do not wait for it."""
+    settings = [f"{machine.onednn:d}", f"{machine.bytes:d}"]
+    return subprocess.Popen(
+        [sys.executable, "-c", _LAUNCHER, *settings, module, *args],
+        env=environment(machine),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 _LAUNCHER = """

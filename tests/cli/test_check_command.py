@@ -112,7 +112,7 @@ def test_the_shape_of_the_json(call_json, job):
     data = call_json("check", job(REFUSED), "--records", "5")[1]
     assert list(data) == [
         "ok", "numerics", "steps", "operators", "problems", "records_checked", "records",
-        "estimates",
+        "estimates", "shards",
     ]  # fmt: skip
     assert (data["numerics"], data["steps"]) == ("exact", 6)
     assert (data["records_checked"], data["records"]) == (5, 24)
