@@ -113,10 +113,10 @@ class _Loader:
 
     def __init__(self, env: Mapping[str, str]) -> None:
         pipe = subprocess.PIPE
-        path = os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])
+        # Not the program's own path: what is on it twice would be taken away from the installed one.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.forks"],
-            env={**env, "PYTHONPATH": path}, cwd=ROOT, stdin=pipe, stdout=pipe, text=True,
+            env={**env, "PYTHONPATH": str(ROOT)}, cwd=ROOT, stdin=pipe, stdout=pipe, text=True,
         )  # fmt: skip
         atexit.register(self._process.communicate)  # it ends with what it reads
 

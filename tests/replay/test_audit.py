@@ -125,8 +125,8 @@ def test_a_sample_is_drawn_anew_each_time(honest: Path) -> None:
         ({"steps": (5, 4)}, "steps: expected 1 <= first"),
         ({"steps": (5, 11)}, "steps: the run has 10 steps"),
         ({"steps": (1, 2), "sample": 1}, "give one of them"),
-        ({"workers": 0}, "workers: expected 1 or more"),
-        ({"workers": 2}, r"workers: expected a job from load_job\(\)"),
+        ({"processes": 0}, "processes: expected 1 or more"),
+        ({"processes": 2}, r"processes: expected a job from load_job\(\)"),
         ({"trusted_key": b"short"}, "trusted_key: expected 32 bytes, got 5"),
         ({"trusted_key": "x" * 32}, "trusted_key: expected a fingerprint of 32 hexadecimal digits"),
         ({"trusted_key": "a" * 64}, "hexadecimal digits, got 64 characters"),
@@ -187,7 +187,7 @@ def test_processes_do_not_start_from_standard_input(job_file: Path, honest: Path
         " processes=2)"
     )
     done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True)
-    assert "UsageError: workers: other processes cannot start from a script" in done.stderr
+    assert "UsageError: processes: other processes cannot start from a script" in done.stderr
 
 
 @pytest.mark.parametrize("error", ["sys.exit(0)", "raise KeyError('gone')"])

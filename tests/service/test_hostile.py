@@ -40,7 +40,10 @@ def parties():
 
 
 def kind_of(answer: bytes) -> str:
-    return json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["kind"]
+    body = answer.partition(b"\r\n\r\n")[
+        2
+    ].decode()  # bytes may hold a second request: the first counts
+    return json.JSONDecoder().raw_decode(body)[0]["error"]["kind"]
 
 
 def drip(service: Running, first: bytes, drop: bytes, pause: float = 0.05) -> tuple[bytes, float]:

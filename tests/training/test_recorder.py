@@ -219,7 +219,7 @@ def test_refuses_to_mix_runs(straight: tuple[bytes, Path], tmp_path: Path) -> No
     with pytest.raises(vt.UsageError):
         vt.train(jobs.make(steps=2), tmp_path / "run", signer=vt.Signer.generate(), resume=True)
     for workers in (-1, 257):
-        with pytest.raises(vt.UsageError, match="workers: expected 0 to 256"):
+        with pytest.raises(vt.UsageError, match="processes: expected 0 to 256"):
             vt.Recorder(jobs.make(), tmp_path / "other", processes=workers)
 
 
