@@ -113,7 +113,7 @@ class _Loader:
 
     def __init__(self, env: Mapping[str, str]) -> None:
         pipe = subprocess.PIPE
-        # Not the program's own path: what is on it twice would be taken away from the installed one.
+        # Not a program's own path: it would be taken away where the package is installed there.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.forks"],
             env={**env, "PYTHONPATH": str(ROOT)}, cwd=ROOT, stdin=pipe, stdout=pipe, text=True,

@@ -40,9 +40,8 @@ def parties():
 
 
 def kind_of(answer: bytes) -> str:
-    body = answer.partition(b"\r\n\r\n")[
-        2
-    ].decode()  # bytes may hold a second request: the first counts
+    """The kind of the first error: bytes may hold a second request."""
+    body = answer.partition(b"\r\n\r\n")[2].decode()
     return json.JSONDecoder().raw_decode(body)[0]["error"]["kind"]
 
 
