@@ -39,7 +39,7 @@ settings.load_profile("shared")
 
 @pytest.fixture(scope="session", autouse=True)
 def own_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The default key lies in a folder of this test run: the user's own is neither used nor made."""
+    """The default key lies in a folder of this run: the user's own is neither used nor made."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VERITRAIN_KEY", str(tmp_path_factory.mktemp("key") / "trainer.key"))
         yield

@@ -248,3 +248,19 @@ def test_who_only_finishes_a_step_has_its_flags() -> None:
     results = [Shards(job).shard_result(state, 1, index) for index in range(3)]
     after, _ = Shards(job).finish(state, 1, results)
     assert state_root(state_entries(after)) == state_root(state_entries(capture(program)))
+
+
+def test_a_sent_result_without_numbers_is_refused_and_so_is_a_state(
+    shards: Shards, state: dict[str, Tensor]
+) -> None:
+    results = [shards.shard_result(copied(state), 2, index) for index in range(3)]
+    name = next(iter(results[0].gradients))
+    for number in ("nan", "inf"):
+        values = torch.full_like(results[0].gradients[name], float(number))
+        false = replace(results[0], gradients={**results[0].gradients, name: values})
+        if number == "nan":
+            with pytest.raises(TranscriptError, match="holds a NaN"):
+                shards.decode(false.to_bytes())
+        opposite = replace(results[1], gradients={**results[1].gradients, name: -values})
+        with pytest.raises(NumericsError, match="holds a NaN"):
+            Shards(JOB).finish(copied(state), 2, [false, opposite, results[2]])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from veritrain.encoding import Digest, Value, decode, encode
-from veritrain.errors import TranscriptError, UsageError, VerificationError
+from veritrain.errors import NumericsError, TranscriptError, UsageError, VerificationError
 from veritrain.job.data import Batches
 from veritrain.job.job import Job
 from veritrain.job.shards import MAX_SHARDS, BlockSum, joined
@@ -292,6 +292,10 @@ class Shards:
             if tensors.entry(entry.name, tensor) != entry:
                 raise TranscriptError(where, f"{shown(entry.name)} has another digest")
             found[entry.name] = tensor
+        try:
+            refuse_nan(found, step)  # `shard_result` gives none
+        except NumericsError as error:
+            raise TranscriptError(where, str(error)) from None
         return ShardResult(
             step=step, shard=shard, loss=loss, gradients=_below(GRADIENT, found),
             buffers=_below(BUFFER, found),
@@ -308,7 +312,7 @@ class Shards:
         Raises:
             UsageError: a shard is missing, is there twice, or is of another step.
             TranscriptError: the state is not one of this job.
-            NumericsError, JobError: as `run_step`.
+            NumericsError, JobError: as `run_step`; the state holds a NaN.
         """
         self._require_step(step)
         if any(result.step != step for result in results):
@@ -321,7 +325,9 @@ class Shards:
             device = self._program.device
             total = joined([_block(result, before, device) for result in results], self.job.shards)
         loss = finish_step(self._program, step, total)
-        return capture(self._program), loss
+        after = capture(self._program)
+        refuse_nan(after, step)
+        return after, loss
 
     def _require_step(self, step: int) -> None:
         if not 1 <= step <= self.job.steps:
